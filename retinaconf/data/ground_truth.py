@@ -1,0 +1,245 @@
+"""Ground truth of one split, as columns.
+
+One structure serves training, evaluation and diagnosis, whatever layout the files had. Columns are numpy arrays, so
+that loader workers share the parent's memory: a list of dicts would be copied page by page as reference counts change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from retinaconf.errors import InputError
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Images and boxes of one split.
+
+    I images and B boxes. Boxes are sorted by image; those of image i are rows `offsets[i]:offsets[i + 1]`. They are as
+    the file gives them, not clipped to the image: the official evaluation uses them so.
+    """
+
+    image_ids: np.ndarray  # (I,) int64
+    file_names: np.ndarray  # (I,) str, relative to image_folder
+    image_sizes: np.ndarray  # (I, 2) int64: height, width; 0 where the file does not say
+    boxes: np.ndarray  # (B, 4) float64, xyxy in pixels
+    labels: np.ndarray  # (B,) int64, an index into `classes`
+    crowd: np.ndarray  # (B,) bool: a region of many objects; no target in training, ignored in evaluation
+    areas: np.ndarray  # (B,) float64, COCO's `area` (of the mask where there is one)
+    offsets: np.ndarray  # (I + 1,) int64
+    classes: tuple[str, ...]  # K names
+    category_ids: tuple[int, ...]  # K ids as on disk, ascending, not necessarily contiguous
+    image_folder: Path | None
+    source: str  # the file or folder that messages name
+    dropped: tuple[str, ...] = field(default=())  # what was left out, one line a record
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def image_index(self) -> np.ndarray:
+        """(B,) int64: the image that each box belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def path(self, index: int) -> Path:
+        """The image's file."""
+        return (self.image_folder or Path()) / str(self.file_names[index])
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> GroundTruth:
+        """The same classes with only the images `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        counts = np.diff(self.offsets)[chosen]
+        rows = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in chosen] or [np.zeros(0, np.int64)])
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            file_names=self.file_names[chosen],
+            image_sizes=self.image_sizes[chosen],
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+            areas=self.areas[rows],
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+        )
+
+    def to_coco(self) -> dict[str, Any]:
+        """The split as a COCO dictionary, category and image ids as on disk, annotation ids counted from 1."""
+        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        return {
+            "images": [
+                {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
+                for i, name, (h, w) in zip(self.image_ids, self.file_names, self.image_sizes)
+            ],
+            "categories": [{"id": i, "name": n} for i, n in zip(self.category_ids, self.classes)],
+            "annotations": [
+                {
+                    "id": row + 1,
+                    "image_id": int(self.image_ids[image]),
+                    "category_id": self.category_ids[self.labels[row]],
+                    "bbox": xywh[row].tolist(),
+                    "area": float(self.areas[row]),
+                    "iscrowd": int(self.crowd[row]),
+                }
+                for row, image in enumerate(self.image_index)
+            ],
+        }
+
+
+def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad: bool = False) -> GroundTruth:
+    """Read a COCO detection file.
+
+    Boxes without width or height are always dropped and listed in `dropped`. Any other fault (a box that is not four
+    finite numbers, an unknown image or category) raises, or with `skip_bad` is dropped and listed too.
+
+    Raises:
+        InputError: the file is missing, is not JSON, is not COCO, or holds a bad record.
+    """
+    document = _load_json(annotation_file)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise InputError(
+                f"{annotation_file}: no list '{key}' in it; a COCO file has images, annotations, categories"
+            )
+    return ground_truth_from_coco(document, image_folder, str(annotation_file), skip_bad)
+
+
+def ground_truth_from_coco(
+    document: dict[str, Any], image_folder: Path | None, source: str, skip_bad: bool = False
+) -> GroundTruth:
+    """Columns of a COCO dictionary; `source` is what messages name. See `read_coco`."""
+    images, image_row = _images(document["images"], source)
+    categories = sorted(_categories(document["categories"], source))
+    label_of = {category_id: label for label, (category_id, _) in enumerate(categories)}
+
+    dropped: list[str] = []
+    rows: list[tuple[int, int, float, float, float, float, bool, float]] = []
+    for position, annotation in enumerate(document["annotations"]):
+        try:
+            row = _annotation(annotation, position, images, image_row, label_of)
+        except _BadRecordError as fault:
+            if not skip_bad:
+                raise InputError(f"{source}: {fault}; mend it, or drop such records with --data.skip-bad") from None
+            dropped.append(f"{source}: {fault}; dropped")
+            continue
+        if row[4] <= 0 or row[5] <= 0:
+            side, value = ("width", row[4]) if row[4] <= 0 else ("height", row[5])
+            dropped.append(
+                f"{source}: annotation {annotation.get('id', f'at position {position}')} (image "
+                f"{images[row[0]][1]}) has {side} {value:g}; dropped"
+            )
+            continue
+        rows.append(row)
+
+    rows.sort(key=lambda row: row[0])  # stable: the file's order within an image
+    table = np.array([row[:6] for row in rows], dtype=np.float64).reshape(-1, 6)
+    xyxy = table[:, 2:6].copy()
+    xyxy[:, 2:] += xyxy[:, :2]
+    counts = np.bincount(table[:, 0].astype(np.int64), minlength=len(images))
+    return GroundTruth(
+        image_ids=np.array([image[0] for image in images], dtype=np.int64),
+        file_names=np.array([image[1] for image in images], dtype=np.str_),
+        image_sizes=np.array([image[2:] for image in images], dtype=np.int64).reshape(-1, 2),
+        boxes=xyxy,
+        labels=table[:, 1].astype(np.int64),
+        crowd=np.array([row[6] for row in rows], dtype=bool),
+        areas=np.array([row[7] for row in rows], dtype=np.float64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        classes=tuple(name for _, name in categories),
+        category_ids=tuple(category_id for category_id, _ in categories),
+        image_folder=image_folder,
+        source=source,
+        dropped=tuple(dropped),
+    )
+
+
+class _BadRecordError(Exception):
+    """An annotation that cannot be used; the message names it."""
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _images(records: list[Any], source: str) -> tuple[list[tuple[int, str, int, int]], dict[int, int]]:
+    images: list[tuple[int, str, int, int]] = []
+    row_of: dict[int, int] = {}
+    for position, record in enumerate(records):
+        if not isinstance(record, dict) or not _is_int(record.get("id")):
+            raise InputError(f"{source}: image at position {position} has no integer 'id'")
+        if not isinstance(record.get("file_name", ""), str):
+            raise InputError(f"{source}: image {record['id']}: 'file_name' is not a text")
+        if record["id"] in row_of:
+            raise InputError(f"{source}: image id {record['id']} occurs twice; ids must be unique")
+        size = [record.get(key) or 0 for key in ("height", "width")]
+        if not all(_is_int(side) and side >= 0 for side in size):
+            raise InputError(
+                f"{source}: image {record['id']} has size {size[1]} x {size[0]}; give whole numbers of pixels"
+            )
+        row_of[record["id"]] = len(images)
+        images.append((record["id"], record.get("file_name") or str(record["id"]), size[0], size[1]))
+    return images, row_of
+
+
+def _categories(records: list[Any], source: str) -> list[tuple[int, str]]:
+    if not records:
+        raise InputError(f"{source}: the list 'categories' is empty; a detector needs at least one class")
+    seen: dict[int, str] = {}
+    for position, record in enumerate(records):
+        if not isinstance(record, dict) or not _is_int(record.get("id")):
+            raise InputError(f"{source}: category at position {position} has no integer 'id'")
+        if record["id"] in seen:
+            raise InputError(f"{source}: category id {record['id']} occurs twice; ids must be unique")
+        seen[record["id"]] = str(record.get("name", record["id"]))
+    return list(seen.items())
+
+
+def _annotation(
+    annotation: Any,
+    position: int,
+    images: list[tuple[int, str, int, int]],
+    image_row: dict[int, int],
+    label_of: dict[int, int],
+) -> tuple[int, int, float, float, float, float, bool, float]:
+    """(image, label, x, y, w, h, crowd, area) of one record."""
+    if not isinstance(annotation, dict):
+        raise _BadRecordError(f"annotation at position {position} is not an object")
+    name = f"annotation {annotation.get('id', f'at position {position}')}"
+    image = image_row.get(cast(int, annotation.get("image_id")))
+    if image is None:
+        raise _BadRecordError(f"{name} names image {annotation.get('image_id')!r}, which 'images' does not list")
+    name += f" (image {images[image][1]})"
+    label = label_of.get(cast(int, annotation.get("category_id")))
+    if label is None:
+        raise _BadRecordError(
+            f"{name} names category {annotation.get('category_id')!r}, which 'categories' does not list"
+        )
+    box = annotation.get("bbox")
+    try:
+        x, y, w, h = (float(value) for value in cast(list[Any], box))
+    except (TypeError, ValueError):
+        raise _BadRecordError(f"{name} has bbox {box!r}, not four numbers x, y, width, height") from None
+    if not math.isfinite(x + y + w + h):
+        raise _BadRecordError(f"{name} has bbox {box!r}; its numbers must be finite")
+    area = annotation.get("area")
+    area = w * h if area is None else area
+    if not isinstance(area, int | float) or not math.isfinite(area):
+        raise _BadRecordError(f"{name} has area {area!r}, not a finite number")
+    return image, label, x, y, w, h, bool(annotation.get("iscrowd", 0)), float(area)

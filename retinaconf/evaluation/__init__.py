@@ -1,0 +1,1 @@
+"""Detections and ground truth in; COCO metrics out. Never imports torch."""

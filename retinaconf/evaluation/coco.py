@@ -1,0 +1,84 @@
+"""COCO's detection metrics, by hotcoco (the numbers of pycocotools)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+
+from retinaconf.data.ground_truth import GroundTruth
+
+# Our keys and hotcoco's. AR is with 100 detections an image.
+METRICS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "AP_S": "APs",
+    "AP_M": "APm",
+    "AP_L": "APl",
+    "AR": "AR100",
+    "AR_S": "ARs",
+    "AR_M": "ARm",
+    "AR_L": "ARl",
+}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's ten numbers, as fractions; NaN where no ground truth decides one (no small objects, say)."""
+
+    overall: dict[str, float]  # the keys of METRICS
+    per_class: dict[str, float]  # AP by class name
+
+
+class CocoEvaluator:
+    """Evaluates any number of detection sets against one ground truth on the official protocol.
+
+    Crowd regions are ignored regions, at most 100 detections an image and class count, areas are COCO's own.
+    """
+
+    def __init__(self, ground_truth: GroundTruth):
+        self.ground_truth = ground_truth
+        boxes = ground_truth.boxes
+        self._coco = COCO.from_arrays(
+            images=[
+                {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
+                for i, name, (h, w) in zip(ground_truth.image_ids, ground_truth.file_names, ground_truth.image_sizes)
+            ],
+            categories=[{"id": i, "name": name} for i, name in zip(ground_truth.category_ids, ground_truth.classes)],
+            image_ids=ground_truth.image_ids[ground_truth.image_index],
+            category_ids=np.asarray(ground_truth.category_ids, dtype=np.int64)[ground_truth.labels],
+            boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            area=ground_truth.areas,
+            iscrowd=ground_truth.crowd,
+        )
+
+    def __call__(self, image_index: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Metrics:
+        """Metrics of D detections: (D,) image rows, (D, 4) xyxy, (D,) scores, (D,) labels; in any order.
+
+        Ties in score keep their order here, as pycocotools' stable sort does.
+        """
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+        table = np.column_stack(
+            [
+                self.ground_truth.image_ids[image_index].astype(np.float64),
+                xywh,
+                scores.astype(np.float64),
+                np.asarray(self.ground_truth.category_ids, dtype=np.float64)[labels],
+            ]
+        )
+        evaluation = COCOeval(self._coco, self._coco.load_res(table), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summary_lines()  # fills the stats without printing them
+        results = evaluation.get_results(per_class=True)
+
+        def metric(key: str) -> float:
+            value = results.get(key, -1.0)
+            return float(value) if value >= 0 else float("nan")  # -1 is pycocotools' "nothing to measure"
+
+        return Metrics(
+            overall={ours: metric(theirs) for ours, theirs in METRICS.items()},
+            per_class={name: metric(f"AP/{name}") for name in self.ground_truth.classes},
+        )
