@@ -1,0 +1,181 @@
+"""Batches: which images, at which size, in which order; then their pixels and boxes.
+
+Order and augmentation are functions of (seed, epoch, image), never of a generator's state, so that a resumed run sees
+exactly what the uninterrupted one would have seen, and two processes together see what one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from retinaconf.config import DataConfig
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.images import read_image
+from retinaconf.data.transforms import Augmentation, apply, augmentation, canvas, resized
+from retinaconf.errors import InputError
+
+# Batches are sorted by aspect ratio within blocks of this many, which keeps padding small and the order random.
+BATCHES_SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images padded to one size, and their ground truth padded to one length."""
+
+    images: Tensor  # (N, 3, H, W) uint8
+    sizes: Tensor  # (N, 2) int64: height and width of each image within the padded one
+    boxes: Tensor  # (N, G, 4) float32 xyxy in pixels of the resized image
+    labels: Tensor  # (N, G) int64, -1 where there is no box
+    index: Tensor  # (N,) int64 row in the ground truth
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the loader calls this where there is a GPU."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a batch will hold: images, what happens to each, and the padded size."""
+
+    index: tuple[int, ...]
+    augmentations: tuple[Augmentation, ...]
+    canvas: tuple[int, int]
+
+
+class PlannedBatches(Dataset[Batch]):
+    """Turns plans into batches, in the loader's worker processes."""
+
+    def __init__(self, ground_truth: GroundTruth):
+        self.ground_truth = ground_truth
+
+    def __getitem__(self, plan: Plan) -> Batch:
+        """Read, resize, flip and pad the images of a plan; crowd regions are left out, they are no targets."""
+        gt = self.ground_truth
+        images = torch.zeros(len(plan.index), 3, *plan.canvas, dtype=torch.uint8)
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        for n, (i, change) in enumerate(zip(plan.index, plan.augmentations)):
+            declared = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
+            rows = np.arange(gt.offsets[i], gt.offsets[i + 1])
+            rows = rows[~gt.crowd[rows]]
+            image = read_image(gt.path(i), declared)
+            pixels, boxes = apply(image, gt.boxes[rows], change)
+            images[n, :, : change.height, : change.width] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(
+                2, 0, 1
+            )
+            inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            kept.append((boxes[inside], gt.labels[rows][inside]))
+        longest = max(len(labels) for _, labels in kept)
+        boxes_out = torch.zeros(len(kept), longest, 4)
+        labels_out = torch.full((len(kept), longest), -1)
+        for n, (boxes, labels) in enumerate(kept):
+            boxes_out[n, : len(boxes)] = torch.from_numpy(boxes)
+            labels_out[n, : len(labels)] = torch.from_numpy(labels)
+        sizes = torch.tensor([(change.height, change.width) for change in plan.augmentations])
+        return Batch(images, sizes, boxes_out, labels_out, torch.tensor(plan.index))
+
+
+def epoch_plans(ground_truth: GroundTruth, config: DataConfig, seed: int, epoch: int) -> list[Plan]:
+    """The training batches of one epoch, over all processes.
+
+    Every batch is full: the last one is filled up with the first images of the epoch's order.
+    """
+    images, size = len(ground_truth), config.batch_size
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    steps = steps_per_epoch(images, size)
+    order = np.resize(order, steps * size)  # repeats from the beginning
+    ratio = ground_truth.image_sizes[:, 1] / ground_truth.image_sizes[:, 0]
+    blocks = np.array_split(order, range(size * BATCHES_SORTED_TOGETHER, len(order), size * BATCHES_SORTED_TOGETHER))
+    batches = np.concatenate([block[np.argsort(ratio[block], kind="stable")] for block in blocks]).reshape(-1, size)
+    shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
+    return [_training_plan(ground_truth, config, seed, epoch, batch) for batch in batches[shuffled]]
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches of an epoch."""
+    return -(-images // batch_size)
+
+
+def training_batches(
+    ground_truth: GroundTruth,
+    config: DataConfig,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    parts: int = 1,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Batches of steps `first_step` up to but not including `last_step`, each in `parts` pieces for this process.
+
+    Yields (last_step - first_step) * parts batches. The pieces of all processes together are the batch that one
+    process would get, on the same padded size.
+    """
+    if config.batch_size % (parts * processes):
+        raise ValueError(f"batch size {config.batch_size} does not divide by {parts} parts x {processes} processes")
+
+    def plans() -> Iterator[Plan]:
+        steps = steps_per_epoch(len(ground_truth), config.batch_size)
+        for epoch in range(first_step // steps, -(-last_step // steps)):
+            for step, plan in enumerate(epoch_plans(ground_truth, config, seed, epoch), epoch * steps):
+                if first_step <= step < last_step:
+                    for part in range(parts):
+                        chosen = slice(part * processes + rank, None, parts * processes)
+                        yield Plan(plan.index[chosen], plan.augmentations[chosen], plan.canvas)
+
+    return _load(ground_truth, plans(), config.workers)
+
+
+def evaluation_batches(
+    ground_truth: GroundTruth, config: DataConfig, batch_size: int, rank: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """Every image once, resized and nothing else, neighbours in shape together."""
+    sizes = [resized((int(h), int(w)), config.short_side, config.long_side) for h, w in ground_truth.image_sizes]
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i][1] / sizes[i][0], i))
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][rank::processes]
+    plans = (
+        Plan(tuple(chunk), tuple(Augmentation(*sizes[i]) for i in chunk), canvas([sizes[i] for i in chunk]))
+        for chunk in chunks
+    )
+    return _load(ground_truth, plans, config.workers)
+
+
+def _training_plan(gt: GroundTruth, config: DataConfig, seed: int, epoch: int, batch: np.ndarray) -> Plan:
+    changes = []
+    for i in batch:
+        size = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
+        changes.append(augmentation(size, config, np.random.default_rng([seed, epoch, 2, int(i)])))
+    return Plan(tuple(int(i) for i in batch), tuple(changes), canvas([(c.height, c.width) for c in changes]))
+
+
+class _Sampler(torch.utils.data.Sampler[Plan]):
+    def __init__(self, plans: Iterator[Plan]):
+        self.plans = plans
+
+    def __iter__(self) -> Iterator[Plan]:
+        return self.plans
+
+
+def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Batch] = DataLoader(
+        PlannedBatches(ground_truth),
+        sampler=_Sampler(plans),
+        batch_size=None,  # a plan is a whole batch already
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
+    try:
+        yield from loader
+    except InputError as error:  # a worker's comes wrapped in its traceback, of which the last line is ours
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from None

@@ -1,0 +1,56 @@
+"""Resizing, and the random part of training, as arithmetic on sizes and boxes first and on pixels last."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from retinaconf.config import DataConfig
+
+PAD_TO = 32  # multiple of which the padded image's sides are: P5's stride
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to one image: its size after resizing, and whether it is mirrored."""
+
+    height: int
+    width: int
+    flip: bool = False
+
+
+def resized(size: tuple[int, int], short_side: int, long_side: int, factor: float = 1.0) -> tuple[int, int]:
+    """(height, width) after resizing `size` to the short side, or less where the long side would be exceeded."""
+    height, width = size
+    scale = min(short_side / min(size), long_side / max(size)) * factor
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def augmentation(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Augmentation:
+    """A random draw for a training image of `size` (height, width)."""
+    factor = math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
+    return Augmentation(*resized(size, config.short_side, config.long_side, factor), flip=rng.random() < config.flip)
+
+
+def apply(image: Image.Image, boxes: np.ndarray, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (H, W, 3) uint8 and boxes (B, 4) xyxy after `augmentation`; boxes are clipped to the image."""
+    height, width = augmentation.height, augmentation.width
+    scale = np.array([width / image.width, height / image.height] * 2)
+    boxes = (boxes * scale).clip(0, [width, height, width, height])
+    if (image.height, image.width) != (height, width):
+        # Antialiased, as Pillow always does: shrunk images otherwise lose thin things.
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    if augmentation.flip:
+        pixels = pixels[:, ::-1]
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    return pixels, boxes
+
+
+def canvas(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """(height, width) of the smallest padded image that holds images of all `sizes`."""
+    height, width = (max(sides) for sides in zip(*sizes))
+    return math.ceil(height / PAD_TO) * PAD_TO, math.ceil(width / PAD_TO) * PAD_TO

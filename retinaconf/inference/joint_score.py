@@ -1,0 +1,66 @@
+"""The score that ranks boxes: the class score and the predicted quality, joined (section 3.3, Table 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retinaconf.config import InferenceConfig
+
+
+@dataclass(frozen=True)
+class JointScore:
+    """quality^a * class^b, and 0 where the quality is not above `min_quality`.
+
+    ========================= ================ =======================
+    Table 4                   (a, b)
+    ========================= ================ =======================
+    cls                       (0, 1)           RetinaNet's own
+    cls * obj                 (1, 1)           the plain product
+    product(alpha)            (alpha, 1-alpha) equation (11); eq. (1) at alpha = 0.5
+    ... (obj > 0.5)           the same         with min_quality = 0.5
+    ========================= ================ =======================
+
+    (0, 1) gives the class score bit by bit. At `alpha = 0` eq. (11) is that, too.
+    """
+
+    name: str
+    quality_exponent: float
+    class_exponent: float
+    min_quality: float = 0.0
+
+    def __call__(self, class_scores: Tensor, quality: Tensor | None) -> Tensor:
+        """Joint scores of scores and qualities in [0, 1] that broadcast; without a quality, the class scores."""
+        if quality is None:
+            return class_scores
+        joint = quality**self.quality_exponent * class_scores**self.class_exponent
+        return torch.where(quality > self.min_quality, joint, 0) if self.min_quality > 0 else joint
+
+
+def joint_score(config: InferenceConfig) -> JointScore:
+    """The joint score that a configuration asks for."""
+    if config.joint == "product":
+        return product(config.alpha, config.min_quality)
+    exponents = {"cls": (0.0, 1.0), "cls*obj": (1.0, 1.0)}[config.joint]
+    return JointScore(_named(config.joint, config.min_quality), *exponents, min_quality=config.min_quality)
+
+
+def product(alpha: float, min_quality: float = 0.0) -> JointScore:
+    """Equation (11): quality^alpha * class^(1 - alpha)."""
+    return JointScore(_named(f"product({alpha:g})", min_quality), alpha, 1 - alpha, min_quality)
+
+
+def sweep() -> list[JointScore]:
+    """The rows of Tables 5 and 4: alpha from 0.0 to 0.9, then the other joint methods."""
+    return [product(round(0.1 * tenth, 1)) for tenth in range(10)] + [
+        JointScore("cls(obj>0.5)", 0.0, 1.0, 0.5),
+        JointScore("cls*obj", 1.0, 1.0),
+        JointScore("cls*obj(obj>0.5)", 1.0, 1.0, 0.5),
+        product(0.4, 0.5),
+    ]
+
+
+def _named(name: str, min_quality: float) -> str:
+    return f"{name}(obj>{min_quality:g})" if min_quality > 0 else name

@@ -1,0 +1,109 @@
+"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from retinaconf.config import InferenceConfig
+from retinaconf.inference.joint_score import JointScore
+from retinaconf.model.boxes import decode
+from retinaconf.model.retinanet import Outputs
+
+
+class Boxes(NamedTuple):
+    """D scored boxes of one image, best first."""
+
+    boxes: Tensor  # (D, 4) xyxy in pixels of the resized image
+    scores: Tensor  # (D,) joint score
+    labels: Tensor  # (D,) int64
+    class_scores: Tensor  # (D,)
+    quality: Tensor | None  # (D,)
+
+
+@torch.no_grad()
+def postprocess(
+    outputs: Outputs, sizes: Tensor, config: InferenceConfig, joints: Sequence[JointScore], suppress: bool = True
+) -> list[list[Boxes]]:
+    """Detections by joint score and image: `result[j][n]`.
+
+    Of each level the `config.candidates` anchors with the best joint score over classes are decoded; their (anchor,
+    class) pairs above the threshold are clipped to the image (`sizes` (N, 2): height, width), dropped where that
+    leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
+    order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
+
+    MMDetection 3 follows the same rules. torchvision ranks (anchor, class) pairs, not anchors, keeps boxes without
+    width, and clamps only the growth of a box.
+    """
+    # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
+    best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
+    quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits.float())
+    results = []
+    for joint in joints:
+        chosen = _best_anchors(joint(best_class, quality), outputs.level_sizes, config.candidates)  # (N, M)
+        class_scores = torch.sigmoid(_take(outputs.class_logits, chosen).float())  # (N, M, K)
+        chosen_quality = None if quality is None else quality.gather(1, chosen)  # (N, M)
+        scores = joint(class_scores, None if chosen_quality is None else chosen_quality[..., None])
+        boxes = decode(outputs.anchors[chosen], _take(outputs.box_deltas, chosen).float())  # (N, M, 4)
+        limits = sizes.flip(1).repeat(1, 2)[:, None]  # (N, 1, 4): width, height, width, height
+        boxes = torch.minimum(boxes.clamp(min=0), limits.to(boxes))
+        has_area = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        passes = (scores > config.score_threshold) & has_area[..., None]
+        images = []
+        for n in range(len(sizes)):
+            anchor, label = torch.nonzero(passes[n], as_tuple=True)
+            score, order = scores[n, anchor, label].sort(descending=True, stable=True)
+            anchor, label = anchor[order], label[order]
+            found = Boxes(
+                boxes[n, anchor],
+                score,
+                label,
+                class_scores[n, anchor, label],
+                None if chosen_quality is None else chosen_quality[n, anchor],
+            )
+            if suppress:
+                kept = suppressed(found.boxes, found.labels, config.nms_iou, config.detections)
+                found = Boxes(*(None if column is None else column[kept] for column in found))
+            images.append(found)
+        results.append(images)
+    return results
+
+
+def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Indices of the first `limit` survivors of per-class NMS over boxes (D, 4), labels (D,), sorted best first.
+
+    Whether a box survives depends only on better boxes, so a beginning of the list is tried first, and a longer one
+    only if that gives too few.
+    """
+    length = 4 * limit
+    while True:
+        # In float64, so that the shift which separates classes costs the coordinates nothing.
+        part = boxes[:length].double()
+        shift = labels[:length] * (part.max() + 1) if len(part) else labels[:length]
+        rank = torch.arange(len(part), 0, -1, device=boxes.device, dtype=torch.float64)
+        kept = nms(part + shift[:, None], rank, iou_threshold)
+        if len(kept) >= limit or length >= len(boxes):
+            return kept[:limit]
+        length *= 4
+
+
+def _best_anchors(scores: Tensor, level_sizes: tuple[int, ...], limit: int) -> Tensor:
+    """(N, M) indices along A: on each level the `limit` anchors with the largest of `scores` (N, A), or all."""
+    chosen, start = [], 0
+    for level in scores.split(level_sizes, dim=1):
+        if level.shape[1] > limit:
+            index = level.topk(limit, dim=1, sorted=False).indices.sort(dim=1).values
+        else:
+            index = torch.arange(level.shape[1], device=scores.device).expand(len(scores), -1)
+        chosen.append(index + start)
+        start += level.shape[1]
+    return torch.cat(chosen, dim=1)
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (N, M) of `values` (N, A, X): (N, M, X)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))

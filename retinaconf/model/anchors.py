@@ -1,0 +1,41 @@
+"""Anchors: nine boxes at every cell of every pyramid level."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
+OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+RATIOS = (0.5, 1.0, 2.0)  # height to width, at equal area
+BASE_SIZE = 4  # side of the square anchor of scale 1, in strides
+PER_CELL = len(OCTAVE_SCALES) * len(RATIOS)
+
+
+def cell_anchors(stride: int) -> Tensor:
+    """(9, 4) float32 boxes around the origin, ratio by ratio, scales ascending.
+
+    MMDetection's values; torchvision takes whole pixels: it cuts the sides and rounds the corners.
+    """
+    side = BASE_SIZE * stride * torch.tensor(OCTAVE_SCALES, dtype=torch.float64)
+    ratio_root = torch.tensor(RATIOS, dtype=torch.float64).sqrt()
+    width = (side / ratio_root[:, None]).flatten()
+    height = (side * ratio_root[:, None]).flatten()
+    return (torch.stack([-width, -height, width, height], dim=1) / 2).float()
+
+
+@functools.lru_cache(maxsize=64)
+def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(A, 4) anchors of levels with `shapes` (H, W), level by level, row by row, cell by cell.
+
+    The anchors of cell (0, 0) are centred on pixel (0, 0), as in MMDetection and torchvision. Cached: the tensor is
+    shared between calls and must not be changed.
+    """
+    levels = []
+    for (height, width), stride in zip(shapes, STRIDES, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+        levels.append((shifts + cell_anchors(stride)).reshape(-1, 4))
+    return torch.cat(levels).to(device)

@@ -1,0 +1,219 @@
+"""Any timm backbone with features at strides 8, 16 and 32, its stem and its batch norms frozen where that is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from retinaconf.errors import InputError
+
+STRIDES = (8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """C3, C4 and C5 of a timm model.
+
+    Raises:
+        InputError: timm has no such model, it lacks a stride, or the weights cannot be had or do not fit.
+    """
+
+    def __init__(self, name: str, weights: str = "imagenet", freeze_stem: bool = True, freeze_norm: bool = True):
+        super().__init__()
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
+            raise InputError(f"backbone {name!r}: timm has no such model" + (f"; near it: {near}" if near else ""))
+        with torch.device("meta"):
+            reductions = _create(name, pretrained=False).feature_info.reduction()
+        if missing := [stride for stride in STRIDES if stride not in reductions]:
+            raise InputError(f"backbone {name!r} has no features at stride {missing[0]}, only at {reductions}")
+        # The last feature of each stride; where the stem ends, one of stride 4 if there is one.
+        indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
+        self.body = _create(name, pretrained=weights == "imagenet", out_indices=tuple(indices))
+        if weights not in ("imagenet", "none"):
+            _load_weights(self.body, name, Path(weights))
+        info = self.body.feature_info
+        self.channels: list[int] = info.channels()
+        if freeze_stem:
+            if 4 not in reductions:
+                raise InputError(f"backbone {name!r} has no stage at stride 4 to freeze; use --no-model.freeze-stem")
+            stem_end = info.info[len(reductions) - 1 - reductions[::-1].index(4)]["module"]
+            _freeze_up_to(self.body, stem_end)
+        fold_norms(self.body)
+        self.freeze_norm = freeze_norm
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training or evaluation mode; frozen norms stay in evaluation mode, on their stored statistics."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d | FoldedNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) normalised images to three features (N, C_l, H / stride, W / stride)."""
+        features: list[Tensor] = self.body(images)
+        return features
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that takes in the batch norm behind it wherever that uses stored statistics.
+
+    norm(conv(x)) is then one convolution with weight w * s and bias b - m * s, s = gamma / sqrt(var + eps): a pass
+    over the feature map and its copy for the backward pass are saved, while w, gamma and b still learn.
+    """
+
+    norm: tuple[FoldedNorm]  # in a tuple, so that the norm's parameters are not registered here a second time
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolution, and the norm with it unless that is in training mode and needs the batch's statistics."""
+        (norm,) = self.norm
+        if norm.training:
+            return super().forward(x)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * scale
+        weight = self.weight * scale[:, None, None, None]
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class FoldedNorm(nn.Module):
+    """Parameters and statistics of a batch norm whose arithmetic `FoldedConv2d` does, and the activation after it.
+
+    Same names as the batch norm that it replaces, so that checkpoints fit.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.eps, self.momentum = norm.eps, norm.momentum
+        # timm's BatchNormAct2d carries its activation.
+        self.act: nn.Module = getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation, and before it the norm if the convolution has not done it."""
+        if self.training:
+            x = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum or 0.0, self.eps
+            )
+        activated: Tensor = self.act(x)
+        return activated
+
+
+def fold_norms(body: nn.Module) -> None:
+    """Fold every batch norm that directly follows a plain convolution into it, in place; other norms stay.
+
+    Which one follows which is seen from a small forward pass, not guessed from names.
+    """
+    producer: dict[int, nn.Conv2d] = {}
+    alive: list[Tensor] = []  # outputs stay alive, so that ids are not used again
+    follows: dict[nn.Module, nn.Conv2d] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            producer[id(output)] = module
+            alive.append(output)
+        elif id(inputs[0]) in producer:
+            follows[module] = producer[id(inputs[0])]
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    hooks = [module.register_forward_hook(record) for module in body.modules() if isinstance(module, kinds)]
+    was_training = body.training
+    with torch.no_grad():
+        body.eval()(torch.zeros(1, 3, 64, 64))
+    body.train(was_training)
+    for hook in hooks:
+        hook.remove()
+
+    for name, norm in list(body.named_modules()):
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        conv = follows.get(norm)
+        if conv is None or type(conv).forward is not nn.Conv2d.forward or conv.bias is not None or not norm.affine:
+            continue
+        folded = FoldedNorm(norm)
+        parent, _, attribute = name.rpartition(".")
+        setattr(body.get_submodule(parent), attribute, folded)
+        conv.__class__ = FoldedConv2d
+        conv.norm = (folded,)  # type: ignore[assignment]
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
+    except Exception as error:
+        if not pretrained:
+            raise InputError(f"backbone {name!r} cannot serve as one: {error}") from None
+        raise InputError(
+            f"backbone {name!r}: its ImageNet weights could not be fetched ({type(error).__name__}); give a file "
+            "with --model.weights FILE, or start from random weights with --model.weights none"
+        ) from None
+
+
+def _freeze_up_to(body: nn.Module, module_name: str) -> None:
+    """Freeze the parameters registered up to and including the module's: in timm's networks, all that comes before."""
+    parameters = list(body.named_parameters())
+    inside = [i for i, (name, _) in enumerate(parameters) if name.startswith(f"{module_name}.")]
+    for _, parameter in parameters[: inside[-1] + 1]:
+        parameter.requires_grad_(False)
+
+
+def _load_weights(body: nn.Module, name: str, path: Path) -> None:
+    state = read_state_dict(path)
+    wanted = body.state_dict()
+    if not set(wanted) <= set(state):
+        state = _renamed_by_order(state, name, path)
+    for key, tensor in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, tensor)
+        if key not in state:
+            raise InputError(f"{path}: no tensor {key!r} for backbone {name!r}; is it a file of another model?")
+        if state[key].shape != tensor.shape:
+            raise InputError(f"{path}: {key} is {tuple(state[key].shape)}; {name!r} needs {tuple(tensor.shape)}")
+    body.load_state_dict({key: state[key] for key in wanted})
+
+
+def _renamed_by_order(state: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
+    """The same tensors under timm's names, for files that hold them in timm's order under other names."""
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    wanted = {key: t for key, t in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: t for key, t in state.items() if not key.endswith("num_batches_tracked")}
+    if set(wanted) <= set(given):
+        return given
+    if [t.shape for t in wanted.values()] != [t.shape for t in given.values()]:
+        raise InputError(f"{path}: holds neither the names nor the shapes of backbone {name!r}")
+    return dict(zip(wanted, given.values()))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a safetensors file, or of a .pth file without running code from it.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file with weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__})") from None
+    except Exception as error:  # pickle.UnpicklingError: refused, since it would run code
+        raise InputError(f"{path}: refused, it holds more than tensors ({type(error).__name__})") from None
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise InputError(f"{path}: does not hold tensors by name")
+    return state

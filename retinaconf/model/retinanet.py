@@ -1,0 +1,60 @@
+"""The whole network: backbone, pyramid, head, anchors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retinaconf.config import ModelConfig
+from retinaconf.model.anchors import PER_CELL, anchor_boxes
+from retinaconf.model.backbone import Backbone
+from retinaconf.model.fpn import FPN
+from retinaconf.model.head import Head
+
+
+class Outputs(NamedTuple):
+    """What the network says of a batch. Levels lie one after the other along A."""
+
+    class_logits: Tensor  # (N, A, K)
+    box_deltas: Tensor  # (N, A, 4)
+    quality_logits: Tensor | None  # (N, A)
+    anchors: Tensor  # (A, 4) xyxy, pixels of the padded image
+    level_sizes: tuple[int, ...]  # anchors of P3 ... P7; they sum to A
+
+
+class RetinaNet(nn.Module):
+    """RetinaNet and its three relatives; which one, `config.quality` says (`retinaconf.model.head`)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, classes: int):
+        super().__init__()
+        self.backbone = Backbone(config.backbone, config.weights, config.freeze_stem, config.freeze_norm)
+        self.fpn = FPN(self.backbone.channels, config.channels, config.relu_before_p7)
+        self.head = Head(config.channels, classes, config.head_convs, config.quality)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
+        """Images (N, 3, H, W), 0 to 255, H and W multiples of 32, image n filling the top left `sizes[n]` (h, w)."""
+        features = self.fpn(self.backbone(self.normalise(images, sizes)))
+        class_logits, box_deltas, quality_logits = self.head(features)
+        shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+        return Outputs(
+            class_logits,
+            box_deltas,
+            quality_logits,
+            anchor_boxes(shapes, class_logits.device),
+            tuple(height * width * PER_CELL for height, width in shapes),
+        )
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Zero mean and unit variance in the image, 0 outside it, as if padded after normalising."""
+        normal = (images / 255 - self.mean) / self.std
+        height, width = images.shape[2:]
+        rows = torch.arange(height, device=images.device) < sizes[:, 0, None]  # (N, H)
+        columns = torch.arange(width, device=images.device) < sizes[:, 1, None]  # (N, W)
+        return normal * (rows[:, None, :, None] & columns[:, None, None, :])

@@ -1,0 +1,144 @@
+"""The losses of section 3.2, over a whole batch at once and always in float32.
+
+Each is a sum divided by `normaliser`, the number of positive anchors in the whole batch (at least 1), which the
+caller knows: with several processes or accumulated passes it is the count over all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retinaconf.config import LossConfig, ModelConfig
+from retinaconf.model.boxes import decode, encode, iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.matching import NEGATIVE, Matches
+
+
+def detection_losses(
+    outputs: Outputs, matches: Matches, boxes: Tensor, model: ModelConfig, loss: LossConfig, normaliser: float
+) -> dict[str, Tensor]:
+    """The terms of equation (10), weighted, by name: `class`, `box`, and `quality` where there is a branch.
+
+    `boxes` (N, G, 4) is the ground truth that `matches` refers to. Their sum is what is minimised.
+    """
+    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)  # P positives of the batch
+    target_boxes = boxes[image, matches.boxes[image, anchor]]
+    anchors = outputs.anchors[anchor]
+    deltas = outputs.box_deltas[image, anchor].float()
+    overlap = iou(decode(anchors, deltas), target_boxes)  # (P,) how well each predicted box fits its object
+
+    terms = {}
+    if model.class_target == "iou":
+        terms["class"] = quality_focal_loss(outputs.class_logits, matches.labels, overlap.detach(), loss.focal_gamma)
+    else:
+        terms["class"] = focal_loss(outputs.class_logits, matches.labels, loss.focal_alpha, loss.focal_gamma)
+    terms["box"] = loss.box_weight * F.l1_loss(deltas, encode(anchors, target_boxes), reduction="sum")  # (5)
+    if outputs.quality_logits is not None:
+        target = overlap.detach() if loss.detach_quality_target else overlap
+        quality = quality_loss(outputs.quality_logits[image, anchor].float(), target, loss)
+        if loss.quality == "ce-weighted":
+            negatives = outputs.quality_logits[matches.labels == NEGATIVE].float()
+            quality = quality + loss.quality_negative_weight * F.softplus(negatives).sum()
+        terms["quality"] = loss.quality_weight * quality
+    return {name: term / normaliser for name, term in terms.items()}
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss (RetinaNet, equation 5), equation (4) of the paper, summed.
+
+    `logits` are (N, A, K), `labels` (N, A) as in `Matches`. Ignored anchors do not count. With p = sigmoid(x) the
+    loss of an entry is alpha (1 - p)^gamma (-log p) at the class of a positive, (1 - alpha) p^gamma (-log(1 - p))
+    elsewhere.
+    """
+    positive = _at_labels(logits, labels)
+    return (1 - alpha) * _background_loss(logits, labels, gamma) + alpha * (
+        torch.sigmoid(-positive) ** gamma * F.softplus(-positive)
+    ).sum()
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float) -> Tensor:
+    """Quality focal loss (Generalized Focal Loss, equation 4), summed: the joint head's classification loss.
+
+    At the class of the i-th positive (in row-major order of `labels`) the target is `quality[i]` (P,), elsewhere 0:
+    |y - p|^beta times the cross entropy of p = sigmoid(x) with y. Ignored anchors do not count.
+    """
+    positive = _at_labels(logits, labels)
+    return _background_loss(logits, labels, beta) + gfocal(positive, quality, beta).sum()
+
+
+def quality_loss(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    """Loss of the quality branch over P positives, summed: equation (9) or another row of the paper's Table 2.
+
+    `logits` (P,), `target` (P,) in [0, 1]; the gradient flows into both.
+    """
+    if config.quality == "gfocal":
+        return gfocal(logits, target, config.focal_gamma).sum()
+    if config.quality in ("ce", "ce-weighted"):
+        return cross_entropy(logits, target).sum()
+    quality = torch.sigmoid(logits)
+    if config.quality == "l1":
+        return (quality - target).abs().sum()
+    if config.quality == "smooth-l1":
+        return F.smooth_l1_loss(quality, target, reduction="sum")
+    return ((quality - target) ** 2).sum()
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy with a soft target, equation (9): -y log p - (1 - y) log(1 - p).
+
+    In the logit its gradient is p - y, equation (8); in the target -x, which is what reaches the box branch.
+    """
+    return F.softplus(logits) - target * logits
+
+
+def gfocal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """GFocal loss, equation (13): |y - p|^gamma times the cross entropy."""
+    return (target - torch.sigmoid(logits)).abs() ** gamma * cross_entropy(logits, target)
+
+
+def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """(P,) float32 logits at the class of each positive."""
+    image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
+    return logits[image, anchor, labels[image, anchor]].float()
+
+
+def _background_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Sum of p^gamma (-log(1 - p)) over the entries whose target is 0.
+
+    Those are all but a few: it sums over all classes of all anchors that count, and takes back the few. So nothing
+    of size N x A x K but the logits takes part, no one-hot target among them.
+    """
+    everywhere: Tensor = _FocalOfBackground.apply(logits, labels >= NEGATIVE, gamma)
+    positive = _at_labels(logits, labels)
+    return everywhere - (torch.sigmoid(positive) ** gamma * F.softplus(positive)).sum()
+
+
+class _FocalOfBackground(torch.autograd.Function):
+    """Sum of p^gamma softplus(x) over the anchors that count, p = sigmoid(x).
+
+    The gradient, p^gamma (gamma (1 - p) softplus(x) + p), is made on the way forward: one tensor is kept for the
+    backward pass where autograd would keep four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, counts: Tensor, gamma: float) -> Tensor:
+        x = logits.detach().float()
+        p = torch.sigmoid(x)
+        softplus = F.softplus(x)
+        weight = p**gamma
+        weight *= counts[..., None]
+        loss = torch.dot(weight.flatten(), softplus.flatten())
+        if ctx.needs_input_grad[0]:
+            # softplus becomes the gradient in place: gamma (1 - p) softplus + p, times the weight
+            softplus.mul_(gamma).addcmul_(softplus, p, value=-1).add_(p).mul_(weight)
+            ctx.save_for_backward(softplus.to(logits.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradient.to(slope.dtype), None, None

@@ -1,0 +1,56 @@
+"""Which anchor is to find which object (RetinaNet, section 4; the rules of MMDetection's `MaxIoUAssigner`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retinaconf.model.boxes import iou
+
+POSITIVE_IOU = 0.5  # at least this with some object: positive
+NEGATIVE_IOU = 0.4  # less than this with every object: negative; between the two: ignored
+
+NEGATIVE, IGNORED = -1, -2
+
+
+class Matches(NamedTuple):
+    """The target of every anchor of a batch."""
+
+    labels: Tensor  # (N, A) int64: a class at positives, else NEGATIVE or IGNORED
+    boxes: Tensor  # (N, A) int64: at positives the ground-truth row in 0 ... G - 1, else 0
+
+    @property
+    def positives(self) -> int:
+        """Positive anchors in the whole batch."""
+        return int((self.labels >= 0).sum())
+
+
+@torch.no_grad()
+def match(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Matches:
+    """Match anchors (A, 4) to ground truth boxes (N, G, 4) with labels (N, G), -1 where there is no box.
+
+    An anchor is positive for the object that it overlaps most, from IoU 0.5 on. Besides, every object has all anchors
+    that tie for its best IoU, if that is above 0, whatever else these overlap; where two objects claim one so, the
+    later has it. (torchvision's low-quality matches keep the anchor's own best object instead.)
+
+    Crowd regions are no targets and are not given here: as in MMDetection with `ignore_iof_thr=-1`, anchors on them
+    are negatives like any others.
+    """
+    n, g = labels.shape
+    if g == 0:
+        return Matches(labels.new_full((n, len(anchors)), NEGATIVE), labels.new_zeros(n, len(anchors)))
+    real = labels >= 0
+    overlaps = iou(anchors[:, None], boxes[:, None]).masked_fill_(~real[:, None], -1)  # (N, A, G)
+    best, box = overlaps.max(dim=2)
+    target = torch.where(best < NEGATIVE_IOU, NEGATIVE, IGNORED)
+    positive = best >= POSITIVE_IOU
+
+    best_of_object = overlaps.amax(dim=1, keepdim=True)  # (N, 1, G)
+    claims = (overlaps == best_of_object) & (best_of_object > 0)
+    later = claims * torch.arange(1, g + 1, device=claims.device)
+    claimed_by = later.amax(dim=2) - 1  # (N, A), -1 where no object claims the anchor
+    box = torch.where(claimed_by >= 0, claimed_by, box)
+    positive |= claimed_by >= 0
+    return Matches(torch.where(positive, labels.gather(1, box), target), box * positive)
