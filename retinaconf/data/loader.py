@@ -61,17 +61,14 @@ class PlannedBatches(Dataset[Batch]):
     def __getitem__(self, plan: Plan) -> Batch:
         """Read, resize, flip and pad the images of a plan; crowd regions are left out, they are no targets."""
         gt = self.ground_truth
-        images = torch.zeros(len(plan.index), 3, *plan.canvas, dtype=torch.uint8)
+        images: list[np.ndarray] = []
         kept: list[tuple[np.ndarray, np.ndarray]] = []
-        for n, (i, change) in enumerate(zip(plan.index, plan.augmentations)):
+        for i, change in zip(plan.index, plan.augmentations):
             declared = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
             rows = np.arange(gt.offsets[i], gt.offsets[i + 1])
             rows = rows[~gt.crowd[rows]]
-            image = read_image(gt.path(i), declared)
-            pixels, boxes = apply(image, gt.boxes[rows], change)
-            images[n, :, : change.height, : change.width] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(
-                2, 0, 1
-            )
+            pixels, boxes = apply(read_image(gt.path(i), declared), gt.boxes[rows], change)
+            images.append(pixels)
             inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             kept.append((boxes[inside], gt.labels[rows][inside]))
         longest = max(len(labels) for _, labels in kept)
@@ -81,7 +78,15 @@ class PlannedBatches(Dataset[Batch]):
             boxes_out[n, : len(boxes)] = torch.from_numpy(boxes)
             labels_out[n, : len(labels)] = torch.from_numpy(labels)
         sizes = torch.tensor([(change.height, change.width) for change in plan.augmentations])
-        return Batch(images, sizes, boxes_out, labels_out, torch.tensor(plan.index))
+        return Batch(padded(images, plan.canvas), sizes, boxes_out, labels_out, torch.tensor(plan.index))
+
+
+def padded(images: list[np.ndarray], canvas: tuple[int, int]) -> Tensor:
+    """(N, 3, H, W) uint8, each image (h, w, 3) in the top left corner of a canvas (H, W)."""
+    batch = torch.zeros(len(images), *canvas, 3, dtype=torch.uint8)
+    for n, pixels in enumerate(images):
+        batch[n, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(np.ascontiguousarray(pixels))
+    return batch.permute(0, 3, 1, 2)
 
 
 def epoch_plans(ground_truth: GroundTruth, config: DataConfig, seed: int, epoch: int) -> list[Plan]:

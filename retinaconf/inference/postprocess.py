@@ -24,6 +24,11 @@ class Boxes(NamedTuple):
     class_scores: Tensor  # (D,)
     quality: Tensor | None  # (D,)
 
+    def rows(self, index: Tensor) -> Boxes:
+        """The boxes `index` (D',), in that order."""
+        quality = None if self.quality is None else self.quality[index]
+        return Boxes(self.boxes[index], self.scores[index], self.labels[index], self.class_scores[index], quality)
+
 
 @torch.no_grad()
 def postprocess(
@@ -67,7 +72,7 @@ def postprocess(
             )
             if suppress:
                 kept = suppressed(found.boxes, found.labels, config.nms_iou, config.detections)
-                found = Boxes(*(None if column is None else column[kept] for column in found))
+                found = found.rows(kept)
             images.append(found)
         results.append(images)
     return results

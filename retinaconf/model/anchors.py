@@ -34,8 +34,14 @@ def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> T
     shared between calls and must not be changed.
     """
     levels = []
-    for (height, width), stride in zip(shapes, STRIDES, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
-        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-        levels.append((shifts + cell_anchors(stride)).reshape(-1, 4))
-    return torch.cat(levels).to(device)
+    with torch.inference_mode(False):  # whoever asks first, training can use them
+        for (height, width), stride in zip(shapes, STRIDES, strict=True):
+            y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+            shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+            levels.append((shifts + cell_anchors(stride)).reshape(-1, 4))
+        return torch.cat(levels).to(device)
+
+
+def level_shapes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(H, W) of P3 ... P7 for a padded image of `height` x `width` pixels, multiples of 32."""
+    return tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)

@@ -1,0 +1,274 @@
+"""Training, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from retinaconf.config import Config
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+from retinaconf.inference.dataset import detect
+from retinaconf.inference.joint_score import joint_score
+from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.model.retinanet import RetinaNet
+from retinaconf.training.checkpoint import (
+    LAST,
+    METRICS,
+    MODEL,
+    read_state,
+    write_aside,
+    write_state,
+    write_weights,
+)
+from retinaconf.training.losses import detection_losses
+from retinaconf.training.matching import match
+from retinaconf.training.progress import Progress
+from retinaconf.training.schedule import build_optimizer, describe, learning_rate
+
+LOG_EVERY = 10  # steps between lines of training metrics
+CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it is saved and resumes. The message says where."""
+
+
+def launch(config: Config, device: str = "auto") -> Fabric:
+    """Devices, precision and processes. Under torchrun, this process is one of those that it started."""
+    fabric = Fabric(
+        accelerator={"cuda": "gpu"}.get(device, device),
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        precision={"32": "32-true"}.get(config.precision, config.precision),  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    config: Config,
+    train_set: GroundTruth,
+    val_set: GroundTruth | None,
+    run: Path,
+    fabric: Fabric,
+    progress: Progress,
+    max_steps: int | None = None,
+) -> None:
+    """Train a detector into the folder `run`, going on from its `last.ckpt` if there is one.
+
+    The weights kept are the best by validation AP, or without a validation set the last. After `max_steps` steps in
+    all the run ends early, with its schedule as if it went on.
+
+    Raises:
+        InputError: the batch does not divide among processes and passes, or the loss is no longer finite.
+        Interrupted: SIGINT or SIGTERM came; the run is saved.
+    """
+    parts = config.optimizer.accumulate
+    if config.data.batch_size % (parts * fabric.world_size):
+        raise InputError(
+            f"data.batch-size {config.data.batch_size} does not divide by {fabric.world_size} processes x "
+            f"optimizer.accumulate {parts}; change one of them"
+        )
+    torch.manual_seed(config.seed)
+    network = RetinaNet(config.model, len(train_set.classes))
+    averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
+    optimizer = build_optimizer(network, config)
+
+    epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
+    last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
+    assert isinstance(last_step, int)
+    step, best = 0, -1.0
+    if (run / LAST).exists():
+        state = read_state(run / LAST)
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
+        step, best = state["step"], state["best"]
+        progress.best = best
+        progress.say(f"going on at step {step} of {last_step}")
+    if fabric.is_global_zero:
+        _forget_metrics_after(run / METRICS, step)
+    progress.say(describe(config, epoch_steps))
+
+    model, optimizer = fabric.setup(network, optimizer)
+    if averaged is not None:
+        averaged.to(fabric.device)
+    evaluator = CocoEvaluator(val_set) if val_set is not None else None
+    batches = training_batches(
+        train_set, config.data, config.seed, step, last_step, parts, fabric.global_rank, fabric.world_size
+    )
+
+    def save() -> None:
+        if fabric.is_global_zero:
+            state = {"step": step, "best": best, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
+            write_state(run / LAST, state | ({"averaged": averaged.state_dict()} if averaged is not None else {}))
+
+    network.train()
+    saved_at = time.monotonic()
+    logged: list[dict[str, Tensor]] = []
+    with _stop_signals() as stop_wanted, progress.training(step, last_step, config.data.batch_size):
+        while step < last_step:
+            rate = learning_rate(config, step, epoch_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            # Matching needs no network, so the positives of the whole batch are counted first: however the batch is
+            # divided among processes and passes, the loss is the same.
+            passes = [next(batches).to(fabric.device) for _ in range(parts)]
+            matches = [
+                match(anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device), b.boxes, b.labels) for b in passes
+            ]
+            counted = torch.tensor([sum(m.positives for m in matches), stop_wanted()], device=fabric.device)
+            positives, stop = (int(n) for n in fabric.all_reduce(counted, reduce_op="sum"))
+
+            sums: dict[str, Tensor] = {}
+            for part, (batch, matched) in enumerate(zip(passes, matches), 1):
+                with fabric.no_backward_sync(model, enabled=part < parts):
+                    outputs = model(batch.images, batch.sizes)
+                    losses = detection_losses(
+                        outputs, matched, batch.boxes, config.model, config.loss, max(1, positives)
+                    )
+                    # Gradients are averaged over processes; the losses are already shares of the whole batch's.
+                    fabric.backward(torch.stack(list(losses.values())).sum() * fabric.world_size)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=fabric.device)) + loss.detach()
+            if config.optimizer.clip_norm:
+                fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.clip_norm, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            if averaged is not None:
+                averaged.update_parameters(network)
+            step += 1
+
+            logged.append(sums)
+            if step % LOG_EVERY == 0 or step == last_step:
+                means = _means(fabric, logged)
+                logged = []
+                if not math.isfinite(sum(means.values())):
+                    raise InputError(
+                        f"the loss is not finite at step {step}; lower --optimizer.lr (now {rate:g}), set "
+                        f"--optimizer.clip-norm, or go back to --precision 32. {run / LAST} holds an earlier state"
+                    )
+                record = {"step": step, "epoch": step / epoch_steps, "lr": rate, **means}
+                _append(fabric, run / METRICS, {"kind": "train", **record})
+                progress.losses(step, means)
+            progress.step(step, step / epoch_steps)
+
+            if step % epoch_steps == 0 or step == last_step:
+                kept = network if averaged is None else averaged.module
+                metrics = None
+                if evaluator is not None:
+                    metrics = _validate(fabric, kept, evaluator, config)
+                    _append(fabric, run / METRICS, _validation_record(step, epoch_steps, metrics))
+                    progress.validated(step, step / epoch_steps, metrics.overall)
+                score = metrics.overall["AP"] if metrics is not None else math.inf
+                if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
+                    write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
+                best = max(best, score) if metrics is not None else best
+                save()
+                saved_at = time.monotonic()
+            elif stop:
+                save()
+                raise Interrupted(f"stopped at step {step} of {last_step}; the same command with --resume goes on")
+            elif time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                save()
+                saved_at = time.monotonic()
+
+
+def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config) -> Metrics:
+    """COCO metrics of the network as it is, on the split of `evaluator`."""
+    was_training = network.training
+    network.eval()
+    gt = evaluator.ground_truth
+    batches = evaluation_batches(
+        gt, config.data, max(1, config.data.batch_size // fabric.world_size), fabric.global_rank, fabric.world_size
+    )
+    with fabric.autocast():
+        (table,) = detect(network, batches, gt, config.inference, [joint_score(config.inference)], fabric.device)
+    network.train(was_training)
+    return evaluator(table.image_index, table.boxes, table.scores, table.labels)
+
+
+def _ema(decay: float) -> Any:
+    """Exponential moving average; early on its decay is less, so that it forgets the first weights."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        n = float(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def _means(fabric: Fabric, logged: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean of each loss over the steps since the last line, over all processes; and their total."""
+    table = torch.stack([torch.stack(list(sums.values())) for sums in logged]).mean(0)
+    table = fabric.all_reduce(table, reduce_op="sum")  # type: ignore[assignment]
+    means = dict(zip(logged[0], table.tolist()))
+    return {"loss": sum(means.values()), **means}
+
+
+def _validation_record(step: int, epoch_steps: int, metrics: Metrics) -> dict[str, Any]:
+    record = {"kind": "val", "step": step, "epoch": step / epoch_steps, **metrics.overall}
+    return record | {"per_class": metrics.per_class}
+
+
+def _append(fabric: Fabric, path: Path, record: dict[str, Any]) -> None:
+    if fabric.is_global_zero:
+        with path.open("a") as file:
+            file.write(json.dumps(_without_nan(record)) + "\n")
+
+
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: a metric that nothing decides becomes null."""
+    return {
+        name: _without_nan(value) if isinstance(value, dict) else None if value != value else value
+        for name, value in record.items()
+    }
+
+
+def _forget_metrics_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will take again, and half a line of a killed one."""
+    if not path.exists():
+        return
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line + "\n")
+        except ValueError:
+            continue
+    write_aside(path, lambda aside: aside.write_text("".join(lines)))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Any]:
+    """Collect SIGINT and SIGTERM while the step is finished; a second one acts at once."""
+    received: list[int] = []
+
+    def remember(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: len(received) > 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""The optimizer, and its learning rate as a function of the step: nothing to restore when a run resumes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from retinaconf.config import Config
+
+DECAY = 0.1  # at each milestone
+COSINE_END = 0.01  # share of the learning rate that is left at the end
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that learn; AdamW decays weights, not norms and biases."""
+    settings = config.optimizer
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if settings.name == "sgd":
+        return torch.optim.SGD(learning, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
+def peak_learning_rate(config: Config) -> float:
+    """The learning rate after warm-up, scaled in proportion to the batch."""
+    return config.optimizer.lr * config.data.batch_size / config.optimizer.reference_batch
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step `step`, counted from 0."""
+    schedule = config.schedule
+    peak = peak_learning_rate(config)
+    warmup = min(1.0, step / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    rate = peak * (schedule.warmup_start + (1 - schedule.warmup_start) * warmup)
+    if schedule.decay == "step":
+        return rate * DECAY ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
+    progress = step / (schedule.epochs * steps_per_epoch)
+    return rate * (COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def describe(config: Config, steps_per_epoch: int) -> str:
+    """The schedule in force, in words and numbers."""
+    schedule, optimizer = config.schedule, config.optimizer
+    decay = (
+        f"x{DECAY:g} after epochs {', '.join(map(str, schedule.milestones))}"
+        if schedule.decay == "step"
+        else f"cosine to {COSINE_END:.0%}"
+    )
+    return (
+        f"{optimizer.name}, learning rate {optimizer.lr:g} x {config.data.batch_size}/{optimizer.reference_batch} "
+        f"= {peak_learning_rate(config):g}, {schedule.warmup_steps} warm-up steps, {decay}; "
+        f"{schedule.epochs} epochs x {steps_per_epoch} steps of {config.data.batch_size} images"
+    )
