@@ -85,7 +85,7 @@ def padded(images: list[np.ndarray], canvas: tuple[int, int]) -> Tensor:
     """(N, 3, H, W) uint8, each image (h, w, 3) in the top left corner of a canvas (H, W)."""
     batch = torch.zeros(len(images), *canvas, 3, dtype=torch.uint8)
     for n, pixels in enumerate(images):
-        batch[n, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(np.ascontiguousarray(pixels))
+        batch[n, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(pixels.copy())
     return batch.permute(0, 3, 1, 2)
 
 

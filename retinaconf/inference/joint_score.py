@@ -31,6 +31,11 @@ class JointScore:
     class_exponent: float
     min_quality: float = 0.0
 
+    @property
+    def alpha(self) -> float | None:
+        """Alpha of equation (11), None for another joint score."""
+        return self.quality_exponent if self.quality_exponent + self.class_exponent == 1 else None
+
     def __call__(self, class_scores: Tensor, quality: Tensor | None) -> Tensor:
         """Joint scores of scores and qualities in [0, 1] that broadcast; without a quality, the class scores."""
         if quality is None:

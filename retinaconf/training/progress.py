@@ -23,9 +23,10 @@ class Progress:
         self.best = -1.0  # AP so far
         self._header_said = False
 
-    def say(self, line: str) -> None:
-        """Print a line and keep it."""
-        self.console.print(line, markup=False)
+    def say(self, line: str, show: bool = True) -> None:
+        """Print a line and keep it; or only keep it."""
+        if show:
+            self.console.print(line, markup=False)
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write(line + "\n")

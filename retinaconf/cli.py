@@ -1,0 +1,174 @@
+"""The command line: one thin function a command. Exit codes: 0 done, 1 failed with one clear line, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from retinaconf import __version__
+from retinaconf.config import Config
+from retinaconf.errors import InputError
+from retinaconf.recipes import RECIPES, recipe
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class TrainOptions:
+    """Train a detector into a run folder."""
+
+    recipe: Positional[str]
+    """A named set-up: {retinanet,iou-aware,joint,conf}-{r50,r101}-{1x,2x}, or one of the four with -lite0."""
+    data: Path
+    """The data set's folder."""
+    out: Path
+    """The run folder."""
+    resume: bool = False
+    """Go on with the run in --out where it stopped."""
+    max_steps: int | None = None
+    """Stop after this many steps in all."""
+    device: Device = "auto"
+    """Where to compute."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]
+    """Any field of the recipe."""
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a detector into a run folder."""
+    # The recipe decides the defaults of all other options.
+    first = (
+        args[0] if args and args[0] in RECIPES else tyro.cli(TrainOptions, args=args, prog="retinaconf train").recipe
+    )
+    try:
+        config = recipe(first)
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=config)
+    options = tyro.cli(TrainOptions, args=args, default=default, prog="retinaconf train")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
+
+    from retinaconf.training.run import train_run
+
+    train_run(options.config, options.data, options.out, options.resume, options.max_steps, options.device)
+
+
+def evaluate(
+    run: Positional[Path],
+    /,
+    data: Path,
+    split: str = "val",
+    alpha: float | None = None,
+    sweep: bool = False,
+    json: Path | None = None,
+    device: Device = "auto",
+) -> None:
+    """COCO's ten numbers of a run on a split, overall and by class.
+
+    Args:
+        run: the run folder.
+        data: the data set's folder.
+        split: train, val or test.
+        alpha: exponent of the quality in the joint score, instead of the run's own.
+        sweep: every alpha from 0.0 to 0.9 and every joint method, from one pass of the network.
+        json: also write the numbers to this file.
+        device: where to compute.
+    """
+    from retinaconf.inference.evaluate import evaluate_run, print_report
+
+    report = evaluate_run(run, data, split, alpha, sweep, None if device == "auto" else device)
+    print_report(report)
+    if json is not None:
+        _write_json(json, report)
+
+
+def predict(
+    run: Positional[Path],
+    images: Positional[tuple[Path, ...]],
+    /,
+    out: Path,
+    alpha: float | None = None,
+    score_threshold: float = 0.3,
+    device: Device = "auto",
+) -> None:
+    """Annotated pictures and detections.json (COCO results) of images and folders of images.
+
+    Args:
+        run: the run folder.
+        images: images, or folders of images.
+        out: folder for the pictures and detections.json.
+        alpha: exponent of the quality in the joint score, instead of the run's own.
+        score_threshold: boxes with a joint score above this are drawn; detections.json holds all.
+        device: where to compute.
+    """
+    from retinaconf.inference.predict import predict_files
+
+    written = predict_files(run, images, out, alpha, score_threshold, None if device == "auto" else device)
+    print(f"{written} images: {out / 'detections.json'} and the pictures beside it")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "predict": predict}
+
+
+class UsageError(Exception):
+    """The command line is not understood."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command and exit."""
+    sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+
+
+def _run(args: list[str]) -> int:
+    try:
+        _dispatch(args)
+    except UsageError as error:
+        print(f"retinaconf: {error}", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"retinaconf: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("retinaconf: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if args[0] == "--version":
+        print(f"retinaconf {__version__}")
+        return
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    if name == "train":
+        train(rest)
+    else:
+        tyro.cli(COMMANDS[name], args=rest, prog=f"retinaconf {name}")
+
+
+def _usage() -> str:
+    lines = ["usage: retinaconf COMMAND ...", "", (sys.modules["retinaconf"].__doc__ or "").splitlines()[0], ""]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", "`retinaconf COMMAND --help` lists its options."])
+
+
+def _write_json(path: Path, value: Any) -> None:
+    try:
+        path.write_text(jsonlib.dumps(value, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,109 @@
+"""A run against a split: COCO's numbers, for one joint score or for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import load_split
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
+from retinaconf.inference.detector import Detector, load
+from retinaconf.inference.joint_score import joint_score, sweep
+
+
+def evaluate_run(
+    run: Path, root: Path, split: str, alpha: float | None = None, with_sweep: bool = False, device: str | None = None
+) -> dict[str, Any]:
+    """The report that `retinaconf evaluate --json` writes.
+
+    Keys: `run`, `data`, `split`, `images`, `joint` (the joint score's name), `metrics` (the ten numbers, fractions,
+    null where nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha`
+    (null for other methods) and `metrics`, all from one pass of the network.
+
+    Raises:
+        InputError: no such run or split, bad data, other categories than the run's, or an `alpha` that does not fit.
+    """
+    detector = load(run, device)
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
+    ground_truth = load_split(root, split, detector.config.data.skip_bad)
+    _same_categories(detector, run, ground_truth.category_ids, ground_truth.classes, ground_truth.source)
+    ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
+
+    joints = [joint_score(config)]
+    if with_sweep:
+        if detector.config.model.quality == "none":
+            raise InputError(f"{run}: has no quality branch, so there is nothing to sweep; evaluate it without --sweep")
+        joints += sweep()
+    with Progress(transient=True) as bar:
+        task = bar.add_task("images", total=len(ground_truth))
+        tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n))
+    evaluator = CocoEvaluator(ground_truth)
+    metrics = [evaluator(table.image_index, table.boxes, table.scores, table.labels) for table in tables]
+
+    report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split, "images": len(ground_truth)}
+    report |= {"joint": joints[0].name, **_as_json(metrics[0])}
+    if with_sweep:
+        report["sweep"] = [
+            {"joint": joint.name, "alpha": joint.alpha, "metrics": _as_json(found)["metrics"]}
+            for joint, found in zip(joints[1:], metrics[1:])
+        ]
+    return report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as tables."""
+    console = Console(width=max(Console().width, 96))  # the ten numbers need it, where there is no terminal too
+    rows = [(report["joint"], report["metrics"])]
+    console.print(_table(f"{report['split']}, {report['images']} images", "joint score", rows))
+    classes = Table("class", "AP", title="AP by class", box=SIMPLE)
+    for name, value in report["per_class"].items():
+        classes.add_row(name, _cell(value))
+    console.print(classes)
+    if "sweep" in report:
+        rows = [(row["joint"], row["metrics"]) for row in report["sweep"]]
+        console.print(_table("joint scores, from one pass of the network", "joint score", rows))
+
+
+def _same_categories(
+    detector: Detector, run: Path, ids: tuple[int, ...], classes: tuple[str, ...], source: str
+) -> None:
+    if (ids, classes) == (detector.category_ids, detector.classes):
+        return
+    raise InputError(
+        f"{source}: its {len(classes)} categories are not the {len(detector.classes)} that {run} was trained on "
+        f"({', '.join(detector.classes[:3])}, ...); evaluate on data with the same categories"
+    )
+
+
+def _as_json(metrics: Metrics) -> dict[str, Any]:
+    """NaN as null, which JSON has."""
+
+    def known(values: dict[str, float]) -> dict[str, float | None]:
+        return {name: value if value == value else None for name, value in values.items()}
+
+    return {"metrics": known(metrics.overall), "per_class": known(metrics.per_class)}
+
+
+def _table(title: str, first: str, rows: list[tuple[str, dict[str, float | None]]]) -> Table:
+    table = Table(first, title=title, box=SIMPLE)
+    for name in METRICS:
+        table.add_column(name, justify="right")
+    best = max((metrics["AP"] or 0 for _, metrics in rows), default=0)
+    for name, metrics in rows:
+        table.add_row(
+            name,
+            *(_cell(metrics[key]) for key in METRICS),
+            style="bold" if len(rows) > 1 and metrics["AP"] == best else "",
+        )
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,80 @@
+"""A run from its data to its folder: what `retinaconf train` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retinaconf.config import Config, read_config
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import describe, find_layout, load_split
+from retinaconf.errors import InputError
+from retinaconf.training.checkpoint import CONFIG, LOG, write_config
+from retinaconf.training.loop import launch, train
+from retinaconf.training.progress import Progress
+
+DROPPED_SHOWN = 10  # dropped records named on the terminal; all are in log.txt
+
+
+def train_run(
+    config: Config, root: Path, run: Path, resume: bool = False, max_steps: int | None = None, device: str = "auto"
+) -> None:
+    """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
+
+    Every annotation and the header and completeness of every image are checked first.
+
+    Raises:
+        InputError: bad data, a folder that holds another run, or one that cannot be written.
+        Interrupted: the run was asked to stop; it is saved.
+    """
+    # The data first: nothing is written for a run that cannot start.
+    skip_bad = config.data.skip_bad
+    train_set = check_images(load_split(root, "train", skip_bad), skip_bad)
+    has_val = "val" in find_layout(root).splits(root)
+    val_set = check_images(load_split(root, "val", skip_bad), skip_bad) if has_val else None
+    if not len(train_set.boxes):
+        raise InputError(f"{train_set.source}: no boxes to learn from")
+    if val_set is not None and (val_set.category_ids, val_set.classes) != (train_set.category_ids, train_set.classes):
+        raise InputError(f"{val_set.source}: its categories are not those of {train_set.source}; make them the same")
+
+    fabric = launch(config, device)
+    if fabric.is_global_zero:
+        _open_run(run, config, resume)
+    fabric.barrier()
+    progress = Progress(run / LOG, silent=not fabric.is_global_zero)
+    progress.say(describe(root, train_set))
+    if val_set is not None:
+        progress.say(describe(root, val_set))
+    else:
+        progress.say(f"{root}: no split 'val'; training without validation, the last weights are kept")
+    _report_dropped([*train_set.dropped, *(val_set.dropped if val_set is not None else ())], progress)
+    train(config, train_set, val_set, run, fabric, progress, max_steps)
+
+
+def _open_run(run: Path, config: Config, resume: bool) -> None:
+    """Make the folder of a new run, or see that the old one is the same run."""
+    if (run / CONFIG).exists():
+        if not resume:
+            raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
+        old, new = read_config(run / CONFIG).flat(), config.flat()
+        # Loading is no part of the result: another machine may resume with other workers.
+        different = [name for name in new if new[name] != old[name] and name != "data.workers"]
+        if different:
+            raise InputError(
+                f"{run / CONFIG}: {different[0]} is {old[different[0]]!r} there and {new[different[0]]!r} here; "
+                "resume with the settings of the run, or choose another --out"
+            )
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_config(run / CONFIG, config)
+    except OSError as error:
+        raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _report_dropped(dropped: list[str], progress: Progress) -> None:
+    for line in dropped[:DROPPED_SHOWN]:
+        progress.say(line)
+    if len(dropped) > DROPPED_SHOWN:
+        progress.say(f"... and {len(dropped) - DROPPED_SHOWN} more, all in {progress.log}")
+        for line in dropped[DROPPED_SHOWN:]:
+            progress.say(line, show=False)
