@@ -1,12 +1,14 @@
 """A data set's folder to ground truth, whatever its layout; found by looking, nothing is copied.
 
-====================== ============================================================ =========================
-layout                 annotations                                                  images
-====================== ============================================================ =========================
-`coco` COCO 2017       `annotations/instances_{split}2017.json`                     `{split}2017/`
-`flat` flat COCO       `{split}.json`                                               `images/`, or beside the JSON
-`roboflow`             `{train,valid,test}/_annotations.coco.json`                  beside the JSON
-====================== ============================================================ =========================
+====================== =============================================== =====================================
+layout                 annotations                                     images
+====================== =============================================== =====================================
+`coco` COCO 2017       `annotations/instances_{split}2017.json`        `{split}2017/`
+`flat` flat COCO       `{split}.json`                                  `images/`, or beside the JSON
+`roboflow`             `{train,valid,test}/_annotations.coco.json`     beside the JSON
+`voc` PASCAL VOC       `Annotations/*.xml`, `ImageSets/Main/`          `JPEGImages/`, or `images/`
+`yolo` YOLO            `data.yaml`, `labels/`                          as `data.yaml` says
+====================== =============================================== =====================================
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.data.voc import Difficult, read_voc, voc_splits
+from retinaconf.data.yolo import read_yolo, yolo_splits
 from retinaconf.errors import InputError
 
 
@@ -27,10 +31,12 @@ class Layout:
     name: str
     looked_for: str
     splits: Callable[[Path], list[str]]  # those the folder has; none: the folder has another layout
-    read: Callable[[Path, str, bool], GroundTruth]  # root, split, skip_bad
+    read: Callable[..., GroundTruth]  # (root, split, skip_bad)
 
 
-def load_split(root: Path, split: str, skip_bad: bool = False, layout: str | None = None) -> GroundTruth:
+def load_split(
+    root: Path, split: str, skip_bad: bool = False, layout: str | None = None, difficult: Difficult = "keep"
+) -> GroundTruth:
     """Ground truth of one split of the data set in `root`.
 
     Args:
@@ -38,6 +44,7 @@ def load_split(root: Path, split: str, skip_bad: bool = False, layout: str | Non
         split: `train`, `val`, `test`, or what else the layout names; `val` is also found as `valid`.
         skip_bad: drop records that cannot be used and list them in `dropped`; otherwise the first one raises.
         layout: a key of `LAYOUTS`; by default the one that the folder has.
+        difficult: of VOC only, which marks objects so: keep them, ignore them as crowd regions are, or drop them.
 
     Raises:
         InputError: no such folder or split, no layout or several recognised, or a bad file or record.
@@ -47,6 +54,8 @@ def load_split(root: Path, split: str, skip_bad: bool = False, layout: str | Non
     splits = found.splits(root)
     if split not in splits:
         raise InputError(f"{root}: no split '{split}' in this {found.name} layout; it has {', '.join(splits)}")
+    if found.read is read_voc:
+        return read_voc(root, split, skip_bad, difficult)
     return found.read(root, split, skip_bad)
 
 
@@ -131,13 +140,7 @@ def _read_roboflow(root: Path, split: str, skip_bad: bool) -> GroundTruth:
 LAYOUTS = {
     layout.key: layout
     for layout in (
-        Layout(
-            "coco",
-            "COCO 2017",
-            "annotations/instances_{train,val}2017.json",
-            _coco_2017_splits,
-            _read_coco_2017,
-        ),
+        Layout("coco", "COCO 2017", "annotations/instances_{train,val}2017.json", _coco_2017_splits, _read_coco_2017),
         Layout("flat", "flat COCO", "{train,val,test}.json", _flat_splits, _read_flat),
         Layout(
             "roboflow",
@@ -146,5 +149,7 @@ LAYOUTS = {
             _roboflow_splits,
             _read_roboflow,
         ),
+        Layout("voc", "PASCAL VOC", "Annotations/*.xml", voc_splits, read_voc),
+        Layout("yolo", "YOLO", "data.yaml", yolo_splits, read_yolo),
     )
 }

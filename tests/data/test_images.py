@@ -258,6 +258,7 @@ def test_damaged_metadata_does_not_spoil_good_pixels(tmp_path: Path, exif: bytes
 # --- files that cannot be used -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.5, 0.9])
 def test_truncated_files_are_refused_by_both(tmp_path: Path, suffix: str, share: float):

@@ -104,7 +104,7 @@ def test_nothing_recognised(tmp_path: Path):
         load_split(tmp_path, "train")
     with pytest.raises(InputError, match="not a Roboflow COCO layout; it would have"):
         load_split(tmp_path / "inner", "train", layout="roboflow")
-    with pytest.raises(InputError, match="no such layout; choose from coco, flat, roboflow"):
+    with pytest.raises(InputError, match="no such layout; choose from coco, flat, roboflow, voc, yolo"):
         load_split(tmp_path / "inner", "train", layout="cocoo")
 
 

@@ -1,0 +1,182 @@
+"""PASCAL VOC annotations: `Annotations/*.xml`, `JPEGImages/` or `images/`, `ImageSets/Main/{split}.txt`.
+
+A box counts pixels from 1 and includes both ends (Everingham and Winn, The PASCAL VOC Development Kit; Detectron2 and
+hotcoco read it so): `xmin 1, xmax W` is the whole width W. In pixel edges, which is what everything else here uses, it
+runs from xmin - 1 to xmax. Some tools write VOC files with edges that start at 0; a 0 as xmin or ymin anywhere in the
+folder tells, and then all its boxes are taken as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
+from retinaconf.errors import InputError
+
+Difficult = Literal["keep", "ignore", "drop"]
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    difficult: bool
+    corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax as in the file
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """One XML file."""
+
+    file_name: str
+    size: tuple[int, int]  # height, width; 0 where the file does not say
+    objects: list[_Object]
+    faults: list[str]  # of objects that cannot be used
+
+
+def voc_splits(root: Path) -> list[str]:
+    """Splits of the data set; empty if the folder is not VOC.
+
+    With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, a fifth of
+    the images is `val`, chosen by a hash of the name: a picture stays in its split when others are added.
+    """
+    if next((root / "Annotations").glob("*.xml"), None) is None:
+        return []
+    names = {file.stem for file in _image_sets(root).glob("*.txt")}
+    whole = [name for name in names if not any(name.endswith(f"_{other}") for other in names)]
+    return sorted(whole) or ["train", "val"]
+
+
+def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficult = "keep") -> GroundTruth:
+    """Read one split. Classes are the names that occur anywhere in the folder, sorted, with category ids from 1.
+
+    Args:
+        root: the folder that holds `Annotations`.
+        split: one of `voc_splits(root)`.
+        skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
+        difficult: what becomes of objects marked so: `keep` them as any other; `ignore`, as COCO's crowd regions are,
+            in training and evaluation (VOC's own evaluation does so); or `drop`.
+
+    Raises:
+        InputError: an annotation is missing, is not XML, or holds a bad object.
+    """
+    if difficult not in ("keep", "ignore", "drop"):
+        raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
+    folder = root / "Annotations"
+    annotations: dict[str, _Annotation] = {}
+    dropped: list[str] = []
+    files = sorted(folder.glob("*.xml"))
+    for file in files:
+        try:
+            annotations[file.stem] = _parse(file)
+        except _BadFileError as fault:
+            if not skip_bad:
+                raise InputError(f"{fault}; mend it, or leave such images out with --data.skip-bad") from None
+            dropped.append(f"{fault}; dropped")
+
+    every = [one for annotation in annotations.values() for one in annotation.objects]
+    if not every:
+        raise InputError(f"{folder}: no object in any of its {len(files)} files; a detector needs at least one class")
+    category_ids = {name: i for i, name in enumerate(sorted({one.name for one in every}), start=1)}
+    origin = 0 if any(min(one.corners[:2]) == 0 for one in every) else 1
+    image_ids = {file.stem: i for i, file in enumerate(files, start=1)}  # the same whatever the split
+
+    image_folder = root / "JPEGImages" if (root / "JPEGImages").is_dir() else root / "images"
+    on_disk = {path.stem: path.name for path in image_folder.glob("*.*")}
+    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    for stem in _stems(root, split, annotations, {file.stem for file in files}, skip_bad, dropped):
+        annotation = annotations[stem]
+        if annotation.faults and not skip_bad:
+            raise InputError(f"{annotation.faults[0]}; mend it, or drop such records with --data.skip-bad")
+        dropped += [f"{line}; dropped" for line in annotation.faults]
+        height, width = annotation.size
+        name = on_disk.get(stem, annotation.file_name)  # the field outlives a renaming of both files, as tools do it
+        images.append({"id": image_ids[stem], "file_name": name, "height": height, "width": width})
+        for one in annotation.objects:
+            x0, y0, x1, y1 = one.corners[0] - origin, one.corners[1] - origin, *one.corners[2:]
+            if x1 <= x0 or y1 <= y0:
+                dropped.append(f"{folder / stem}.xml: {one.name} has width {x1 - x0:g}, height {y1 - y0:g}; dropped")
+            elif not (one.difficult and difficult == "drop"):
+                record = {"image_id": image_ids[stem], "category_id": category_ids[one.name]}
+                crowd = int(one.difficult and difficult == "ignore")
+                records.append({**record, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": crowd})
+    document = {
+        "images": images,
+        "annotations": records,
+        "categories": [{"id": i, "name": name} for name, i in category_ids.items()],
+    }
+    ground_truth = ground_truth_from_coco(document, image_folder, str(_image_sets(root) / f"{split}.txt"))
+    source = ground_truth.source if Path(ground_truth.source).is_file() else str(folder)
+    return replace(ground_truth, source=source, dropped=tuple(dropped))
+
+
+class _BadFileError(Exception):
+    """An annotation file that cannot be used; the message names it."""
+
+
+def _image_sets(root: Path) -> Path:
+    return root / "ImageSets" / "Main"
+
+
+def _stems(
+    root: Path, split: str, annotations: dict[str, _Annotation], files: set[str], skip_bad: bool, dropped: list[str]
+) -> list[str]:
+    """Names of the split's images, without suffix. Those of unreadable files, dropped already, are left out."""
+    listing = _image_sets(root) / f"{split}.txt"
+    if not listing.is_file():
+        part = [stem for stem in sorted(annotations) if (zlib.crc32(stem.encode()) % 5 == 0) == (split == "val")]
+        if not part:
+            raise InputError(
+                f"{root}: too few images to split; list those of '{split}' in {listing}, one name without suffix a line"
+            )
+        return part
+    stems = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        # A name; in some sets followed by a flag, or with a suffix.
+        stem = next((name for name in (line.strip(), words[0], Path(words[0]).stem) if name in files), words[0])
+        if stem in annotations:
+            stems.append(stem)
+        elif stem not in files:
+            fault = f"{listing}: line {number} names {stem}, and there is no Annotations/{stem}.xml"
+            if not skip_bad:
+                raise InputError(f"{fault}; restore it, or leave such images out with --data.skip-bad")
+            dropped.append(f"{fault}; dropped")
+    return list(dict.fromkeys(stems))
+
+
+def _parse(file: Path) -> _Annotation:
+    try:
+        tree = ET.parse(file).getroot()
+    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: a wrong or unknown encoding
+        raise _BadFileError(f"{file}: not a readable XML file ({error})") from None
+    size = []
+    for side in ("height", "width"):
+        try:
+            size.append(max(0, int(float(tree.findtext(f"size/{side}") or 0))))
+        except (ValueError, OverflowError):
+            raise _BadFileError(f"{file}: its size has {side} {tree.findtext(f'size/{side}')!r}") from None
+    objects, faults = [], []
+    for position, element in enumerate(tree.iter("object"), start=1):
+        name = (element.findtext("name") or "").strip()
+        texts = [element.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
+            if not name or not math.isfinite(xmin + ymin + xmax + ymax):
+                raise ValueError
+        except ValueError:
+            box = ", ".join(str(text) for text in texts)
+            faults.append(
+                f"{file}: object {position} has name {name!r} and box {box}; it needs a name and four numbers"
+            )
+            continue
+        difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true", "yes")
+        objects.append(_Object(name, difficult, (xmin, ymin, xmax, ymax)))
+    return _Annotation((tree.findtext("filename") or f"{file.stem}.jpg").strip(), (size[0], size[1]), objects, faults)

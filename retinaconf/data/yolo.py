@@ -1,0 +1,192 @@
+"""YOLO annotations: `data.yaml`, and a text file of labels for each image.
+
+`data.yaml` has `names` (a list, or a dict from index to name) and for `train`, `val` and `test` a folder of images, a
+list of folders, or a text file that lists images; relative to `path`, if that is given, or to `data.yaml` itself.
+The labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`; an image without that file has no objects.
+
+A line is `class x y w h`, the box's centre and size as fractions of the upright picture's width and height, or
+`class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose extent is taken as the box (docs.ultralytics.com/datasets/detect).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
+from retinaconf.data.images import check_images
+from retinaconf.errors import InputError
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+
+
+def yolo_splits(root: Path) -> list[str]:
+    """Splits that `data.yaml` names; empty if there is no such file.
+
+    Raises:
+        InputError: `data.yaml` is not YAML or names no classes.
+    """
+    if not (root / "data.yaml").is_file():
+        return []
+    specification = _specification(root / "data.yaml")
+    return [split for split in _KEYS if _entries(specification, split)]
+
+
+def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
+    """Read one split. Category ids are the class indices of the label files.
+
+    Boxes are fractions of the picture, so that each image is opened for its size, and checked on the way.
+
+    Args:
+        root: the folder that holds `data.yaml`.
+        split: one of `yolo_splits(root)`.
+        skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
+
+    Raises:
+        InputError: a folder is missing, no image has labels, or an image or a line of labels is bad.
+    """
+    file = root / "data.yaml"
+    specification = _specification(file)
+    names = _names(specification, file)
+    paths = [path for entry in _entries(specification, split) for path in _images(root, specification, split, entry)]
+    paths = sorted(set(paths))
+    if not paths:
+        raise InputError(f"{file}: '{split}' names no image; looked for {', '.join(sorted(_SUFFIXES))}")
+    document: dict[str, Any] = {
+        "images": [{"id": i, "file_name": os.path.relpath(path, root)} for i, path in enumerate(paths, start=1)],
+        "annotations": [],
+        "categories": [{"id": index, "name": name} for index, name in names.items()],
+    }
+    checked = check_images(ground_truth_from_coco(document, root, str(file)), skip_bad)
+    if not any(_label_file(path).is_file() for path in paths):
+        raise InputError(
+            f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {_label_file(paths[0])}"
+        )
+
+    dropped = list(checked.dropped)
+    for image_id, (height, width) in zip(checked.image_ids.tolist(), checked.image_sizes.tolist()):
+        labels = _label_file(paths[image_id - 1])
+        for number, line in enumerate(_lines(labels), start=1):
+            if not line.strip():
+                continue
+            try:
+                label, (x0, y0, x1, y1) = _object(line, names, "kpt_shape" in specification)
+            except ValueError as error:
+                fault = f"{labels}: line {number} {error}"
+                if not skip_bad:
+                    raise InputError(f"{fault}; mend it, or drop such lines with --data.skip-bad") from None
+                dropped.append(f"{fault}; dropped")
+                continue
+            if x1 <= x0 or y1 <= y0:
+                dropped.append(f"{labels}: line {number} has width {x1 - x0:g}, height {y1 - y0:g}; dropped")
+                continue
+            box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
+            document["annotations"].append({"image_id": image_id, "category_id": label, "bbox": box})
+    kept = set(checked.image_ids.tolist())
+    document["images"] = [image for image in document["images"] if image["id"] in kept]
+    ground_truth = ground_truth_from_coco(document, root, str(file))
+    return replace(ground_truth, image_sizes=checked.image_sizes, dropped=tuple(dropped))
+
+
+def _specification(file: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        specification = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(specification, dict):
+        raise InputError(f"{file}: has no keys; it needs 'names', 'train' and 'val'")
+    return specification
+
+
+def _names(specification: dict[str, Any], file: Path) -> dict[int, str]:
+    """Class names by index."""
+    names = specification.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{file}: no 'names' in it; list the names of the classes, or give them by index")
+    try:
+        by_index = {int(index): str(name) for index, name in names.items()}
+    except (TypeError, ValueError):
+        raise InputError(f"{file}: 'names' has an index that is not a whole number") from None
+    count = specification.get("nc", len(by_index))
+    if count != len(by_index) or min(by_index) < 0:
+        raise InputError(f"{file}: 'nc' is {count}, 'names' has {len(by_index)} entries; correct one of them")
+    return by_index
+
+
+def _entries(specification: dict[str, Any], split: str) -> list[str]:
+    for key in _KEYS.get(split, ()):
+        entry = specification.get(key)
+        if entry:
+            return [str(one) for one in entry] if isinstance(entry, list) else [str(entry)]
+    return []
+
+
+def _images(root: Path, specification: dict[str, Any], split: str, entry: str) -> list[Path]:
+    """Image files of a folder, at any depth, or of a text file that lists them."""
+    file = root / "data.yaml"
+    # Downloaded sets often carry a `path` of their author's machine, or a `../` too many.
+    places = [root / str(specification.get("path") or "") / entry, root / entry, root / entry.removeprefix("../")]
+    place = next((one for one in places if one.exists()), None)
+    if place is None:
+        looked = " and ".join(dict.fromkeys(os.path.normpath(one) for one in places))
+        raise InputError(f"{file}: '{split}' names {entry}, which does not exist; looked at {looked}")
+    place = Path(os.path.normpath(place))
+    if place.is_dir():
+        return [path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+    listed = [Path(line.strip()) for line in _lines(place) if line.strip()]
+    return [
+        Path(os.path.normpath(place.parent / path if (place.parent / path).exists() else root / path))
+        for path in listed
+    ]
+
+
+def _label_file(image: Path) -> Path:
+    """The last folder `images` of the path becomes `labels`; without one, the labels are beside the image."""
+    parts = list(image.parts)
+    for position in reversed(range(len(parts) - 1)):
+        if parts[position] == "images":
+            parts[position] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not a text file") from None
+
+
+def _object(line: str, names: dict[int, str], has_keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:
+    """Class and extent (x0, y0, x1, y1), as fractions, of one line; ValueError says what is wrong with it."""
+    words = line.split()
+    try:
+        label, values = float(words[0]), [float(word) for word in words[1:]]
+    except ValueError:
+        raise ValueError(f"is {line.strip()!r}, not numbers") from None
+    if has_keypoints:
+        values = values[:4]
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise ValueError(f"has {len(words)} columns; it needs class x y w h, or class and at least three points")
+    if label not in names:
+        raise ValueError(f"has class {words[0]}, which 'names' does not list")
+    if not all(math.isfinite(value) and -0.01 <= value <= 1.01 for value in values):
+        raise ValueError("has coordinates that are not fractions of the picture, from 0 to 1")
+    if len(values) == 4:
+        x, y, w, h = values
+        return int(label), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    return int(label), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))

@@ -1,0 +1,187 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hotcoco import COCO
+from PIL import Image
+
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import describe, load_split
+from retinaconf.data.voc import read_voc, voc_splits
+from retinaconf.errors import InputError
+
+
+def element(name: str, box: object, difficult: int = 0) -> str:
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), box) if isinstance(box, tuple) else [("xmin", box)]
+    inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners)
+    part = "<part><name>head</name><bndbox><xmin>2</xmin></bndbox></part>"  # VOC's person layout: not an object
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{inner}</bndbox>{part}</object>"
+
+
+def annotate(root: Path, stem: str, *objects: str, size: tuple[int, int] = (40, 30)) -> None:
+    (root / "Annotations").mkdir(parents=True, exist_ok=True)
+    (root / "JPEGImages").mkdir(exist_ok=True)
+    Image.new("RGB", size).save(root / "JPEGImages" / f"{stem}.jpg")
+    (root / "Annotations" / f"{stem}.xml").write_text(
+        f"<annotation><filename>{stem}.jpg</filename><size><width>{size[0]}</width><height>{size[1]}</height>"
+        f"<depth>3</depth></size>{''.join(objects)}</annotation>"
+    )
+
+
+def image_set(root: Path, split: str, text: str) -> None:
+    (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Main" / f"{split}.txt").write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    annotate(tmp_path, "a", element("dog", (1, 1, 40, 30)), element("cat", (10, 5, 12, 5), difficult=1))
+    annotate(tmp_path, "b", element("cat", (2.5, 3, 20, 9)))
+    annotate(tmp_path, "c")
+    annotate(tmp_path, "d", element("emu", (3, 3, 9, 9)))
+    image_set(tmp_path, "train", "a\nc\n\n")
+    image_set(tmp_path, "val", "b\n")
+    image_set(tmp_path, "cat_train", "a  1\nc -1\n")
+    return tmp_path
+
+
+def test_a_box_includes_both_its_end_pixels(root: Path):
+    truth = check_images(load_split(root, "train"))
+    assert truth.file_names.tolist() == ["a.jpg", "c.jpg"]
+    assert truth.boxes.tolist() == [[0, 0, 40, 30], [9, 4, 12, 5]]
+    assert truth.areas.tolist() == [1200, 3]
+    assert truth.classes == ("cat", "dog", "emu")  # of the whole folder, so that every split has the same
+    assert truth.category_ids == (1, 2, 3)
+    assert truth.labels.tolist() == [1, 0]
+    assert not truth.crowd.any()
+    assert describe(root, truth) == (
+        f"PASCAL VOC layout in {root}: ImageSets/Main/train.txt, 2 images, 2 boxes, 3 classes"
+    )
+    assert voc_splits(root) == ["train", "val"]
+    with pytest.raises(InputError, match=r"no split 'test' in this PASCAL VOC layout; it has train, val"):
+        load_split(root, "test")
+
+
+def test_boxes_agree_with_hotcoco(root: Path):
+    theirs = COCO.from_voc(str(root)).dataset
+    names = {image["id"]: image["file_name"] for image in theirs["images"]}
+    classes = {category["id"]: category["name"] for category in theirs["categories"]}
+    expected = {(names[a["image_id"]], classes[a["category_id"]], *a["bbox"]) for a in theirs["annotations"]}
+    got = set()
+    for split in ("train", "val"):
+        document = read_voc(root, split).to_coco()
+        names = {image["id"]: image["file_name"] for image in document["images"]}
+        classes = {category["id"]: category["name"] for category in document["categories"]}
+        got |= {(names[a["image_id"]], classes[a["category_id"]], *a["bbox"]) for a in document["annotations"]}
+    assert got == {row for row in expected if row[0] != "d.jpg"}  # which is in no split
+
+
+@pytest.mark.parametrize(("choice", "crowd"), [("keep", [False, False]), ("ignore", [False, True]), ("drop", [False])])
+def test_difficult_objects(root: Path, choice: str, crowd: list[bool]):
+    truth = load_split(root, "train", difficult=choice)
+    assert truth.crowd.tolist() == crowd
+    assert truth.classes == ("cat", "dog", "emu")
+    with pytest.raises(InputError, match="choose from keep, ignore, drop"):
+        load_split(root, "train", difficult="skip")
+
+
+def test_a_zero_tells_that_boxes_are_edges_already(tmp_path: Path):
+    annotate(tmp_path, "a", element("dog", (0, 5, 40, 30)))
+    annotate(tmp_path, "b", element("dog", (3, 4, 20, 9)))
+    image_set(tmp_path, "train", "b")
+    assert load_split(tmp_path, "train").boxes.tolist() == [[3, 4, 20, 9]]
+
+
+def test_without_image_sets_a_picture_keeps_its_split(tmp_path: Path):
+    for i in range(60):
+        annotate(tmp_path, f"p{i:03d}", element("dog", (1, 1, 9, 9)), size=(16, 16))
+    train, val = (set(load_split(tmp_path, split).file_names.tolist()) for split in ("train", "val"))
+    assert not train & val
+    assert len(train | val) == 60
+    assert 5 <= len(val) <= 20
+    for i in range(60, 90):
+        annotate(tmp_path, f"p{i:03d}", size=(16, 16))
+    assert val <= set(load_split(tmp_path, "val").file_names.tolist())
+    with pytest.raises(InputError, match="it has train, val"):
+        load_split(tmp_path, "test")
+
+
+def test_too_few_images_to_split(tmp_path: Path):
+    annotate(tmp_path, "a", element("dog", (1, 1, 9, 9)))
+    with pytest.raises(InputError, match=r"too few images to split; list those of '\w+' in .*ImageSets/Main/"):
+        [load_split(tmp_path, split) for split in ("train", "val")]
+
+
+def test_images_are_found_by_the_annotations_name(tmp_path: Path):
+    annotate(tmp_path, "a.1", element("dog", (1, 1, 9, 9)))
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    (tmp_path / "images/a.1.jpg").rename(tmp_path / "images/a.1.png")
+    image_set(tmp_path, "train", "a.1.png 1\n")
+    assert load_split(tmp_path, "train").path(0) == tmp_path / "images" / "a.1.png"
+
+
+def test_a_missing_size_is_filled_in_from_the_image(root: Path):
+    path = root / "Annotations/b.xml"
+    path.write_text(path.read_text().replace("<width>40</width>", ""))
+    truth = load_split(root, "val")
+    assert truth.image_sizes.tolist() == [[30, 0]]
+    assert check_images(truth).image_sizes.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (element("cat", ("one", 1, 2, 3)), "object 2 has name 'cat' and box one, 1, 2, 3; it needs"),
+        (element("cat", 5), "box 5, None, None, None"),
+        (element("cat", (1, 1, "nan", 3)), "box 1, 1, nan, 3"),
+        (element(" ", (1, 1, 2, 3)), "has name ''"),
+    ],
+)
+def test_a_bad_object_raises_or_is_dropped(root: Path, objects: str, message: str):
+    annotate(root, "b", element("cat", (2, 3, 20, 9)), objects)
+    with pytest.raises(InputError) as caught:
+        load_split(root, "val")
+    assert message in str(caught.value)
+    assert "b.xml" in str(caught.value)
+    truth = load_split(root, "val", skip_bad=True)
+    assert truth.boxes.tolist() == [[1, 2, 20, 9]]
+    assert message in truth.dropped[0]
+    assert len(load_split(root, "train").boxes) == 2  # not of this split
+
+
+def test_a_box_without_extent_is_dropped(root: Path):
+    annotate(root, "b", element("cat", (9, 3, 8, 9)), element("cat", (9, 3, 9, 9)))
+    truth = load_split(root, "val")
+    assert truth.boxes.tolist() == [[8, 2, 9, 9]]  # one pixel wide
+    assert len(truth.dropped) == 1
+    assert "b.xml: cat has width 0, height 7; dropped" in truth.dropped[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"<annotation>", b"\xff\xfe\x00", b'<?xml version="1.0" encoding="x"?><a/>'])
+def test_a_file_that_is_not_xml(root: Path, content: bytes):
+    (root / "Annotations/b.xml").write_bytes(content)
+    with pytest.raises(InputError, match=r"b\.xml: not a readable XML file"):
+        load_split(root, "val")
+    truth = load_split(root, "val", skip_bad=True)
+    assert len(truth) == 0
+    assert len(truth.dropped) == 1
+
+
+def test_a_listed_image_without_annotation(root: Path):
+    image_set(root, "val", "b\nz\n")
+    with pytest.raises(InputError, match=r"val\.txt: line 2 names z, and there is no Annotations/z\.xml"):
+        load_split(root, "val")
+    assert len(load_split(root, "val", skip_bad=True)) == 1
+
+
+def test_no_objects_at_all(tmp_path: Path):
+    annotate(tmp_path, "a")
+    with pytest.raises(InputError, match="no object in any of its 1 files"):
+        load_split(tmp_path, "train")
+
+
+def test_image_ids_do_not_depend_on_the_split(root: Path):
+    image_set(root, "val", "d\nb\n")
+    truth = load_split(root, "val")
+    assert dict(zip(truth.file_names.tolist(), truth.image_ids.tolist())) == {"d.jpg": 4, "b.jpg": 2}
+    assert np.diff(truth.offsets).tolist() == [1, 1]
