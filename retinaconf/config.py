@@ -30,7 +30,7 @@ class ModelConfig(Section):
     backbone: str = "resnet50.tv_in1k"
     """A timm model with features at strides 8, 16 and 32."""
     weights: str = "imagenet"
-    """Backbone weights: `imagenet` (fetched by timm), `none` (random), or a .safetensors or .pth file."""
+    """Backbone weights: `imagenet` (fetched by timm, or packaged), `none`, or a .safetensors or .pth file."""
     freeze_stem: bool = True
     """Keep the stem and the first stage (up to stride 4) as they are."""
     freeze_norm: bool = True

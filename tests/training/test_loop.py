@@ -1,0 +1,238 @@
+"""Runs of a tiny network on a tiny data set: killed and resumed, interrupted, on two processes, overfitting."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retinaconf.config import Config
+from retinaconf.data.scenes import write_scenes
+from retinaconf.training.run import train_run
+
+TINY = {
+    "model.backbone": "resnet10t",
+    "model.weights": "none",
+    "model.freeze_norm": False,
+    "model.freeze_stem": False,
+    "model.channels": 16,
+    "model.head_convs": 1,
+    "model.quality": "classification",
+    "data.short_side": 64,
+    "data.long_side": 96,
+    "data.scale": (0.7, 1.4),
+    "data.batch_size": 4,
+    "data.workers": 1,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.reference_batch": 4,
+    "optimizer.ema": 0.9,
+    "schedule.epochs": 3,
+    "schedule.warmup_steps": 3,
+    "inference.alpha": 0.4,
+}
+
+
+def options(**changes):
+    """A configuration as command-line options."""
+    flat = TINY | changes
+    words = []
+    for name, value in flat.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            section, _, field = name.rpartition(".")
+            words.append(f"--{section}.{'' if value else 'no-'}{field}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data", train=18, val=4, size=(120, 160))
+
+
+def command(scenes, run, *extra, launcher=("-m", "retinaconf"), **changes):
+    words = ["train", "conf-r50-1x", "--data", str(scenes), "--out", str(run), "--device", "cpu"]
+    return [sys.executable, *launcher, *words, *options(**changes), *extra]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def run_to_the_end(words):
+    result = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result
+
+
+def lines(run, kind):
+    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(scenes, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    run_to_the_end(command(scenes, run))
+    return run
+
+
+def same_run(run, other):
+    assert load_file(run / "model.safetensors").keys() == load_file(other / "model.safetensors").keys()
+    for name in ("model", "averaged", "optimizer"):
+        states = [torch.load(folder / "last.ckpt", weights_only=True)[name] for folder in (run, other)]
+        flat = [dict(_leaves(state)) for state in states]
+        assert flat[0].keys() == flat[1].keys()
+        for key, value in flat[0].items():
+            equal = torch.equal(value, flat[1][key]) if isinstance(value, torch.Tensor) else value == flat[1][key]
+            assert equal, f"{name}: {key}"
+    best = [load_file(folder / "model.safetensors") for folder in (run, other)]
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+    assert (run / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+def _leaves(state, prefix=""):
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, value in items:
+        if isinstance(value, dict | list | tuple):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(scenes, uninterrupted, tmp_path, seed):
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(scenes, run),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    # Kill at a random moment between the first epoch's checkpoint and the end.
+    first = run / "last.ckpt"
+    deadline = time.monotonic() + 240
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(random.Random(seed).uniform(0, 1.0))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert first.exists()
+    run_to_the_end(command(scenes, run, "--resume"))
+    same_run(run, uninterrupted)
+
+
+def test_killed_before_its_first_checkpoint_starts_over(scenes, uninterrupted, tmp_path):
+    run = tmp_path / "early"
+    process = subprocess.Popen(
+        command(scenes, run),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    while not (run / "config.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run_to_the_end(command(scenes, run, "--resume"))
+    same_run(run, uninterrupted)
+
+
+def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, uninterrupted, tmp_path):
+    run = tmp_path / "interrupted"
+    process = subprocess.Popen(command(scenes, run), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (run / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=240)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal came")
+    message = stderr.decode().strip().splitlines()[-1]
+    assert process.returncode == 1
+    assert "--resume goes on" in message
+    run_to_the_end(command(scenes, run, "--resume"))
+    best = [load_file(folder / "model.safetensors") for folder in (run, uninterrupted)]
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("quality", ["classification", "localization"])
+def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, quality):
+    """Loss curve within 1e-5 over 10 steps, and the same metrics.
+
+    Plain SGD, whose steps are as close as the gradients are; norms frozen, since batch statistics are a process's own.
+    """
+    changes = {
+        "model.quality": quality,
+        "model.freeze_norm": True,
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.01,
+        "optimizer.ema": 0.0,
+    }
+    one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
+    run_to_the_end(command(scenes, one, "--max-steps", "10", **changes))
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    run_to_the_end(command(scenes, two, "--max-steps", "10", launcher=(*torchrun, "-m", "retinaconf"), **changes))
+    run_to_the_end(command(scenes, parts, "--max-steps", "10", **changes, **{"optimizer.accumulate": 2}))
+    for other in (two, parts):
+        for a, b in zip(lines(one, "train"), lines(other, "train"), strict=True):
+            for name in ("loss", "class", "box", "quality"):
+                assert b[name] == pytest.approx(a[name], rel=1e-5), name
+        for a, b in zip(lines(one, "val"), lines(other, "val"), strict=True):
+            assert b["AP"] == pytest.approx(a["AP"], abs=1e-4)
+            assert b["AR"] == pytest.approx(a["AR"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "detector",
+    [
+        {"model.quality": "none", "inference.alpha": 0.0},
+        {"model.quality": "localization", "inference.alpha": 0.5},
+        {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou"},
+        {"model.quality": "classification"},
+    ],
+    ids=["retinanet", "iou-aware", "joint", "conf"],
+)
+def test_overfits_8_real_images(shared_data, tmp_path, detector):
+    """At least 0.9 AP50 on what it was trained on."""
+    split = json.loads((shared_data / "bccd" / "train.json").read_text())
+    split["images"] = split["images"][:8]
+    ids = {image["id"] for image in split["images"]}
+    split["annotations"] = [a for a in split["annotations"] if a["image_id"] in ids]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(shared_data / "bccd" / "images")
+    for name in ("train", "val"):
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(split))
+    changes = {
+        "model.backbone": "tf_efficientnet_lite0",
+        "model.weights": str(shared_data / "backbones" / "tf_efficientnet_lite0.safetensors"),
+        "model.channels": 64,
+        "model.head_convs": 2,
+        "data.short_side": 256,
+        "data.long_side": 352,
+        "data.scale": (1.0, 1.0),
+        "data.flip": 0.0,
+        "optimizer.lr": 2e-3,
+        "optimizer.ema": 0.0,
+        "schedule.decay": "cosine",
+        "schedule.epochs": 60,
+        "schedule.warmup_steps": 10,
+    }
+    train_run(Config().changed(**(TINY | changes | detector)), tmp_path / "data", tmp_path / "run", device="cpu")
+    assert max(line["AP50"] for line in lines(tmp_path / "run", "val")) >= 0.9

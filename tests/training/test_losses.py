@@ -1,0 +1,240 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from retinaconf.config import LossConfig, ModelConfig
+from retinaconf.model.boxes import decode, encode, iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.losses import (
+    cross_entropy,
+    detection_losses,
+    focal_loss,
+    gfocal,
+    quality_focal_loss,
+    quality_loss,
+)
+from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
+
+N, A, K = 3, 40, 5
+LOSSES = ["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]
+
+
+def random_case(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(N, A, K, generator=generator) * 3
+    labels = torch.randint(-2, K, (N, A), generator=generator)
+    return logits.requires_grad_(), labels
+
+
+def one_hot(labels):
+    return F.one_hot(labels.clamp(min=0), K).float() * (labels >= 0)[..., None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_focal_loss_and_gradient_are_torchvisions(seed, gamma):
+    logits, labels = random_case(seed)
+    loss = focal_loss(logits, labels, 0.25, gamma)
+    theirs = (sigmoid_focal_loss(logits, one_hot(labels), 0.25, gamma) * (labels != IGNORED)[..., None]).sum()
+    torch.testing.assert_close(loss, theirs)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (expected,) = torch.autograd.grad(theirs, logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_quality_focal_loss_and_gradient_against_its_definition(beta):
+    logits, labels = random_case()
+    quality = torch.rand(int((labels >= 0).sum()), generator=torch.Generator().manual_seed(1))
+    loss = quality_focal_loss(logits, labels, quality, beta)
+    target = one_hot(labels)
+    target[labels >= 0] *= quality[:, None]
+    p = torch.sigmoid(logits)
+    terms = (target - p).abs() ** beta * F.binary_cross_entropy(p, target, reduction="none")
+    expected = (terms * (labels != IGNORED)[..., None]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (by_definition,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, by_definition, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [torch.full((N, A), NEGATIVE), torch.full((N, A), IGNORED)])
+def test_no_positives(labels):
+    logits = random_case()[0]
+    loss = focal_loss(logits, labels, 0.25, 2.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss)
+    assert gradient.any() == bool((labels == NEGATIVE).any())
+
+
+def test_extreme_logits_stay_finite():
+    logits = torch.tensor([[[-1e4, 1e4], [1e4, -1e4], [200.0, -200.0]]], requires_grad=True)
+    for labels in ([[0, 1, NEGATIVE]], [[1, 0, 0]]):
+        loss = focal_loss(logits, torch.tensor(labels), 0.25, 2.0)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all()
+
+
+def test_equations_6_to_8():
+    """Gradients in the logit x: sign(h - y) h (1 - h), (h - y) h (1 - h) (of half the square), h - y."""
+    x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
+    y = torch.linspace(0, 1, 25, dtype=torch.float64)
+    h = torch.sigmoid(x).detach()
+    slopes = {"l1": torch.sign(h - y) * h * (1 - h), "l2": 2 * (h - y) * h * (1 - h), "ce": h - y}
+    for kind, expected in slopes.items():
+        (gradient,) = torch.autograd.grad(quality_loss(x, y, LossConfig(quality=kind)), x)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_why_cross_entropy():
+    """However wrong a saturated output is, L1 and L2 no longer move it."""
+    x, y = torch.tensor([15.0], requires_grad=True), torch.tensor([0.0])
+    slopes = {
+        kind: torch.autograd.grad(quality_loss(x, y, LossConfig(quality=kind)), x)[0].item()
+        for kind in ("l1", "l2", "ce")
+    }
+    assert slopes["ce"] == pytest.approx(1, abs=1e-6)
+    assert slopes["l1"] < 1e-6
+    assert slopes["l2"] < 1e-6
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_quality_losses_by_hand(kind):
+    x, y = torch.tensor([math.log(3.0)], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)  # p = 0.75
+    entropy = -(0.5 * math.log(0.75) + 0.5 * math.log(0.25))
+    expected = {
+        "l1": 0.25,
+        "smooth-l1": 0.03125,
+        "l2": 0.0625,
+        "gfocal": 0.0625 * entropy,
+        "ce": entropy,
+        "ce-weighted": entropy,
+    }
+    assert quality_loss(x, y, LossConfig(quality=kind)).item() == pytest.approx(expected[kind])
+
+
+def test_cross_entropy_and_gfocal_against_torch_in_both_arguments():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(50, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(cross_entropy(x, y), F.binary_cross_entropy_with_logits(x, y, reduction="none"))
+    assert torch.autograd.gradcheck(lambda a, b: gfocal(a, b, 2.0), (x, y))
+    torch.testing.assert_close(gfocal(x, torch.sigmoid(x), 2.0), torch.zeros_like(x))  # its minimum
+
+
+def network_case(seed=0, quality=True):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(A, 2, generator=generator) * 100
+    anchors = torch.cat([corner, corner + 20 + torch.rand(A, 2, generator=generator) * 60], dim=1)
+    boxes = (anchors[:4] + torch.randn(4, 4, generator=generator)).expand(N, 4, 4)
+    labels = torch.randint(-2, K, (N, A), generator=generator)
+    matches = Matches(labels, torch.randint(0, 4, (N, A), generator=generator) * (labels >= 0))
+    outputs = Outputs(
+        torch.randn(N, A, K, generator=generator).requires_grad_(),
+        (0.2 * torch.randn(N, A, 4, generator=generator)).requires_grad_(),
+        torch.randn(N, A, generator=generator).requires_grad_() if quality else None,
+        anchors,
+        (A,),
+    )
+    return outputs, matches, boxes
+
+
+def slow_losses(outputs, matches, boxes, weight=0.0):
+    """Equations (5) and (9), an anchor at a time."""
+    box = quality = 0.0
+    for n in range(N):
+        for a in range(A):
+            label = int(matches.labels[n, a])
+            if label >= 0:
+                target = boxes[n, matches.boxes[n, a]]
+                delta = outputs.box_deltas[n, a]
+                box = box + (delta - encode(outputs.anchors[a], target)).abs().sum()
+                y = iou(decode(outputs.anchors[a], delta), target)
+                p = torch.sigmoid(outputs.quality_logits[n, a])
+                quality = quality - y * p.log() - (1 - y) * (1 - p).log()
+            elif label == NEGATIVE:
+                quality = quality - weight * (1 - torch.sigmoid(outputs.quality_logits[n, a])).log()
+    return box, quality
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("ce", 0.0), ("ce-weighted", 1e-3)])
+def test_box_and_quality_losses_against_loops(kind, weight):
+    outputs, matches, boxes = network_case()
+    config = LossConfig(quality=kind, quality_negative_weight=weight)
+    losses = detection_losses(outputs, matches, boxes, ModelConfig(quality="classification"), config, 7.0)
+    box, quality = slow_losses(outputs, matches, boxes, weight)
+    torch.testing.assert_close(losses["box"], box / 7)
+    torch.testing.assert_close(losses["quality"], quality / 7)
+    torch.testing.assert_close(losses["class"], focal_loss(outputs.class_logits, matches.labels, 0.25, 2.0) / 7)
+
+
+def test_the_box_branch_hears_of_the_quality_loss_unless_detached():
+    """With target y a positive with logit z gives the boxes -z dIoU."""
+    for detach in (False, True):
+        outputs, matches, boxes = network_case()
+        config = LossConfig(detach_quality_target=detach)
+        losses = detection_losses(outputs, matches, boxes, ModelConfig(quality="classification"), config, 1.0)
+        (gradient,) = torch.autograd.grad(losses["quality"], outputs.box_deltas, allow_unused=True)
+        if detach:
+            assert gradient is None
+            continue
+        image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
+        overlap = iou(
+            decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor]),
+            boxes[image, matches.boxes[image, anchor]],
+        )
+        z = outputs.quality_logits[image, anchor].detach()
+        (expected,) = torch.autograd.grad((-z * overlap).sum(), outputs.box_deltas)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_joint_head_learns_the_iou_and_sends_no_gradient_through_it():
+    outputs, matches, boxes = network_case(quality=False)
+    losses = detection_losses(outputs, matches, boxes, ModelConfig(class_target="iou"), LossConfig(), 1.0)
+    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
+    overlap = iou(
+        decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor]), boxes[image, matches.boxes[image, anchor]]
+    )
+    expected = quality_focal_loss(outputs.class_logits, matches.labels, overlap.detach(), 2.0)
+    torch.testing.assert_close(losses["class"], expected)
+    assert set(losses) == {"class", "box"}
+    assert torch.autograd.grad(losses["class"], outputs.box_deltas, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("g", [0, 2])
+def test_batch_without_any_positive_is_finite_and_in_the_graph(g):
+    outputs, _, _ = network_case()
+    matches = Matches(torch.full((N, A), NEGATIVE), torch.zeros(N, A, dtype=torch.int64))
+    losses = detection_losses(
+        outputs, matches, torch.zeros(N, g, 4), ModelConfig(quality="localization"), LossConfig(), 1.0
+    )
+    sum(losses.values()).backward()
+    assert losses["box"] == losses["quality"] == 0
+    assert torch.isfinite(losses["class"])
+    assert not outputs.box_deltas.grad.any()
+
+
+def test_losses_are_float32_under_half_precision():
+    outputs, matches, boxes = network_case()
+    half = outputs._replace(
+        class_logits=outputs.class_logits.bfloat16(),
+        box_deltas=outputs.box_deltas.bfloat16(),
+        quality_logits=outputs.quality_logits.bfloat16(),
+    )
+    model = ModelConfig(quality="classification")
+    losses = detection_losses(half, matches, boxes, model, LossConfig(), 1.0)
+    exact = detection_losses(
+        Outputs(*(t.float() if isinstance(t, torch.Tensor) else t for t in half)),
+        matches,
+        boxes,
+        model,
+        LossConfig(),
+        1.0,
+    )
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=1e-6, atol=1e-6)
