@@ -60,6 +60,18 @@ def train(args: Sequence[str]) -> None:
     train_run(options.config, options.data, options.out, options.resume, options.max_steps, options.device)
 
 
+def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
+    """Train, evaluate and look at a detector on built-in scenes, in minutes, without a download.
+
+    Args:
+        out: folder for data, run, numbers and pictures.
+        device: where to compute.
+    """
+    from retinaconf.demo import run_demo
+
+    run_demo(out, device)
+
+
 def evaluate(
     run: Positional[Path],
     /,
@@ -114,7 +126,7 @@ def predict(
     print(f"{written} images: {out / 'detections.json'} and the pictures beside it")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "predict": predict}
+COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict}
 
 
 class UsageError(Exception):

@@ -158,7 +158,8 @@ def train(
             step += 1
 
             logged.append(sums)
-            if step % LOG_EVERY == 0 or step == last_step:
+            # An epoch's end closes the window, so that a run resumed from there logs the same.
+            if step % LOG_EVERY == 0 or step % epoch_steps == 0 or step == last_step:
                 means = _means(fabric, logged)
                 logged = []
                 if not math.isfinite(sum(means.values())):
