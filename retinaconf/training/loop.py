@@ -196,7 +196,7 @@ def train(
 def _memory_format(network: nn.Module, config: Config, device: torch.device) -> torch.memory_format:
     """Channels last where it makes a training step faster: depthwise convolutions, tensor cores.
 
-    Measured by `benchmarks/training.py`; a step of ResNet-50 on a CPU takes longer with it.
+    Measured by `benchmarks/speed.py`; a step of ResNet-50 on a CPU takes longer with it.
     """
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     tensor_cores = device.type == "cuda" and config.precision != "32"
