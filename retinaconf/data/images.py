@@ -84,6 +84,11 @@ def check_image(path: Path, size: tuple[int, int] | None = None) -> tuple[int, i
     Raises:
         InputError: as `read_image`.
     """
+    return inspect_image(path, size)[0]
+
+
+def inspect_image(path: Path, size: tuple[int, int] | None = None) -> tuple[tuple[int, int], int]:
+    """As `check_image`, and the EXIF orientation, 1 to 8, besides."""
     path = Path(path)
     with _opened(path) as (stream, image):
         if image.format in _JPEG:
@@ -91,7 +96,8 @@ def check_image(path: Path, size: tuple[int, int] | None = None) -> tuple[int, i
                 raise _truncated_jpeg(path)
         elif image.format != "PNG" or not _png_is_complete(stream):
             _decode(image, path)
-        return _upright_size((image.height, image.width), _orientation(image), size, str(path))[1]
+        orientation = _orientation(image)
+        return _upright_size((image.height, image.width), orientation, size, str(path))[1], orientation
 
 
 def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTruth:

@@ -1,0 +1,120 @@
+"""What a check of a data set found: as a table for people, as JSON for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+Severity = Literal["error", "warning", "note"]
+_COLOR = {"error": "red", "warning": "yellow", "note": "dim"}
+_SHOWN_CLASSES = 20
+_SHOWN_RECORDS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault in one split."""
+
+    severity: Severity  # error: training stops; warning: training is worse; note: good to know
+    kind: str  # one of retinaconf.data.check.REMEDIES
+    split: str
+    records: tuple[str, ...]  # one line each: file, box, what is wrong with it
+    remedy: str
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """Numbers of one split, after everything that cannot be used is left out. Boxes exclude crowd regions."""
+
+    images: int
+    images_without_boxes: int
+    boxes: int
+    crowd_regions: int
+    class_boxes: dict[str, int]  # by class
+    class_images: dict[str, int]  # images with the class, by class
+    box_sizes: dict[str, int]  # boxes by the square root of their area, in pixels of the network's input
+    best_anchor_below_half: int  # objects that no anchor fits by IoU 0.5: only the low-quality rule matches them
+    no_anchor: int  # objects that overlap no anchor
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a check found."""
+
+    root: str
+    layout: str
+    short_side: int  # of the network's input, in pixels
+    long_side: int
+    splits: dict[str, SplitStatistics]
+    findings: tuple[Finding, ...]  # errors first
+
+    @property
+    def failed(self) -> bool:
+        """Whether training would stop."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a dictionary that JSON can hold, with every record."""
+        findings = [{**asdict(finding), "count": len(finding.records)} for finding in self.findings]
+        return {**asdict(self), "failed": self.failed, "findings": findings}
+
+    def print(self, console: Console | None = None) -> None:
+        """The report as tables."""
+        console = console or Console()
+        console.print(f"[bold]{escape(self.layout)}[/] layout in {escape(self.root)}", highlight=False)
+        if self.splits:
+            console.print(self._numbers())
+            console.print(self._classes())
+        for finding in self.findings:
+            self._print_finding(finding, console)
+        count = {severity: sum(f.severity == severity for f in self.findings) for severity in _COLOR}
+        verdict = "[red]training would stop[/]" if self.failed else "[green]ready to train[/]"
+        console.print(f"{verdict}: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+
+    def _numbers(self) -> Table:
+        table = Table(title=f"box sizes in pixels at input size {self.short_side} x {self.long_side}")
+        for column in ("", *self.splits):
+            table.add_column(column, justify="right" if column else "left")
+        statistics = self.splits.values()
+        table.add_row("images", *(f"{one.images:,}" for one in statistics))
+        table.add_row("  without boxes", *(f"{one.images_without_boxes:,}" for one in statistics))
+        table.add_row("boxes", *(f"{one.boxes:,}" for one in statistics))
+        table.add_row("crowd regions", *(f"{one.crowd_regions:,}" for one in statistics), end_section=True)
+        for interval in next(iter(statistics)).box_sizes:
+            table.add_row(interval, *(_share(one.box_sizes[interval], one.boxes) for one in statistics))
+        table.add_section()
+        table.add_row("no anchor fits (IoU < 0.5)", *(_share(o.best_anchor_below_half, o.boxes) for o in statistics))
+        return table
+
+    def _classes(self) -> Table:
+        first = next(iter(self.splits.values()))
+        names = sorted(first.class_boxes, key=lambda name: -first.class_boxes[name])
+        shown = names
+        if len(names) > _SHOWN_CLASSES:
+            shown = [*names[: _SHOWN_CLASSES // 2], *names[-_SHOWN_CLASSES // 2 :]]
+        left_out = len(names) - len(shown)
+        table = Table(title="boxes by class" + (f" ({left_out} in the middle not shown)" if left_out else ""))
+        for column in ("", *self.splits):
+            table.add_column(column, justify="right" if column else "left")
+        for name in shown:
+            table.add_row(escape(name), *(f"{one.class_boxes.get(name, 0):,}" for one in self.splits.values()))
+        return table
+
+    def _print_finding(self, finding: Finding, console: Console) -> None:
+        title = f"[{_COLOR[finding.severity]}]{finding.severity}[/] [bold]{finding.kind}[/] in {finding.split}"
+        console.print(f"{title}: {len(finding.records):,}", highlight=False)
+        for record in finding.records[:_SHOWN_RECORDS]:
+            short = record.replace(f"{self.root}/", "")
+            console.print(Padding(escape(short), (0, 0, 0, 4), expand=False), highlight=False)
+        if len(finding.records) > _SHOWN_RECORDS:
+            console.print(f"    ... and {len(finding.records) - _SHOWN_RECORDS:,} more; --json lists all")
+        console.print(Padding(f"[italic]{escape(finding.remedy)}[/]", (0, 0, 0, 2), expand=False), highlight=False)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})" if whole else "0"

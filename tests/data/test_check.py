@@ -1,0 +1,349 @@
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from retinaconf.data.check import REMEDIES, Report, check
+from retinaconf.errors import InputError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+Expected = dict[tuple[str, str, str], list[str]]  # what each record of a finding names, by severity, kind and split
+
+
+def scene(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((128, 96), Image.Resampling.BICUBIC)
+
+
+class Folder:
+    """A clean data set in the flat COCO layout, to be damaged."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "images").mkdir(parents=True)
+        self.train, self.val = self.split("train", 0, 16), self.split("val", 100, 6)
+
+    def split(self, name: str, first: int, count: int) -> dict[str, Any]:
+        document: dict[str, Any] = {"images": [], "annotations": []}
+        document["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        for image_id in range(first, first + count):
+            scene(image_id).save(self.root / "images" / f"{image_id}.png")
+            document["images"].append({"id": image_id, "file_name": f"{image_id}.png", "width": 128, "height": 96})
+            for category, x in ((1, 8), (2, 64)):
+                self.box(document, image_id, [x, 24, 40, 40], category)
+        return document
+
+    @staticmethod
+    def box(document: dict[str, Any], image_id: int, box: list[float], category: int = 1, **more: Any) -> None:
+        record = {"id": len(document["annotations"]) + 1, "image_id": image_id, "category_id": category, "bbox": box}
+        document["annotations"].append({**record, **more})
+
+    def image(self, name: object) -> Path:
+        return self.root / "images" / f"{name}.png"
+
+    def check(self) -> Report:
+        for name, document in (("train", self.train), ("val", self.val)):
+            (self.root / f"{name}.json").write_text(json.dumps(document))
+        return check(self.root, short_side=96, long_side=128)
+
+
+# --- damage: each changes the folder, and says what is to be found ---------------------------------------------------
+
+
+def truncated(folder: Folder) -> Expected:
+    data = folder.image(0).read_bytes()
+    folder.image(0).write_bytes(data[: len(data) // 2])
+    return {("error", "truncated-image", "train"): ["images/0.png"]}
+
+
+def damaged_in_the_middle(folder: Folder) -> Expected:
+    data = bytearray(folder.image(100).read_bytes())
+    data[2000:2400] = bytes(400)
+    folder.image(100).write_bytes(data)
+    return {("error", "truncated-image", "val"): ["images/100.png"]}
+
+
+def missing(folder: Folder) -> Expected:
+    folder.image(1).unlink()
+    folder.image(101).unlink()
+    return {("error", "missing-image", "train"): ["1.png"], ("error", "missing-image", "val"): ["101.png"]}
+
+
+def no_image(folder: Folder) -> Expected:
+    folder.image(2).write_text("<html>404</html>")
+    folder.image(3).write_bytes(b"")
+    return {("error", "unreadable-image", "train"): ["2.png: not an image", "3.png: is empty"]}
+
+
+def size_mismatch(folder: Folder) -> Expected:
+    folder.train["images"][4]["width"] = 256
+    return {("error", "size-mismatch", "train"): ["4.png: the image is 128 x 96 pixels, its annotation says 256 x 96"]}
+
+
+def rotated(folder: Folder) -> Expected:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene(5).save(folder.image(5), exif=exif)
+    return {("note", "rotated-image", "train"): ["5.png: EXIF orientation 6"]}
+
+
+def copied_within(folder: Folder) -> Expected:
+    folder.image(6).write_bytes(folder.image(7).read_bytes())
+    return {("warning", "duplicate-image", "train"): [f"7.png: has the same content as {folder.image(6)}"]}
+
+
+def listed_twice(folder: Folder) -> Expected:
+    folder.val["images"][2]["file_name"] = "103.png"
+    return {("warning", "duplicate-image", "val"): ["103.png: is listed twice"]}
+
+
+def copied_across(folder: Folder) -> Expected:
+    folder.image(104).write_bytes(folder.image(8).read_bytes())
+    return {("warning", "shared-image", "val"): [f"104.png: has the same content as {folder.image(8)}, of train"]}
+
+
+def similar_across(folder: Folder) -> Expected:
+    scene(9).resize((64, 48)).resize((128, 96)).save(folder.image(105))
+    return {("warning", "shared-image", "val"): [f"105.png: shows the same as {folder.image(9)}, of train"]}
+
+
+def degenerate(folder: Folder) -> Expected:
+    folder.box(folder.train, 10, [5, 5, 0, 10])
+    folder.box(folder.train, 10, [5, 5, 10, -3])
+    return {("warning", "degenerate-box", "train"): ["10.png) has width 0", "10.png) has height -3"]}
+
+
+def bad_records(folder: Folder) -> Expected:
+    folder.box(folder.train, 10, [5, 5, 10])
+    folder.box(folder.train, 10, [5, 5, 10, float("nan")])
+    folder.box(folder.train, 999, [5, 5, 10, 10])
+    folder.box(folder.train, 10, [5, 5, 10, 10], category=9)
+    found = ["[5, 5, 10], not four", "must be finite", "names image 999", "names category 9"]
+    return {("error", "bad-annotation", "train"): found}
+
+
+def outside(folder: Folder) -> Expected:
+    folder.box(folder.train, 10, [100, 60, 40, 30])
+    folder.box(folder.train, 10, [200, 60, 30, 30])
+    folder.box(folder.train, 10, [-0.5, 1, 30, 30])  # rounding: no fault
+    found = ["10.png, cat at x, y, w, h 100, 60, 40, 30 leaves the image of 128 x 96", "is outside the image"]
+    return {("warning", "outside-box", "train"): found}
+
+
+def tiny(folder: Folder) -> Expected:
+    folder.box(folder.val, 103, [50, 50, 3, 20], 2)
+    return {("warning", "tiny-box", "val"): ["103.png, dog at x, y, w, h 50, 50, 3, 20 is 3.0 x 20.0 pixels"]}
+
+
+def box_twice(folder: Folder) -> Expected:
+    folder.box(folder.train, 11, [8.4, 24, 40, 40], 1)
+    folder.box(folder.train, 11, [8, 24, 40, 40], 1, iscrowd=1)  # a crowd region may
+    folder.box(folder.train, 11, [8, 24, 40, 40], 2)  # another class may
+    folder.box(folder.train, 11, [12, 24, 40, 40], 1)  # a neighbour
+    return {("warning", "duplicate-box", "train"): ["11.png, cat at x, y, w, h 8.4, 24, 40, 40 occurs twice"]}
+
+
+def unused(folder: Folder) -> Expected:
+    for document in (folder.train, folder.val):
+        document["categories"].append({"id": 3, "name": "emu"})
+    found = ["no box of class emu"]
+    return {("warning", "unused-class", "train"): found, ("note", "unused-class", "val"): found}
+
+
+def rare(folder: Folder) -> Expected:
+    for document in (folder.train, folder.val):
+        document["categories"].append({"id": 3, "name": "emu"})
+        folder.box(document, document["images"][-1]["id"], [20, 50, 40, 40], 3)
+    return {("note", "rare-class", "train"): ["class emu has 1 boxes"]}
+
+
+def other_classes(folder: Folder) -> Expected:
+    folder.val["categories"][1]["name"] = "wolf"
+    return {("warning", "different-classes", "val"): ["category 2 is wolf, in train it is dog"]}
+
+
+def same_name(folder: Folder) -> Expected:
+    for document in (folder.train, folder.val):
+        document["categories"][1]["name"] = "cat"
+    found = ["several categories have the name cat"]
+    return {("warning", "duplicate-class", "train"): found, ("warning", "duplicate-class", "val"): found}
+
+
+def no_boxes(folder: Folder) -> Expected:
+    folder.train["annotations"] = []
+    return {("error", "no-boxes", "train"): ["train.json: no box in it"]}
+
+
+def thin(folder: Folder) -> Expected:
+    for image in range(8):
+        folder.box(folder.train, image, [2, 80, 120, 8])
+    return {("warning", "unfit-anchors", "train"): ["20.0% of the boxes overlap no anchor by IoU 0.5"]}
+
+
+ALONE: list[Callable[[Folder], Expected]] = [no_boxes, same_name, thin]  # these would change what others find
+TOGETHER: list[Callable[[Folder], Expected]] = [
+    truncated,
+    damaged_in_the_middle,
+    missing,
+    no_image,
+    size_mismatch,
+    rotated,
+    copied_within,
+    listed_twice,
+    copied_across,
+    similar_across,
+    degenerate,
+    bad_records,
+    outside,
+    tiny,
+    box_twice,
+    rare,
+]
+
+
+def compare(report: Report, expected: Expected) -> None:
+    found = {(one.severity, one.kind, one.split): one.records for one in report.findings}
+    assert found.keys() == expected.keys()
+    for key, records in found.items():
+        named = [[part for part in expected[key] if part in record] for record in records]
+        assert sorted(named) == sorted(
+            [part] for part in expected[key]
+        )  # each record names one fault, and all are named
+    assert report.failed == any(severity == "error" for severity, _, _ in expected)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "data")
+
+
+def test_nothing_is_found_in_a_clean_folder(folder: Folder):
+    report = folder.check()
+    compare(report, {})
+    train = report.splits["train"]
+    assert (train.images, train.boxes, train.images_without_boxes, train.crowd_regions) == (16, 32, 0, 0)
+    assert train.class_boxes == train.class_images == {"cat": 16, "dog": 16}
+    assert train.box_sizes["32 to 64"] == 32
+    assert sum(train.box_sizes.values()) == 32
+    assert (train.best_anchor_below_half, train.no_anchor) == (0, 0)
+
+
+@pytest.mark.parametrize("damage", [*TOGETHER, *ALONE, unused, other_classes])
+def test_each_fault_is_found_and_no_other(folder: Folder, damage: Callable[[Folder], Expected]):
+    expected = damage(folder)
+    compare(folder.check(), expected)
+
+
+def test_all_faults_at_once(folder: Folder):
+    expected: Expected = {}
+    for damage in TOGETHER:
+        for key, parts in damage(folder).items():
+            expected.setdefault(key, []).extend(parts)
+    compare(folder.check(), expected)
+
+
+def test_every_finding_has_a_remedy_and_the_report_is_json(folder: Folder):
+    for damage in TOGETHER:
+        damage(folder)
+    report = folder.check()
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert document["failed"] is True
+    assert document["splits"]["train"]["class_boxes"]["cat"] > 0
+    assert [one["severity"] for one in document["findings"]] == [one.severity for one in report.findings]
+    assert all(one["remedy"] == REMEDIES[one["kind"]] for one in document["findings"])
+    assert all(one["count"] == len(one["records"]) for one in document["findings"])
+    assert all("\n" not in record for one in document["findings"] for record in one["records"])
+
+
+def test_the_printed_report(folder: Folder):
+    for damage in TOGETHER:
+        damage(folder)
+    folder.train["categories"][0]["name"] = "[bold]cat"  # not markup
+    console = Console(width=200, record=True, file=io.StringIO())
+    folder.check().print(console)
+    text = console.export_text()
+    for part in ("flat COCO layout in", "[bold]cat", "error truncated-image in train: 1", "    images/0.png: trunc"):
+        assert part in text
+    assert "training would stop: 7 errors" in text
+
+
+def test_missing_and_unreadable_splits(folder: Folder):
+    folder.check()
+    (folder.root / "val.json").unlink()
+    report = check(folder.root, 96, 128)
+    compare(report, {("warning", "missing-split", "val"): ["has train"]})
+    (folder.root / "val.json").write_text("{")
+    compare(check(folder.root, 96, 128), {("error", "unreadable-split", "val"): ["val.json: not valid JSON"]})
+    (folder.root / "images").rename(folder.root / "pictures")
+    kinds = {(one.kind, one.split) for one in check(folder.root, 96, 128).findings}
+    assert kinds == {("unreadable-split", "train"), ("unreadable-split", "val")}
+    with pytest.raises(InputError, match="no data set recognised"):
+        check(folder.root / "pictures")
+
+
+def test_an_empty_split(folder: Folder):
+    folder.val["images"], folder.val["annotations"] = [], []
+    compare(folder.check(), {("warning", "no-boxes", "val"): ["val.json: no box in it"]})
+
+
+def test_a_yolo_folder(tmp_path: Path):
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    for split, count in (("train", 10), ("val", 3)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            scene(i + len(split)).save(tmp_path / "images" / split / f"{i}.png")
+            (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    for i in range(3):
+        scene(50 + i).save(tmp_path / "images/val" / f"{i}.png")
+    compare(check(tmp_path, 96, 128), {})
+    (tmp_path / "labels/val/0.txt").write_text("0 0.5 0.5 0.4 0.4\n1 0.5 0.5 0.4 0.4\n0 0.5 0.5 0 0.1")
+    data = (tmp_path / "images/val/1.png").read_bytes()
+    (tmp_path / "images/val/1.png").write_bytes(data[:500])
+    expected = {
+        ("error", "bad-annotation", "val"): ["labels/val/0.txt: line 2 has class 1"],
+        ("warning", "degenerate-box", "val"): ["labels/val/0.txt: line 3 has width 0"],
+        ("error", "truncated-image", "val"): ["images/val/1.png"],
+    }
+    compare(check(tmp_path, 96, 128), expected)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "images", "expected"),
+    [
+        # The official split has two pictures of one field of cells, a little shifted, in train and val.
+        ("bccd", 364, {("shared-image", "val"): 1}),
+        ("voc-animals", 2561, {}),
+        (
+            "coco-mini",
+            443,
+            {
+                ("tiny-box", "train"): 9,
+                ("unfit-anchors", "train"): 1,
+                ("rare-class", "train"): 16,
+                ("tiny-box", "val"): 3,
+                ("unfit-anchors", "val"): 1,
+                ("unused-class", "val"): 7,
+            },
+        ),
+    ],
+)
+def test_real_data(name: str, images: int, expected: dict[tuple[str, str], int]):
+    report = check(SHARED / name)
+    assert sum(one.images for one in report.splits.values()) == images
+    assert {(one.kind, one.split): len(one.records) for one in report.findings} == expected
+    assert not report.failed
+
+
+def test_importing_does_not_import_torch():
+    code = "import sys, retinaconf.data.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
