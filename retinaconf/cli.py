@@ -18,6 +18,7 @@ from retinaconf.errors import InputError
 from retinaconf.recipes import RECIPES, recipe
 
 Device = Literal["auto", "cpu", "cuda"]
+LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
 
 
 @dataclass
@@ -80,6 +81,7 @@ def evaluate(
     alpha: float | None = None,
     sweep: bool = False,
     json: Path | None = None,
+    layout: LayoutKey | None = None,
     device: Device = "auto",
 ) -> None:
     """COCO's ten numbers of a run on a split, overall and by class.
@@ -91,11 +93,12 @@ def evaluate(
         alpha: exponent of the quality in the joint score, instead of the run's own.
         sweep: every alpha from 0.0 to 0.9 and every joint method, from one pass of the network.
         json: also write the numbers to this file.
+        layout: of the data set's folder; without it, found by looking.
         device: where to compute.
     """
     from retinaconf.inference.evaluate import evaluate_run, print_report
 
-    report = evaluate_run(run, data, split, alpha, sweep, None if device == "auto" else device)
+    report = evaluate_run(run, data, split, alpha, sweep, layout, None if device == "auto" else device)
     print_report(report)
     if json is not None:
         _write_json(json, report)
@@ -126,7 +129,39 @@ def predict(
     print(f"{written} images: {out / 'detections.json'} and the pictures beside it")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict}
+def check(
+    data: Path,
+    json: Path | None = None,
+    short_side: int = 600,
+    long_side: int = 1000,
+    layout: LayoutKey | None = None,
+) -> None:
+    """What is wrong with a data set, file by file, before a training finds out.
+
+    Args:
+        data: the data set's folder.
+        json: also write the findings to this file.
+        short_side: short side at which anchors are compared with the objects.
+        long_side: long side likewise.
+        layout: of the data set's folder; without it, found by looking.
+    """
+    from retinaconf.data.check import check as check_data
+
+    report = check_data(data, short_side, long_side, layout)
+    report.print()
+    if json is not None:
+        _write_json(json, report.to_json())
+    if report.failed:
+        raise InputError(f"{data}: training on this is impossible; the findings marked as errors say why")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "check": check,
+}
 
 
 class UsageError(Exception):

@@ -60,6 +60,8 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images to batches."""
 
+    layout: Literal["coco", "flat", "roboflow", "voc", "yolo"] | None = None
+    """Layout of the data set's folder; without it, found by looking."""
     short_side: int = Field(600, ge=32)
     """Images are resized until their short side has this many pixels ..."""
     long_side: int = Field(1000, ge=32)

@@ -69,7 +69,7 @@ def find_layout(root: Path, layout: str | None = None) -> Layout:
         raise InputError(f"{root}: no such folder; --data takes the folder that holds images and annotations")
     if layout is not None:
         if layout not in LAYOUTS:
-            raise InputError(f"--data.layout {layout}: no such layout; choose from {', '.join(LAYOUTS)}")
+            raise InputError(f"layout {layout!r}: no such layout; choose from {', '.join(LAYOUTS)}")
         if not LAYOUTS[layout].splits(root):
             raise InputError(f"{root}: not a {LAYOUTS[layout].name} layout; it would have {LAYOUTS[layout].looked_for}")
         return LAYOUTS[layout]
@@ -82,7 +82,7 @@ def find_layout(root: Path, layout: str | None = None) -> Layout:
     if len(found) > 1:
         names = " and ".join(one.name for one in found)
         keys = " or ".join(one.key for one in found)
-        raise InputError(f"{root}: has the layouts {names}; choose with --data.layout {keys}")
+        raise InputError(f"{root}: has the layouts {names}; choose with --data.layout {keys} in training, --layout elsewhere")
     return found[0]
 
 

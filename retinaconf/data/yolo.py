@@ -93,7 +93,7 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
 
 
 def _specification(file: Path) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         specification = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -19,7 +19,13 @@ from retinaconf.inference.joint_score import joint_score, sweep
 
 
 def evaluate_run(
-    run: Path, root: Path, split: str, alpha: float | None = None, with_sweep: bool = False, device: str | None = None
+    run: Path,
+    root: Path,
+    split: str,
+    alpha: float | None = None,
+    with_sweep: bool = False,
+    layout: str | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """The report that `retinaconf evaluate --json` writes.
 
@@ -32,7 +38,7 @@ def evaluate_run(
     """
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
-    ground_truth = load_split(root, split, detector.config.data.skip_bad)
+    ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
     _same_categories(detector, run, ground_truth.category_ids, ground_truth.classes, ground_truth.source)
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
 

@@ -27,10 +27,10 @@ def train_run(
         Interrupted: the run was asked to stop; it is saved.
     """
     # The data first: nothing is written for a run that cannot start.
-    skip_bad = config.data.skip_bad
-    train_set = check_images(load_split(root, "train", skip_bad), skip_bad)
-    has_val = "val" in find_layout(root).splits(root)
-    val_set = check_images(load_split(root, "val", skip_bad), skip_bad) if has_val else None
+    skip_bad, layout = config.data.skip_bad, config.data.layout
+    train_set = check_images(load_split(root, "train", skip_bad, layout), skip_bad)
+    has_val = "val" in find_layout(root, layout).splits(root)
+    val_set = check_images(load_split(root, "val", skip_bad, layout), skip_bad) if has_val else None
     if not len(train_set.boxes):
         raise InputError(f"{train_set.source}: no boxes to learn from")
     if val_set is not None and (val_set.category_ids, val_set.classes) != (train_set.category_ids, train_set.classes):
@@ -41,9 +41,9 @@ def train_run(
         _open_run(run, config, resume)
     fabric.barrier()
     progress = Progress(run / LOG, silent=not fabric.is_global_zero)
-    progress.say(describe(root, train_set))
+    progress.say(describe(root, train_set, layout))
     if val_set is not None:
-        progress.say(describe(root, val_set))
+        progress.say(describe(root, val_set, layout))
     else:
         progress.say(f"{root}: no split 'val'; training without validation, the last weights are kept")
     _report_dropped([*train_set.dropped, *(val_set.dropped if val_set is not None else ())], progress)
