@@ -41,8 +41,8 @@ def postprocess(
     leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
     order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
 
-    MMDetection 3 follows the same rules. torchvision ranks (anchor, class) pairs, not anchors, keeps boxes without
-    width, and clamps only the growth of a box.
+    The paper's code and MMDetection of its time rank anchors, too. MMDetection 3 and torchvision rank (anchor, class)
+    pairs; torchvision besides keeps boxes without width, and clamps only the growth of a box.
     """
     # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
