@@ -82,7 +82,9 @@ def find_layout(root: Path, layout: str | None = None) -> Layout:
     if len(found) > 1:
         names = " and ".join(one.name for one in found)
         keys = " or ".join(one.key for one in found)
-        raise InputError(f"{root}: has the layouts {names}; choose with --data.layout {keys} in training, --layout elsewhere")
+        raise InputError(
+            f"{root}: has the layouts {names}; choose with --data.layout {keys} in training, --layout elsewhere"
+        )
     return found[0]
 
 

@@ -47,32 +47,32 @@ def postprocess(
     # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits.float())
+    limits = sizes.flip(1).repeat(1, 2).to(outputs.anchors)  # (N, 4): width, height, width, height
     results = []
     for joint in joints:
-        chosen = _best_anchors(joint(best_class, quality), outputs.level_sizes, config.candidates)  # (N, M)
-        class_scores = torch.sigmoid(_take(outputs.class_logits, chosen).float())  # (N, M, K)
-        chosen_quality = None if quality is None else quality.gather(1, chosen)  # (N, M)
-        scores = joint(class_scores, None if chosen_quality is None else chosen_quality[..., None])
-        boxes = decode(outputs.anchors[chosen], _take(outputs.box_deltas, chosen).float())  # (N, M, 4)
-        limits = sizes.flip(1).repeat(1, 2)[:, None]  # (N, 1, 4): width, height, width, height
-        boxes = torch.minimum(boxes.clamp(min=0), limits.to(boxes))
-        has_area = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-        passes = (scores > config.score_threshold) & has_area[..., None]
+        ranking = joint(best_class, quality)
+        chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
+        image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
+        boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())
+        boxes = torch.minimum(boxes.clamp(min=0), limits[image])
+        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        class_scores = torch.sigmoid(outputs.class_logits[image, anchor].float())  # (P, K)
+        chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
+        scores = joint(class_scores, None if chosen_quality is None else chosen_quality[:, None])
+        row, label = torch.nonzero((scores > config.score_threshold) & has_area[:, None], as_tuple=True)
+        pairs = Boxes(
+            boxes[row],
+            scores[row, label],
+            label,
+            class_scores[row, label],
+            None if chosen_quality is None else chosen_quality[row],
+        )
         images = []
-        for n in range(len(sizes)):
-            anchor, label = torch.nonzero(passes[n], as_tuple=True)
-            score, order = scores[n, anchor, label].sort(descending=True, stable=True)
-            anchor, label = anchor[order], label[order]
-            found = Boxes(
-                boxes[n, anchor],
-                score,
-                label,
-                class_scores[n, anchor, label],
-                None if chosen_quality is None else chosen_quality[n, anchor],
-            )
+        counts = image[row].bincount(minlength=len(sizes)).tolist()
+        for index in torch.arange(len(row), device=row.device).split(counts):
+            found = pairs.rows(index[pairs.scores[index].sort(descending=True, stable=True).indices])
             if suppress:
-                kept = suppressed(found.boxes, found.labels, config.nms_iou, config.detections)
-                found = found.rows(kept)
+                found = found.rows(suppressed(found.boxes, found.labels, config.nms_iou, config.detections))
             images.append(found)
         results.append(images)
     return results
@@ -96,19 +96,13 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
         length *= 4
 
 
-def _best_anchors(scores: Tensor, level_sizes: tuple[int, ...], limit: int) -> Tensor:
-    """(N, M) indices along A: on each level the `limit` anchors with the largest of `scores` (N, A), or all."""
-    chosen, start = [], 0
-    for level in scores.split(level_sizes, dim=1):
-        if level.shape[1] > limit:
-            index = level.topk(limit, dim=1, sorted=False).indices.sort(dim=1).values
-        else:
-            index = torch.arange(level.shape[1], device=scores.device).expand(len(scores), -1)
-        chosen.append(index + start)
-        start += level.shape[1]
-    return torch.cat(chosen, dim=1)
-
-
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (N, M) of `values` (N, A, X): (N, M, X)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+def _best_of_level(ranking: Tensor, level_sizes: tuple[int, ...], config: InferenceConfig) -> Tensor:
+    """(N, A) whether an anchor is among the `config.candidates` of its level with the largest `ranking` (N, A)."""
+    levels = []
+    for level in ranking.split(level_sizes, dim=1):
+        best = torch.ones_like(level, dtype=torch.bool)
+        if level.shape[1] > config.candidates:
+            index = level.topk(config.candidates, dim=1, sorted=False).indices
+            best = torch.zeros_like(best).scatter_(1, index, True)
+        levels.append(best)
+    return torch.cat(levels, dim=1)
