@@ -42,23 +42,27 @@ def evaluate_run(
     _same_categories(detector, run, ground_truth.category_ids, ground_truth.classes, ground_truth.source)
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
 
-    joints = [joint_score(config)]
+    configured = joint_score(config)
+    joints = [configured]
     if with_sweep:
         if detector.config.model.quality == "none":
             raise InputError(f"{run}: has no quality branch, so there is nothing to sweep; evaluate it without --sweep")
-        joints += sweep()
+        joints += [joint for joint in sweep() if joint != configured]
     with Progress(transient=True) as bar:
         task = bar.add_task("images", total=len(ground_truth))
         tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n))
     evaluator = CocoEvaluator(ground_truth)
-    metrics = [evaluator(table.image_index, table.boxes, table.scores, table.labels) for table in tables]
+    metrics = {
+        joint: evaluator(table.image_index, table.boxes, table.scores, table.labels)
+        for joint, table in zip(joints, tables)
+    }
 
     report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split, "images": len(ground_truth)}
-    report |= {"joint": joints[0].name, **_as_json(metrics[0])}
+    report |= {"joint": configured.name, **_as_json(metrics[configured])}
     if with_sweep:
         report["sweep"] = [
-            {"joint": joint.name, "alpha": joint.alpha, "metrics": _as_json(found)["metrics"]}
-            for joint, found in zip(joints[1:], metrics[1:])
+            {"joint": joint.name, "alpha": joint.alpha, "metrics": _as_json(metrics[joint])["metrics"]}
+            for joint in sweep()
         ]
     return report
 

@@ -93,7 +93,7 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
         kept = nms(part + shift[:, None], rank, iou_threshold)
         if len(kept) >= limit or length >= len(boxes):
             return kept[:limit]
-        length *= 4
+        length *= 16
 
 
 def _best_of_level(ranking: Tensor, level_sizes: tuple[int, ...], config: InferenceConfig) -> Tensor:
