@@ -1,0 +1,165 @@
+"""COCO results JSON to columns, a few megabytes at a time.
+
+A results file of millions of candidates is hundreds of megabytes, and as Python objects several gigabytes; so records
+are decoded one after the other and turned into columns in batches.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from io import TextIOBase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinaconf.errors import InputError
+
+OPTIONAL = ("class_score", "quality")
+CHUNK = 1 << 22  # characters read at once
+BATCH = 1 << 16  # records turned into columns at once
+_COMMA = re.compile(r"\s*,\s*")
+_SPACE = re.compile(r"\s*")
+
+
+def read_coco_results(path: Path) -> dict[str, np.ndarray]:
+    """Columns image_id, category_id (D,) int64, bbox (D, 4) xywh, score and, where all records have them, class_score
+    and quality (D,) float64, in the file's order.
+
+    Raises:
+        InputError: the file is missing, is not JSON, is not a list of records, or a record lacks a field.
+    """
+    batches: list[dict[str, np.ndarray]] = []
+    count = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for batch in _batches(file, path):
+                batches.append(_columns(batch, path, count))
+                count += len(batch)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    for name in OPTIONAL:
+        having = [name in batch for batch in batches]
+        if any(having) and not all(having):
+            first = next(i for i, has in enumerate(having) if has != having[0])
+            raise InputError(_partly(path, sum(len(batch["score"]) for batch in batches[:first]), name))
+    if not batches:
+        return {
+            "image_id": np.zeros(0, np.int64),
+            "category_id": np.zeros(0, np.int64),
+            "bbox": np.zeros((0, 4)),
+            "score": np.zeros(0),
+        }
+    return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
+
+
+def _batches(file: TextIOBase, path: Path) -> Iterator[list[Any]]:
+    """The list's elements, decoded as they are read."""
+    decode = json.JSONDecoder().raw_decode
+    text, position, last = file.read(CHUNK), 0, False
+    position = _SPACE.match(text).end()  # type: ignore[union-attr]
+    if text[position : position + 1] != "[":
+        raise InputError(f"{path}: not a COCO results file; it must be a JSON list of records")
+    position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+    batch: list[Any] = []
+    read = 0  # characters before `text`
+    while True:
+        try:
+            if text[position : position + 1] == "]" and not batch and read == 0 and _SPACE.fullmatch(text, position + 1):
+                return
+            record, end = decode(text, position)
+            comma = _COMMA.match(text, end)
+            if comma is None or comma.end() == len(text):
+                # The list's end, or this chunk's: only a full view of what follows tells them apart.
+                closing = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+                if text[closing : closing + 1] == "]":
+                    rest = text[closing + 1 :] + file.read(CHUNK)
+                    if rest.strip():
+                        raise InputError(f"{path}: not valid JSON (more text after the list's closing bracket)")
+                    batch.append(record)
+                    yield batch
+                    return
+                raise json.JSONDecodeError("expected ',' or ']' after a record", text, closing)
+        except json.JSONDecodeError as error:
+            more = "" if last or len(text) - position > CHUNK else file.read(CHUNK)
+            if not more:
+                where = read + error.pos
+                raise InputError(f"{path}: not valid JSON ({error.msg}, at character {where})") from None
+            read += position
+            text, position = text[position:] + more, 0
+            last = len(more) < CHUNK
+            continue
+        batch.append(record)
+        position = comma.end()
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+
+
+def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray]:
+    """Columns of one batch, whose first record is the file's record `first`."""
+    try:
+        columns = {
+            "image_id": np.array([record["image_id"] for record in records]),
+            "category_id": np.array([record["category_id"] for record in records]),
+            "bbox": np.array([record["bbox"] for record in records]),
+            "score": np.array([record["score"] for record in records]),
+        }
+        for name in OPTIONAL:
+            if name in records[0]:
+                columns[name] = np.array([record[name] for record in records])
+            elif any(name in record for record in records):
+                raise KeyError(name)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise _fault(records, path, first) from None
+    for name in ("image_id", "category_id"):
+        column = columns[name]
+        if column.dtype.kind == "f" and (column == np.floor(column)).all():  # 42.0, as data frames write it
+            columns[name] = column = column.astype(np.int64)
+        if column.dtype.kind != "i":
+            raise _fault(records, path, first)
+    if columns["bbox"].ndim != 2 or columns["bbox"].shape[1] != 4:
+        raise _fault(records, path, first)
+    for name in columns.keys() - {"image_id", "category_id"}:
+        if columns[name].dtype.kind not in "fi" or (name != "bbox" and columns[name].ndim != 1):
+            raise _fault(records, path, first)
+        columns[name] = columns[name].astype(np.float64)
+    return columns
+
+
+def _fault(records: list[Any], path: Path, first: int) -> InputError:
+    """The first record that cannot be turned into a row, named."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    for position, record in enumerate(records, start=first):
+        name = f"{path}: record {position}"
+        if not isinstance(record, dict):
+            return InputError(f"{name} is not an object; a COCO results file is a list of objects")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in record:
+                return InputError(f"{name} has no '{key}'; each needs image_id, category_id, bbox, score")
+        for key in ("image_id", "category_id"):
+            if not is_number(record[key]) or record[key] != record[key] // 1 or abs(record[key]) >= 2**63:
+                return InputError(f"{name} has {key} {record[key]!r}, not an integer")
+        box = record["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            return InputError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
+        for key in ("score", *OPTIONAL):
+            if key in record and not is_number(record[key]):
+                return InputError(f"{name} has {key} {record[key]!r}, not a number")
+        for key in OPTIONAL:
+            if (key in record) != (key in records[0]):
+                return InputError(_partly(path, position, key))
+    return InputError(f"{path}: records {first} to {first + len(records) - 1} do not have the same form")
+
+
+def _partly(path: Path, position: int, key: str) -> str:
+    return f"{path}: '{key}' changes from present to absent at record {position}; give it in all records or in none"
