@@ -17,7 +17,7 @@ quality      float  (D,), optional   in [0, 1]; the predicted IoU (centerness, o
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.progress import Progress, silent
 from retinaconf.errors import InputError
 
 FORMAT_VERSION = 1
@@ -53,9 +54,15 @@ class Candidates:
 
     def take(self, rows: np.ndarray) -> Candidates:
         """The rows chosen by a mask (D,) or by ascending indices."""
-        columns = {name: getattr(self, name) for name in ("image_index", "labels", "boxes", "scores")}
-        columns |= {name: getattr(self, name) for name in OPTIONAL.values()}
-        return replace(self, **{name: None if column is None else column[rows] for name, column in columns.items()})
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            labels=self.labels[rows],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            class_scores=None if self.class_scores is None else self.class_scores[rows],
+            quality=None if self.quality is None else self.quality[rows],
+        )
 
     def rescored(self, alpha: float) -> Candidates:
         """The same boxes ranked by the joint score quality^alpha * class_score^(1 - alpha), eq. (11) of the paper.
@@ -73,7 +80,7 @@ class Candidates:
         return replace(self, scores=self.quality**alpha * class_scores ** (1 - alpha))
 
 
-def read_candidates(path: Path, ground_truth: GroundTruth) -> Candidates:
+def read_candidates(path: Path, ground_truth: GroundTruth, progress: Progress = silent) -> Candidates:
     """Read candidates or detections: a columnar file where the name ends in .npz, else COCO results JSON.
 
     Boxes that reach out of the image stay as they are; boxes without width or height stay and overlap nothing; the
@@ -89,7 +96,7 @@ def read_candidates(path: Path, ground_truth: GroundTruth) -> Candidates:
     else:
         from retinaconf.diagnosis.coco_results import read_coco_results
 
-        columns = read_coco_results(path)
+        columns = read_coco_results(path, progress)
         record = "record"
     return candidates_from_columns(columns, ground_truth, str(path), record)
 
@@ -103,7 +110,7 @@ def candidates_from_columns(
         InputError: as `read_candidates`; messages name `source` and the record's position, counted from 0.
     """
 
-    def refuse(bad: np.ndarray, what: Any) -> None:
+    def refuse(bad: Any, what: Callable[[int], str]) -> None:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise InputError(f"{source}: {record} {row} (image {columns['image_id'][row]}) has {what(row)}")
@@ -212,7 +219,9 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
         if name not in columns:
             raise InputError(f"{path}: no array '{name}' in it; write_candidates makes such files")
         if columns[name].dtype.kind not in kinds:
-            raise InputError(f"{path}: array '{name}' holds {columns[name].dtype}, not {'int' if 'i' in kinds else 'float'}")
+            raise InputError(
+                f"{path}: array '{name}' holds {columns[name].dtype}, not {'int' if 'i' in kinds else 'float'}"
+            )
     count = len(columns["score"]) if columns["score"].ndim == 1 else -1
     for name in ("image_id", "category_id", "bbox", "score", *OPTIONAL):
         shape = (count, 4) if name == "bbox" else (count,)

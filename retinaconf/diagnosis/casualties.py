@@ -36,6 +36,28 @@ class Casualties:
         """(B,) bool: the object had a candidate with IoU >= threshold, and NMS kept none."""
         return (self.best_iou >= threshold) & (self.kept_iou < threshold)
 
+    def of(self, chosen: np.ndarray) -> dict[str, float | int]:
+        """Counts and means over the objects that the mask (B,) chooses; a mean over none is NaN.
+
+        `found` have a candidate that overlaps them at all; means are over those.
+        """
+        found = chosen & (self.best_candidate >= 0)
+
+        def mean(values: np.ndarray) -> float:
+            return float(values[found].mean()) if found.any() else float("nan")
+
+        counts: dict[str, float | int] = {"objects": int(chosen.sum()), "found": int(found.sum())}
+        counts |= {
+            "mean_best_iou": mean(self.best_iou),
+            "mean_kept_iou": mean(self.kept_iou),
+            "mean_lost_iou": mean(self.lost),
+        }
+        for threshold in (0.5, 0.75):
+            fallen = chosen & self.fallen(threshold)
+            counts[f"lost_at_{threshold * 100:.0f}"] = int(fallen.sum())
+            counts[f"lost_at_{threshold * 100:.0f}_to_neighbour"] = int((fallen & self.neighbour).sum())
+        return counts
+
     def worst(self, count: int) -> np.ndarray:
         """Rows of the objects that lost most IoU, the largest loss first, none without loss."""
         order = np.argsort(-self.lost, kind="stable")[:count]
@@ -76,9 +98,7 @@ def nms_casualties(
     return Casualties(best_iou, best, kept_iou, kept, neighbour)
 
 
-def _raise(
-    best_iou: np.ndarray, best: np.ndarray, box: np.ndarray, target: np.ndarray, overlap: np.ndarray
-) -> None:
+def _raise(best_iou: np.ndarray, best: np.ndarray, box: np.ndarray, target: np.ndarray, overlap: np.ndarray) -> None:
     """Let each target have the larger of what it has and its largest overlap here; the first box of equals."""
     order = np.lexsort((box, -overlap, target))
     box, target, overlap = box[order], target[order], overlap[order]

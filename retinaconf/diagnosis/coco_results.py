@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from io import TextIOBase
+from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from retinaconf.diagnosis.progress import Progress, silent
 from retinaconf.errors import InputError
 
 OPTIONAL = ("class_score", "quality")
@@ -24,7 +25,7 @@ _COMMA = re.compile(r"\s*,\s*")
 _SPACE = re.compile(r"\s*")
 
 
-def read_coco_results(path: Path) -> dict[str, np.ndarray]:
+def read_coco_results(path: Path, progress: Progress = silent) -> dict[str, np.ndarray]:
     """Columns image_id, category_id (D,) int64, bbox (D, 4) xywh, score and, where all records have them, class_score
     and quality (D,) float64, in the file's order.
 
@@ -34,10 +35,12 @@ def read_coco_results(path: Path) -> dict[str, np.ndarray]:
     batches: list[dict[str, np.ndarray]] = []
     count = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        size = path.stat().st_size
+        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
             for batch in _batches(file, path):
                 batches.append(_columns(batch, path, count))
                 count += len(batch)
+                progress(f"reading {path.name} (MB)", raw.tell() >> 20, size >> 20)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -71,7 +74,12 @@ def _batches(file: TextIOBase, path: Path) -> Iterator[list[Any]]:
     read = 0  # characters before `text`
     while True:
         try:
-            if text[position : position + 1] == "]" and not batch and read == 0 and _SPACE.fullmatch(text, position + 1):
+            if (
+                text[position : position + 1] == "]"
+                and not batch
+                and read == 0
+                and _SPACE.fullmatch(text, position + 1)
+            ):
                 return
             record, end = decode(text, position)
             comma = _COMMA.match(text, end)

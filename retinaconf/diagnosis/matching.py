@@ -9,6 +9,7 @@ intervals, duplicates, calibration against IoU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +39,9 @@ def match_detections(
     detections: Candidates, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
 ) -> Matches:
     """Match D detections to the ground truth at T IoU thresholds > 0."""
-    ids = np.argsort(np.argsort(ground_truth.image_ids, kind="stable"), kind="stable")  # as the evaluation orders images
+    ids = np.argsort(
+        np.argsort(ground_truth.image_ids, kind="stable"), kind="stable"
+    )  # as the evaluation orders images
     order = np.lexsort((-detections.scores, ids[detections.image_index], detections.labels))
     label, image = detections.labels[order], detections.image_index[order]
     starts = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(image, prepend=-1))
@@ -61,7 +64,7 @@ def match_detections(
     by_round = np.lexsort((g, b, rank_of[b]))
     b, g, o = b[by_round], g[by_round], o[by_round]
     ends = np.searchsorted(rank_of[b], np.arange(MAX_PER_CLASS + 1))
-    for start, end in zip(ends[:-1], ends[1:]):  # one detection of every image and class a round
+    for start, end in pairwise(ends):  # one detection of every image and class a round
         if start < end:
             _match_round(b[start:end], g[start:end], o[start:end], thresholds, free, matched, matched_iou)
 
@@ -96,7 +99,9 @@ def _close_pairs(
         overlap = iou(detections.boxes[box], ground_truth.boxes[target])
         crowd = ground_truth.crowd[target]
         if crowd.any():
-            overlap[crowd] = _share_inside(detections.boxes[box[crowd]], ground_truth.boxes[target[crowd]], areas[box[crowd]])
+            overlap[crowd] = _share_inside(
+                detections.boxes[box[crowd]], ground_truth.boxes[target[crowd]], areas[box[crowd]]
+            )
         close = overlap >= min(threshold, 1 - 1e-10)
         found.append((box[close], target[close], overlap[close]))
     if not found:

@@ -1,0 +1,242 @@
+"""The whole diagnosis of one detector: ground truth, detections and candidates in, every number out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.diagnosis.alignment import Alignment, measure_alignment
+from retinaconf.diagnosis.calibration import Calibration, calibrate
+from retinaconf.diagnosis.candidates import Candidates, read_candidates
+from retinaconf.diagnosis.casualties import Casualties, nms_casualties
+from retinaconf.diagnosis.coverage import Coverage
+from retinaconf.diagnosis.nms import nms
+from retinaconf.diagnosis.oracles import Rung, oracle_ladder
+from retinaconf.diagnosis.overlaps import Overlaps, best_overlaps
+from retinaconf.diagnosis.paper_statistics import Counts, count_predictions
+from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.diagnosis.progress import Progress, silent, terminal_progress
+from retinaconf.diagnosis.quality import REPLICATES, AlphaSweep, sweep_alpha
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Boxes before or after NMS, how well they are placed, and how well their score says so."""
+
+    boxes: Candidates  # D
+    overlaps: Overlaps  # of them
+    alignment: Alignment
+    counts: dict[str, Counts]  # the paper's Table 1: "same_class", "any_class"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that is known of one detector. What each number means: docs/diagnosis.md."""
+
+    ground_truth: GroundTruth
+    post_processing: PostProcessing
+    object_iou: float  # candidates with at least this IoU are an object's own
+    before: Stage | None  # the candidates; None where only detections were given
+    after: Stage  # the detections
+    suppressor: np.ndarray | None  # (D,) of `before`: -1 kept, else the row of the box that removed it
+    metrics: Metrics  # COCO's, of the detections
+    casualties: Casualties | None  # with candidates only
+    oracles: list[Rung]
+    quality: AlphaSweep | None  # where there are quality scores
+    calibration: Calibration
+    coverage: Coverage | None  # where the anchors are known
+    notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number under a stable key (docs/diagnosis.md), ready for json.dumps: None where undefined."""
+        from retinaconf.diagnosis.document import to_document
+
+        return to_document(self)
+
+    def summary(self) -> list[str]:
+        """The findings in words, the most important first."""
+        from retinaconf.diagnosis.summary import summarize
+
+        return summarize(self)
+
+    def save_figures(self, folder: Path) -> list[Path]:
+        """Write each figure as PNG and SVG and return the files. Needs matplotlib.
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
+        from retinaconf.diagnosis.figures import save_figures
+
+        return save_figures(self, folder)
+
+
+def diagnose(
+    ground_truth: GroundTruth,
+    detections: Candidates | None = None,
+    candidates: Candidates | None = None,
+    *,
+    post_processing: PostProcessing | None = None,
+    object_iou: float = 0.5,
+    coverage: Coverage | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Diagnose a detector from its boxes.
+
+    All columns are held in memory: a candidate takes 72 bytes, or 100 with class score and quality, and the work some
+    250 more. So 5,000 images of 1,000 candidates need 2 GB; of a larger set, diagnose a sample of the images
+    (`GroundTruth.subset`), which loses little: all numbers here are means over boxes, objects or images.
+
+    Args:
+        ground_truth: I images.
+        detections: after NMS. Made from the candidates where None.
+        candidates: before NMS. Without them nothing is said of NMS, and oracles re-rank the detections.
+        post_processing: what makes detections of candidates, also in the oracles and at each alpha.
+        object_iou: candidates of its class with at least this IoU are an object's own.
+        coverage: from `anchor_coverage`, where the anchors are known.
+        replicates: bootstrap draws for the worth of the best alpha.
+        seed: of those draws, and of the halves of the images.
+        progress: told how far each step is.
+
+    Raises:
+        InputError: neither detections nor candidates are given.
+    """
+    if detections is None and candidates is None:
+        raise InputError("nothing to diagnose; give detections, or candidates before NMS, or both")
+    process = post_processing or PostProcessing()
+    before: Stage | None = None
+    suppressor: np.ndarray | None = None
+    casualties: Casualties | None = None
+    source = candidates  # all of them: the score threshold cuts the joint score at each alpha anew
+    if candidates is not None:
+        if process.score_threshold > 0:
+            candidates = candidates.take(candidates.scores > process.score_threshold)
+        before = _stage(candidates, ground_truth, object_iou, progress)
+        columns = (candidates.image_index, candidates.labels, candidates.boxes, candidates.scores)
+        suppressor = nms(*columns, process.nms_iou, progress)
+        casualties = nms_casualties(candidates, suppressor, before.overlaps.same_object, ground_truth, progress)
+    made = None if candidates is None or suppressor is None else process.best(candidates, suppressor)
+    final = detections if detections is not None else made
+    assert final is not None
+    after = _stage(final, ground_truth, object_iou, progress)
+
+    base = before or after
+    finish: Callable[[Candidates], Candidates] = process if before else _unchanged
+    metrics = CocoEvaluator(ground_truth)(final.image_index, final.boxes, final.scores, final.labels)
+    ladder = oracle_ladder(base.boxes, base.overlaps, ground_truth, finish, object_iou, final, progress)
+    ranked = source if source is not None else final
+    quality = None
+    if ranked.quality is not None:
+        quality = sweep_alpha(ranked, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
+    return Diagnosis(
+        ground_truth=ground_truth,
+        post_processing=process,
+        object_iou=object_iou,
+        before=before,
+        after=after,
+        suppressor=suppressor,
+        metrics=metrics,
+        casualties=casualties,
+        oracles=ladder,
+        quality=quality,
+        calibration=calibrate(final, ground_truth),
+        coverage=coverage,
+        notes=tuple(_notes(ground_truth, final, candidates, detections, process)),
+    )
+
+
+def run(
+    ground_truth: Path,
+    detections: Path | None = None,
+    candidates: Path | None = None,
+    *,
+    json_file: Path | None = None,
+    figures: Path | None = None,
+    post_processing: PostProcessing | None = None,
+    replicates: int = REPLICATES,
+) -> Diagnosis:
+    """Diagnose from files, showing progress on stderr; write the JSON document and the figures where asked.
+
+    Raises:
+        InputError: a file is missing, malformed or of another split, or an output cannot be written.
+    """
+    truth = read_coco(ground_truth)
+    with terminal_progress() as progress:
+        columns = [
+            None if path is None else read_candidates(path, truth, progress) for path in (detections, candidates)
+        ]
+        result = diagnose(truth, *columns, post_processing=post_processing, replicates=replicates, progress=progress)
+    if json_file is not None:
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{json_file}: cannot be written ({error.strerror}); choose another place") from None
+    if figures is not None:
+        result.save_figures(figures)
+    return result
+
+
+def _unchanged(detections: Candidates) -> Candidates:
+    """Detections are past post-processing."""
+    return detections
+
+
+def _stage(boxes: Candidates, ground_truth: GroundTruth, object_iou: float, progress: Progress) -> Stage:
+    overlaps = best_overlaps(boxes, ground_truth, progress)
+    readings = {"same_class": overlaps.same_iou, "any_class": overlaps.any_iou}
+    return Stage(
+        boxes=boxes,
+        overlaps=overlaps,
+        alignment=measure_alignment(boxes, overlaps, ground_truth, object_iou),
+        counts={
+            name: count_predictions(boxes.image_index, boxes.scores, iou, len(ground_truth))
+            for name, iou in readings.items()
+        },
+    )
+
+
+def _notes(
+    ground_truth: GroundTruth,
+    final: Candidates,
+    candidates: Candidates | None,
+    detections: Candidates | None,
+    process: PostProcessing,
+) -> list[str]:
+    notes = []
+    if ground_truth.dropped:
+        notes.append(
+            f"{len(ground_truth.dropped):,} ground-truth records were dropped; the first: {ground_truth.dropped[0]}."
+        )
+    boxes = candidates if candidates is not None else final
+    height, width = ground_truth.image_sizes[boxes.image_index].T
+    known = (height > 0) & (width > 0)
+    outside = known & (
+        (boxes.boxes[:, :2] < -1).any(1) | (boxes.boxes[:, 2] > width + 1) | (boxes.boxes[:, 3] > height + 1)
+    )
+    if outside.any():
+        notes.append(f"{outside.sum():,} boxes reach out of their image by more than a pixel; they are used as given.")
+    empty = (boxes.boxes[:, 2:] <= boxes.boxes[:, :2]).any(1)
+    if empty.any():
+        notes.append(f"{empty.sum():,} boxes have no width or no height; they overlap nothing.")
+    if candidates is None and len(final):
+        removed = nms(final.image_index, final.labels, final.boxes, final.scores, process.nms_iou) >= 0
+        if removed.mean() > 0.5:
+            notes.append(
+                f"NMS at IoU {process.nms_iou:g} would remove {removed.mean():.0%} of these detections: if they are "
+                "candidates before NMS, give them as such."
+            )
+    if detections is not None:
+        per_class = detections.image_index * len(ground_truth.classes) + detections.labels
+        if len(per_class) and np.unique(per_class, return_counts=True)[1].max() > 100:
+            notes.append("Some images have over 100 detections of a class; COCO's AP uses the best 100.")
+    return notes
