@@ -7,6 +7,7 @@ bootstrap draw is one weighted cumulative sum over detections matched once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 
@@ -26,17 +27,25 @@ class AveragePrecision:
         self._num_classes = len(ground_truth.classes)
         by_class = np.argsort(matches.labels, kind="stable")  # within a class still in descending score
         self._image = matches.image_index[by_class]
-        label = matches.labels[by_class]
-        self._class_start = np.searchsorted(label, np.arange(self._num_classes))
-        true = matches.matched[by_class] >= 0
-        ignored = (matches.ignored if ignored is None else ignored)[by_class]
-        # Precision matters at true positives only: per threshold their places, and the places of what is ignored.
-        self._levels = []
-        for threshold in range(true.shape[1]):
-            hit = np.flatnonzero(true[:, threshold])
-            skipped = np.flatnonzero(ignored[:, threshold])
-            before = np.searchsorted(skipped, hit)
-            self._levels.append((hit, label[hit], skipped, before, np.searchsorted(skipped, self._class_start)))
+        self._label = matches.labels[by_class]
+        self._true = matches.matched[by_class] >= 0
+        self._ignored = (matches.ignored if ignored is None else ignored)[by_class]
+        self._index()
+
+    def _index(self) -> None:
+        starts = np.searchsorted(self._label, np.arange(self._num_classes))
+        self._levels = [_Level(*columns, self._label, starts) for columns in zip(self._true.T, self._ignored.T)]
+
+    def within(self, images: np.ndarray) -> AveragePrecision:
+        """The same on some images only, quicker where the others never count; (n,) image rows."""
+        part = copy(self)
+        rows = np.isin(self._image, images)
+        part._image, part._label = self._image[rows], self._label[rows]
+        part._true, part._ignored = self._true[rows], self._ignored[rows]
+        rows = np.isin(self._object_image, images)
+        part._object_image, part._object_label = self._object_image[rows], self._object_label[rows]
+        part._index()
+        return part
 
     def __call__(self, image_weights: np.ndarray) -> np.ndarray:
         """AP at each threshold, (T,): the mean over the classes that have an object in a weighted image.
@@ -47,44 +56,51 @@ class AveragePrecision:
         objects = np.bincount(
             self._object_label, weights=image_weights[self._object_image], minlength=self._num_classes
         )
-        present = np.flatnonzero(objects > 0)
-        if len(present) == 0:
+        present = np.count_nonzero(objects)
+        if present == 0:
             return np.full(len(self._levels), np.nan)
         weight = image_weights[self._image]
         seen = np.concatenate([[0.0], np.cumsum(weight)])
-        return np.array([self._level(*level, weight, seen, objects, present) for level in self._levels])
+        return np.array([level.precision_sum(weight, seen, objects) / present for level in self._levels])
 
-    def _level(
-        self,
-        hit: np.ndarray,
-        label: np.ndarray,
-        skipped: np.ndarray,
-        skipped_before: np.ndarray,
-        skipped_before_class: np.ndarray,
-        weight: np.ndarray,
-        seen: np.ndarray,
-        objects: np.ndarray,
-        present: np.ndarray,
-    ) -> float:
-        lost = np.concatenate([[0.0], np.cumsum(weight[skipped])])
-        counted = seen[hit + 1] - lost[skipped_before]
-        counted -= (seen[self._class_start] - lost[skipped_before_class])[label]
-        hits = np.concatenate([[0.0], np.cumsum(weight[hit])])
-        found = hits[1:] - hits[np.searchsorted(label, np.arange(self._num_classes))][label]
-        used = weight[hit] > 0
-        label, found, counted = label[used], found[used], counted[used]
-        # How many of the recall levels each hit reaches: whole numbers, so that a tie is decided as in COCO's code.
+
+class _Level:
+    """One IoU threshold. Precision matters at the true positives only, so that their places are all it keeps."""
+
+    def __init__(self, true: np.ndarray, ignored: np.ndarray, label: np.ndarray, class_starts: np.ndarray):
+        self.hit = np.flatnonzero(true)
+        self.label = label[self.hit]
+        self.class_start = class_starts[self.label]
+        self.first_hit = np.searchsorted(self.hit, self.class_start)  # of the hit's class
+        self.skipped = np.flatnonzero(ignored)
+        self.skipped_before = np.searchsorted(self.skipped, self.hit)
+        self.skipped_before_class = np.searchsorted(self.skipped, self.class_start)
+
+    def precision_sum(self, weight: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> float:
+        """The sum over classes of the mean precision at COCO's 101 recalls.
+
+        Args:
+            weight: (M,) of each detection.
+            seen: (M + 1,) its sum over the detections before.
+            objects: (K,) weight of each class's objects.
+        """
+        counted = seen[self.hit + 1] - seen[self.class_start]
+        if len(self.skipped):
+            lost = np.concatenate([[0.0], np.cumsum(weight[self.skipped])])
+            counted -= lost[self.skipped_before] - lost[self.skipped_before_class]
+        hits = np.concatenate([[0.0], np.cumsum(weight[self.hit])])
+        found = hits[1:] - hits[self.first_hit]
+        used = weight[self.hit] > 0
+        label, found, counted = self.label[used], found[used], counted[used]
+        # How many recall levels each hit reaches: whole numbers, so that a tie is decided as in COCO's code.
         reached = np.searchsorted(RECALLS, found / objects[label], side="right")
+        new = np.diff(reached, prepend=0)
+        first = np.flatnonzero(np.diff(label, prepend=-1))
+        new[first] = reached[first]
         # The envelope of all classes in one pass: an offset keeps a class from seeing those after it.
-        apart = 2.0 * (self._num_classes - label)
+        apart = 2.0 * (len(objects) - label)
         precision = np.maximum.accumulate((found / counted + apart)[::-1])[::-1] - apart
-        stride = len(RECALLS) + 1
-        wanted = (present[:, None] * stride + np.arange(1, stride)).ravel()
-        place = np.searchsorted(label * stride + reached, wanted)
-        # Recalls a class does not reach have precision 0: the place found is another class's, or the end.
-        owner = np.append(label, -1)[place]
-        at = np.append(precision, 0.0)[place]
-        return float(np.where(owner == np.repeat(present, len(RECALLS)), at, 0.0).mean())
+        return float(precision @ new) / len(RECALLS)
 
 
 def image_draws(images: np.ndarray, num_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:

@@ -105,7 +105,7 @@ def optimal_lrp(matches: Matches, level: int, iou_threshold: float, ground_truth
     labels, scores, iou, matched = _considered(matches, level)
     objects = np.bincount(ground_truth.labels[~ground_truth.crowd], minlength=len(ground_truth.classes))
     shape = len(objects)
-    result = OptimalLRP(*np.full((5, shape), np.nan), objects)
+    result = OptimalLRP(*(np.full(shape, np.nan) for _ in range(5)), objects)  # type: ignore[call-arg]
     order = np.lexsort((-scores, labels))
     ends = np.searchsorted(labels[order], np.arange(shape + 1))
     for label in np.flatnonzero(objects):

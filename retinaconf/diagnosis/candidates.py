@@ -19,6 +19,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,7 @@ def candidates_from_columns(
             continue
         values = np.asarray(column, dtype=np.float64)
         inside = (values >= 0) & (values <= 1 + SCORE_SLACK)  # False for NaN
-        refuse(
-            ~inside,
-            lambda row, on_disk=on_disk, values=values: (
-                f"{on_disk} {values[row]}; scores must be in [0, 1] (apply the sigmoid or softmax first)"
-            ),
-        )
+        refuse(~inside, partial(_not_a_score, on_disk, values))
         scores[name] = np.minimum(values, 1.0)
 
     columns_now = {"image_index": image_index, "labels": labels, "boxes": boxes, **scores}
@@ -230,6 +226,10 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
         if name in OPTIONAL and name in columns and columns[name].dtype.kind != "f":
             raise InputError(f"{path}: array '{name}' holds {columns[name].dtype}, not float")
     return columns
+
+
+def _not_a_score(name: str, values: np.ndarray, row: int) -> str:
+    return f"{name} {values[row]}; scores must be in [0, 1] (apply the sigmoid or softmax first)"
 
 
 def _lookup(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -38,87 +38,105 @@ def rank_correlation(
     if group is None:
         group = np.zeros(len(scores), dtype=np.int64)
     count = np.bincount(group, minlength=num_groups)
+    pairs = count * (count - 1) / 2
+    score = _Ranks(scores, group, count)
+    place = _Ranks(iou, group, count)
 
-    score_rank, tied_score = _ranks(scores, group, num_groups)
-    iou_rank, tied_iou = _ranks(iou, group, num_groups)
-    mean_rank = (count - 1)[group] / 2
-    a, b = score_rank - mean_rank, iou_rank - mean_rank
+    middle = (count - 1)[group] / 2
+    a, b = score.mean_rank - middle, place.mean_rank - middle
 
     def per_group(values: np.ndarray) -> np.ndarray:
         return np.bincount(group, weights=values, minlength=num_groups)
 
     spearman = _ratio(per_group(a * b), np.sqrt(per_group(a * a) * per_group(b * b)))
 
-    order = np.lexsort((iou, scores, group))
-    by_iou = np.lexsort((np.arange(len(order)), iou[order], group[order]))  # ties in IoU stay: no inversion
-    place = np.empty(len(order), dtype=np.int64)
-    place[by_iou] = np.arange(len(order))
-    discordant = np.bincount(group[order], weights=_inversions(place), minlength=num_groups)
-    new_run = _changes(group[order], scores[order], iou[order])
-    tied_both = _tied_pairs(new_run, group[order], num_groups)
-
-    pairs = count * (count - 1) / 2
-    strict = pairs - tied_score - tied_iou + tied_both
+    # By group, then score, then IoU: one whole number holds all three.
+    both = np.sort(score.dense * np.int64(len(place.run_starts) or 1) + place.dense)
+    dense = both % max(len(place.run_starts), 1)
+    group_starts = np.cumsum(count) - count
+    discordant = _inversions(dense, place.run_starts, group_starts, count)
+    tied_both = _tied_pairs(np.flatnonzero(np.diff(both, prepend=-1)), group_starts, len(both))
+    strict = pairs - score.tied - place.tied + tied_both
     concordant = strict - discordant
-    kendall = _ratio(concordant - discordant, np.sqrt((pairs - tied_score) * (pairs - tied_iou)))
+    kendall = _ratio(concordant - discordant, np.sqrt((pairs - score.tied) * (pairs - place.tied)))
     return RankCorrelation(np.clip(spearman, -1, 1), np.clip(kendall, -1, 1), _ratio(concordant, strict), count)
+
+
+class _Ranks:
+    """Ranks of n values within their groups."""
+
+    def __init__(self, values: np.ndarray, group: np.ndarray, count: np.ndarray):
+        order = np.argsort(values)
+        if len(count) > 1:  # a whole number for group and value sorts several times faster than lexsort
+            dense = np.empty(len(values), dtype=np.int64)
+            dense[order] = np.cumsum(_changes(values[order])) - 1
+            key = group * np.int64(len(values)) + dense
+            order = np.argsort(key)
+            new_run = _changes(key[order])
+        else:
+            new_run = _changes(values[order])
+        group_starts = np.cumsum(count) - count
+        self.run_starts = np.flatnonzero(new_run)  # in the order of group and value
+        lengths = np.diff(self.run_starts, append=len(values))
+        self.dense = np.empty(len(values), dtype=np.int64)  # (n,) ascending with group and value, ties equal
+        self.dense[order] = np.cumsum(new_run) - 1
+        middle = self.run_starts + (lengths - 1) / 2
+        self.mean_rank = middle[self.dense] - group_starts[group]  # (n,) from 0 in each group, ties at their mean
+        self.tied = _tied_pairs(self.run_starts, group_starts, len(values))  # (M,) pairs equal in value
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(len(bottom), np.nan), where=bottom > 0)
 
 
-def _changes(*sorted_columns: np.ndarray) -> np.ndarray:
-    """(n,) bool: a row that differs from the one before it in any column."""
-    new = np.zeros(len(sorted_columns[0]), dtype=bool)
-    new[:1] = True
-    for column in sorted_columns:
-        new[1:] |= column[1:] != column[:-1]
+def _changes(sorted_values: np.ndarray) -> np.ndarray:
+    """(n,) bool: a value that differs from the one before it."""
+    new = np.ones(len(sorted_values), dtype=bool)
+    new[1:] = sorted_values[1:] != sorted_values[:-1]
     return new
 
 
-def _tied_pairs(new_run: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
-    """(M,) float64: pairs within the runs that `new_run` starts, by group."""
-    starts = np.flatnonzero(new_run)
-    length = np.diff(starts, append=len(new_run)).astype(np.float64)
-    return np.bincount(group[starts], weights=length * (length - 1) / 2, minlength=num_groups)
+def _tied_pairs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> np.ndarray:
+    """(M,) float64: pairs within the runs of equal values, by group; runs lie within groups."""
+    length = np.diff(run_starts, append=size).astype(np.float64)
+    group = np.searchsorted(group_starts, run_starts, side="right") - 1
+    return np.bincount(group, weights=length * (length - 1) / 2, minlength=len(group_starts))
 
 
-def _ranks(values: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rank within the group from 0, ties at their mean, (n,); pairs of the group tied in value, (M,)."""
-    order = np.lexsort((values, group))
-    new_run = _changes(group[order], values[order])
-    starts = np.flatnonzero(new_run)
-    lengths = np.diff(starts, append=len(values))
-    first_of_group = np.searchsorted(group[order], np.arange(num_groups))
-    rank = np.empty(len(values))
-    rank[order] = np.repeat(starts + (lengths - 1) / 2, lengths) - first_of_group[group[order]]
-    return rank, _tied_pairs(new_run, group[order], num_groups)
+def _inversions(values: np.ndarray, run_starts: np.ndarray, group_starts: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """(M,) int64: pairs of a group of which the earlier is larger.
 
+    Sorts by one bit after the other, from the highest: two values first differ at one bit, and are inverted if the one
+    with bit 1 comes first. Values with equal higher bits are a block whose place in the array is known, so that a
+    level costs a few passes; groups are contiguous throughout.
 
-def _inversions(permutation: np.ndarray) -> np.ndarray:
-    """(n,) int64: for each element of a permutation of 0..n-1, how many before it are larger.
-
-    Sorts by one bit after the other, from the highest: two elements first differ at one bit, and are inverted if the
-    one with bit 1 comes first. Elements with equal higher bits are a block whose place is known, so that a level costs
-    a few passes over the array.
+    Args:
+        values: (n,) dense ranks 0..R-1, which ascend from group to group.
+        run_starts: (R,) where each rank starts when sorted.
+        group_starts: (M,) where each group starts.
+        count: (M,) its size.
     """
-    n = len(permutation)
-    values = permutation.astype(np.int64)
-    total = np.zeros(n, dtype=np.int64)  # by value
-    position = np.arange(n)
-    for bit in range(max(n - 1, 0).bit_length() - 1, -1, -1):
+    n, ranks = len(values), len(run_starts)
+    starts = np.append(run_starts, n).astype(np.int32)
+    values = values.astype(np.int32)
+    total = np.zeros(len(count), dtype=np.int64)
+    before = np.zeros(n + 1, dtype=np.int32)
+    sums = np.zeros(n + 1, dtype=np.int64)
+    position = np.arange(n, dtype=np.int32)
+    for bit in range(max(ranks - 1, 0).bit_length() - 1, -1, -1):
         ones = (values >> bit) & 1
-        before = np.concatenate([[0], np.cumsum(ones)])
-        block = (position >> (bit + 1)) << (bit + 1)
-        ones_before = before[:-1] - before[block]
-        is_zero = ones == 0
-        total[values[is_zero]] += ones_before[is_zero]
-        target = np.where(is_zero, position - ones_before, block + (1 << bit) + ones_before)
+        np.cumsum(ones, out=before[1:])
+        block = (values >> (bit + 1)) << (bit + 1)
+        block_start = starts[block]
+        ones_before = before[:-1] - before[block_start]
+        np.cumsum(ones_before * (1 - ones), out=sums[1:])
+        total += sums[group_starts + count] - sums[group_starts]
+        ones_start = starts[np.minimum(block + (1 << bit), ranks)]
+        target = np.where(ones == 1, ones_start + ones_before, position - ones_before)
         moved = np.empty_like(values)
         moved[target] = values
         values = moved
-    return total[permutation]
+    return total
 
 
 def joint_density(scores: np.ndarray, iou: np.ndarray, bins: int = 50) -> tuple[np.ndarray, np.ndarray]:

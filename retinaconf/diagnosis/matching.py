@@ -15,6 +15,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.ordering import descending
 from retinaconf.diagnosis.overlaps import iou, pairs
 
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -39,16 +40,15 @@ def match_detections(
     detections: Candidates, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
 ) -> Matches:
     """Match D detections to the ground truth at T IoU thresholds > 0."""
-    ids = np.argsort(
-        np.argsort(ground_truth.image_ids, kind="stable"), kind="stable"
-    )  # as the evaluation orders images
-    order = np.lexsort((-detections.scores, ids[detections.image_index], detections.labels))
-    label, image = detections.labels[order], detections.image_index[order]
-    starts = np.flatnonzero(np.diff(label, prepend=-1) | np.diff(image, prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    considered = order[rank < MAX_PER_CLASS]
-    rank_of = np.full(len(detections), -1, dtype=np.int64)
-    rank_of[order] = rank
+    image_id = ground_truth.image_ids[detections.image_index]
+    by_id = np.argsort(image_id, kind="stable")  # the evaluation's order of images
+    by_score = by_id[descending(detections.scores[by_id])]
+    group = (detections.image_index * len(ground_truth.classes) + detections.labels)[by_score]
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    rank_of = np.empty(len(detections), dtype=np.int64)  # within image and class
+    rank_of[by_score[order]] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    row = by_score[rank_of[by_score] < MAX_PER_CLASS]
 
     box, target, overlap = _close_pairs(detections, ground_truth, float(iou_thresholds.min()))
     keep = rank_of[box] < MAX_PER_CLASS
@@ -73,7 +73,6 @@ def match_detections(
     on_crowd = np.zeros(shape, dtype=bool)
     np.logical_or.at(on_crowd, box[crowd], overlap[crowd][:, None] >= thresholds)
 
-    row = considered[np.lexsort((considered, ids[detections.image_index[considered]], -detections.scores[considered]))]
     unmatched = matched[row] < 0
     return Matches(
         row=row,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from retinaconf.diagnosis.ordering import descending
 from retinaconf.diagnosis.progress import Progress, silent
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
@@ -54,8 +55,11 @@ def _suppress(
 ) -> np.ndarray:
     """All groups (image, class) at once: a round keeps each group's best remaining box and drops what it covers."""
     suppressor = np.full(len(scores), -1, dtype=np.int64)
-    group = image_index * (labels.max(initial=0) + 1) + labels
-    row = np.lexsort((-scores, group))  # stable: equal scores stay in their order
+    group = (image_index - image_index[0]) * (labels.max() + 1) + labels
+    if group.max() < 1 << 16:
+        group = group.astype(np.uint16)  # sorted by radix
+    row = descending(scores)
+    row = row[np.argsort(group[row], kind="stable")]
     group = group[row]
     x1, y1, x2, y2 = boxes[row].T.copy()
     area = (x2 - x1) * (y2 - y1)
@@ -81,9 +85,11 @@ def _suppress(
 
 def top_per_image(image_index: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
     """Ascending rows of each image's `limit` best boxes, ties in their order; (D,) ascending images, (D,) scores."""
-    starts = np.searchsorted(image_index, image_index)  # the first row of each row's image
-    if len(scores) == 0 or (np.arange(len(scores)) - starts).max() < limit:
-        return np.arange(len(scores))
-    order = np.lexsort((-scores, image_index))
-    rank = np.arange(len(scores)) - starts  # images are contiguous in both orders
-    return np.sort(order[rank < limit])
+    starts = np.flatnonzero(np.diff(image_index, prepend=-1))
+    parts = [np.zeros(0, dtype=np.int64)]
+    for start, stop in zip(starts, np.append(starts[1:], len(scores))):
+        best = np.arange(start, stop)
+        if len(best) > limit:
+            best = np.sort(start + np.argsort(-scores[start:stop], kind="stable")[:limit])
+        parts.append(best)
+    return np.concatenate(parts)

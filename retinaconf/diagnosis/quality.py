@@ -74,15 +74,16 @@ def sweep_alpha(
     shuffled = np.random.default_rng(seed).permutation(np.argsort(ground_truth.image_ids, kind="stable"))
     half = (len(shuffled) + 1) // 2
     first, second = np.sort(shuffled[:half]), np.sort(shuffled[half:])
-    on_first = np.array([curve(_weights(first, len(ground_truth))).mean() for curve in curves])
+    on_first = np.array([curve.within(first)(everywhere).mean() for curve in curves])
     best = int(np.nanargmax(on_first)) if np.isfinite(on_first).any() else 0
     base = alphas.index(0)
-    on_second = [float(curves[chosen](_weights(second, len(ground_truth))).mean()) for chosen in (base, best)]
+    baseline, chosen = curves[base].within(second), curves[best].within(second)
+    on_second = [float(curve(everywhere).mean()) for curve in (baseline, chosen)]
 
     gains = []
     if len(second) > 1 and np.isfinite(on_second).all():
         for done, draw in enumerate(image_draws(second, len(ground_truth), replicates, seed), start=1):
-            gains.append(curves[best](draw).mean() - curves[base](draw).mean() if best != base else 0.0)
+            gains.append(chosen(draw).mean() - baseline(draw).mean() if best != base else 0.0)
             progress("bootstrap over images", done, replicates)
     gains = [gain for gain in gains if np.isfinite(gain)]  # a draw without any object says nothing
     low, high = np.quantile(gains, [0.025, 0.975]) if gains else (np.nan, np.nan)
@@ -99,7 +100,3 @@ def sweep_alpha(
         reported_on=second,
         replicates=len(gains),
     )
-
-
-def _weights(images: np.ndarray, num_images: int) -> np.ndarray:
-    return np.bincount(images, minlength=num_images).astype(np.float64)
