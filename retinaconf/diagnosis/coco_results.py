@@ -21,7 +21,7 @@ from retinaconf.errors import InputError
 OPTIONAL = ("class_score", "quality")
 CHUNK = 1 << 22  # characters read at once
 BATCH = 1 << 16  # records turned into columns at once
-_COMMA = re.compile(r"\s*,\s*")
+LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is broken
 _SPACE = re.compile(r"\s*")
 
 
@@ -62,52 +62,66 @@ def read_coco_results(path: Path, progress: Progress = silent) -> dict[str, np.n
     return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
 
 
+class _Reader:
+    """A window on a JSON text that moves on as it is read."""
+
+    def __init__(self, file: TextIOBase):
+        self.file = file
+        self.text = ""
+        self.position = 0
+        self.passed = 0  # characters before `text`
+
+    def read_on(self) -> bool:
+        """Drop what was used and read more; False at the file's end."""
+        more = self.file.read(max(CHUNK, len(self.text) - self.position))
+        self.passed += self.position
+        self.text, self.position = self.text[self.position :] + more, 0
+        return bool(more)
+
+    def peek(self) -> str:
+        """The next character that is not a space, at `position` now; empty at the file's end."""
+        while True:
+            self.position = _SPACE.match(self.text, self.position).end()  # type: ignore[union-attr]
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.read_on():
+                return ""
+
+
 def _batches(file: TextIOBase, path: Path) -> Iterator[list[Any]]:
     """The list's elements, decoded as they are read."""
     decode = json.JSONDecoder().raw_decode
-    text, position, last = file.read(CHUNK), 0, False
-    position = _SPACE.match(text).end()  # type: ignore[union-attr]
-    if text[position : position + 1] != "[":
+    reader = _Reader(file)
+    if reader.peek() != "[":
         raise InputError(f"{path}: not a COCO results file; it must be a JSON list of records")
-    position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+    reader.position += 1
     batch: list[Any] = []
-    read = 0  # characters before `text`
-    while True:
+    mark = reader.peek()
+    while mark != "]":
         try:
-            if (
-                text[position : position + 1] == "]"
-                and not batch
-                and read == 0
-                and _SPACE.fullmatch(text, position + 1)
-            ):
-                return
-            record, end = decode(text, position)
-            comma = _COMMA.match(text, end)
-            if comma is None or comma.end() == len(text):
-                # The list's end, or this chunk's: only a full view of what follows tells them apart.
-                closing = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-                if text[closing : closing + 1] == "]":
-                    rest = text[closing + 1 :] + file.read(CHUNK)
-                    if rest.strip():
-                        raise InputError(f"{path}: not valid JSON (more text after the list's closing bracket)")
-                    batch.append(record)
-                    yield batch
-                    return
-                raise json.JSONDecodeError("expected ',' or ']' after a record", text, closing)
-        except json.JSONDecodeError as error:
-            more = "" if last or len(text) - position > CHUNK else file.read(CHUNK)
-            if not more:
-                where = read + error.pos
-                raise InputError(f"{path}: not valid JSON ({error.msg}, at character {where})") from None
-            read += position
-            text, position = text[position:] + more, 0
-            last = len(more) < CHUNK
-            continue
+            record, reader.position = decode(reader.text, reader.position)
+        except json.JSONDecodeError as error:  # the record may go on beyond the window
+            if len(reader.text) - reader.position < LONGEST_RECORD and reader.read_on():
+                continue
+            raise InputError(
+                f"{path}: not valid JSON ({error.msg}, at character {reader.passed + error.pos})"
+            ) from None
         batch.append(record)
-        position = comma.end()
         if len(batch) == BATCH:
             yield batch
             batch = []
+        mark = reader.peek()
+        if mark == ",":
+            reader.position += 1
+            reader.peek()
+        elif mark != "]":
+            where = reader.passed + reader.position
+            raise InputError(f"{path}: not valid JSON (expected ',' or ']' after a record, at character {where})")
+    if batch:
+        yield batch
+    reader.position += 1
+    if reader.peek():
+        raise InputError(f"{path}: not valid JSON (more text after the list's closing bracket)")
 
 
 def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray]:

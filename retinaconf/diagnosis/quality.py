@@ -73,7 +73,7 @@ def sweep_alpha(
 
     shuffled = np.random.default_rng(seed).permutation(np.argsort(ground_truth.image_ids, kind="stable"))
     half = (len(shuffled) + 1) // 2
-    first, second = np.sort(shuffled[:half]), np.sort(shuffled[half:])
+    first, second = shuffled[:half], shuffled[half:]
     on_first = np.array([curve.within(first)(everywhere).mean() for curve in curves])
     best = int(np.nanargmax(on_first)) if np.isfinite(on_first).any() else 0
     base = alphas.index(0)
@@ -96,7 +96,7 @@ def sweep_alpha(
         AP_baseline=on_second[0],
         AP_best=on_second[1],
         interval=(float(low), float(high)),
-        chosen_on=first,
-        reported_on=second,
+        chosen_on=np.sort(first),
+        reported_on=np.sort(second),
         replicates=len(gains),
     )

@@ -1,0 +1,75 @@
+"""Anchor coverage against a look at every anchor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planted import truth
+
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.coverage import AnchorGrid, anchor_coverage
+from retinaconf.diagnosis.overlaps import iou
+
+SIZE = np.array([256, 320])
+
+
+def all_anchors(grid: AnchorGrid, size: np.ndarray) -> np.ndarray:
+    anchors = []
+    for stride, shapes in zip(grid.strides, grid.shapes()):
+        rows, columns = -(-size // stride)
+        for y in range(rows):
+            for x in range(columns):
+                for w, h in shapes:
+                    anchors.append((x * stride - w / 2, y * stride - h / 2, x * stride + w / 2, y * stride + h / 2))
+    return np.array(anchors)
+
+
+def random_truth(seed: int, images: int = 8) -> GroundTruth:
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for _ in range(images):
+        low = rng.uniform(-20, 280, (6, 2))
+        boxes.append(np.concatenate([low, low + np.exp(rng.uniform(0, 5.7, (6, 2)))], axis=1).tolist())
+    return truth(boxes, crowd=[[0, 0, 0, 0, 1, 0]] * images)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_equals_a_look_at_every_anchor(seed: int, factor: float) -> None:
+    ground_truth = random_truth(seed)
+    images = len(ground_truth)
+    coverage = anchor_coverage(ground_truth, np.full((images, 2), factor), np.tile(SIZE, (images, 1)))
+    anchors = all_anchors(AnchorGrid(), SIZE)
+    for image in range(images):
+        rows = np.arange(*ground_truth.offsets[image : image + 2])
+        rows = rows[~ground_truth.crowd[rows]]
+        overlap = np.stack(
+            [iou(anchors, np.broadcast_to(box, anchors.shape)) for box in ground_truth.boxes[rows] * factor], axis=1
+        )
+        owner = np.where(overlap.max(1) >= 0.5, overlap.argmax(1), -1)
+        for place in range(len(rows)):
+            best = overlap[:, place].max()
+            owner[(overlap[:, place] == best) & (best > 0)] = place
+        for place, row in enumerate(rows):
+            assert coverage.positives[row] == (owner == place).sum()
+            assert coverage.over_threshold[row] == ((owner == place) & (overlap[:, place] >= 0.5)).sum()
+            assert coverage.best_iou[row] == pytest.approx(overlap[:, place].max())
+        assert coverage.positive_anchors[image] == (overlap > 0.5).any(1).sum()
+    assert coverage.positives[ground_truth.crowd].tolist() == [0] * images
+
+
+def test_an_object_outside_the_anchors_is_never_positive() -> None:
+    ground_truth = truth([[[5000, 5000, 5010, 5010], [32, 32, 64, 64]], []])
+    coverage = anchor_coverage(ground_truth, np.ones((2, 2)), np.tile(SIZE, (2, 1)))
+    assert coverage.positives[0] == 0
+    assert coverage.best_iou[1] == pytest.approx(1)
+    counts = coverage.of(np.ones(2, bool))
+    assert (counts["objects"], counts["never_positive"], counts["over_threshold"]) == (2, 1, 1)
+    assert coverage.positive_anchors[1] == 0
+
+
+def test_the_grid_is_retinanets() -> None:
+    shapes = AnchorGrid().shapes()
+    assert shapes.shape == (5, 9, 2)
+    assert shapes.prod(-1)[0] == pytest.approx(np.tile([32**2, (32 * 2 ** (1 / 3)) ** 2, (32 * 2 ** (2 / 3)) ** 2], 3))
+    assert sorted(set(np.round(shapes[..., 1] / shapes[..., 0], 6).ravel())) == [0.5, 1, 2]
