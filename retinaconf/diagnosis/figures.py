@@ -151,7 +151,7 @@ def oracles(diagnosis: Diagnosis, figure: Figure) -> None:
         axis.text(value + 0.5, y, f"{value:.1f}{gain}", va="center", fontsize=8)
     labels = [_wrap(DESCRIPTIONS[rung.name]) for rung in rungs]
     axis.set_yticks(place, labels, fontsize=7.5)
-    axis.set(xlim=(0, max(values.max() * 1.15, 1)), xlabel="AP")
+    axis.set(xlim=(0, max(values.max() * 1.25, 1)), xlabel="AP")
 
 
 def _wrap(text: str) -> str:
@@ -168,14 +168,12 @@ def casualties(diagnosis: Diagnosis, figure: Figure) -> None:
     found = ~truth.crowd & (lost.best_candidate >= 0)
     figure.set_size_inches(7.6, 3.5)
     left, right = figure.subplots(1, 2)
-    for chosen, colour, marker, name in (
-        (found & ~lost.neighbour, BLUE, "o", "own box ranked higher"),
-        (found & lost.neighbour, ORANGE, "^", "lost to a neighbour's box"),
+    for chosen, colour, marker, opacity, name in (
+        (found & ~lost.neighbour, BLUE, "o", 0.3, "own box ranked higher"),
+        (found & lost.neighbour, ORANGE, "^", 1, "lost to a neighbour's box"),
     ):
-        left.scatter(
-            lost.best_iou[chosen], lost.kept_iou[chosen], s=6, color=colour, marker=marker, alpha=0.4, lw=0, label=name,
-            rasterized=True,
-        )  # fmt: skip
+        points = lost.best_iou[chosen], lost.kept_iou[chosen]
+        left.scatter(*points, s=7, color=colour, marker=marker, alpha=opacity, lw=0, label=name, rasterized=True)
     left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoU of the best candidate", ylabel="IoU of the best one kept")
     left.set_aspect("equal")
@@ -223,9 +221,8 @@ def reliability(diagnosis: Diagnosis, figure: Figure) -> None:
     axis.set_title(f"LaECE₀ {diagnosis.calibration.mean_laece_0:.3f}, D-ECE {diagnosis.calibration.d_ece:.3f}")
     axis.legend(loc="upper left", fontsize=8)
     below.bar(centre, bins.count, width=np.diff(bins.edges) * 0.9, color=GREY)
-    if bins.count.any():
-        below.set_yscale("log")
     below.set(xlabel="score", ylabel="detections")
+    below.locator_params(axis="y", nbins=2)
 
 
 def coverage(diagnosis: Diagnosis, figure: Figure) -> None:

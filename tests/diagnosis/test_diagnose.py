@@ -246,6 +246,7 @@ def test_on_real_coco_files(shared_data: Path, tmp_path: Path) -> None:
     noise = rng.uniform(0.01, 0.15, (len(target), 1))
     boxes = ground_truth.boxes[target] + rng.normal(0, 1, (len(target), 4)) * noise * side
     low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
+    scores = np.clip(0.6 - 2 * noise[:, 0] + rng.normal(0, 0.1, len(target)), 0, 1)
     records = [
         {
             "image_id": int(ground_truth.image_ids[ground_truth.image_index[row]]),
@@ -253,9 +254,7 @@ def test_on_real_coco_files(shared_data: Path, tmp_path: Path) -> None:
             "bbox": [*a.tolist(), *(b - a).tolist()],
             "score": float(score),
         }
-        for row, a, b, score in zip(
-            target, low, high, np.clip(0.6 - 2 * noise[:, 0] + rng.normal(0, 0.1, len(target)), 0, 1)
-        )
+        for row, a, b, score in zip(target, low, high, scores)
     ]
     path = tmp_path / "candidates.json"
     path.write_text(json.dumps(records))
