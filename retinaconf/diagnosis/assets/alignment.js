@@ -1,0 +1,76 @@
+/** How well candidates fit the objects, and what NMS lost of it. */
+
+const FOUND = 0.5; // a candidate is an object's own from this IoU on
+
+/**
+ * The object that each candidate fits best, of its own class; crowd regions are no objects.
+ *
+ * Returns {ious: (n) Float64Array, 0 where the class has no object, object: (n) Int32Array, -1 there}.
+ */
+function matchToObjects(candidates, objects) {
+  const ious = new Float64Array(candidates.count);
+  const object = new Int32Array(candidates.count).fill(-1);
+  for (let i = 0; i < candidates.count; i++) {
+    for (let g = 0; g < objects.count; g++) {
+      if (objects.crowd[g] || objects.labels[g] !== candidates.labels[i]) continue;
+      const iou = boxIou(candidates.boxes, i, objects.boxes, g);
+      if (iou > ious[i]) {
+        ious[i] = iou;
+        object[i] = g;
+      }
+    }
+  }
+  return { ious, object };
+}
+
+/**
+ * For each object: its best-placed candidate that took part in NMS, the best-placed that was kept, and the IoU lost
+ * between them.
+ *
+ * Returns a list of {object, best, kept, bestIou, keptIou, lost}; best and kept are -1 where there is none with
+ * IoU >= 0.5 (best) or none at all (kept).
+ */
+function objectLosses(objects, match, outcome) {
+  const rows = [];
+  for (let g = 0; g < objects.count; g++) {
+    rows.push({ object: g, best: -1, kept: -1, bestIou: 0, keptIou: 0, lost: 0 });
+  }
+  for (let i = 0; i < outcome.status.length; i++) {
+    const row = rows[match.object[i]];
+    if (!row || outcome.status[i] === BELOW) continue;
+    const iou = match.ious[i];
+    if (iou >= FOUND && iou > row.bestIou) [row.best, row.bestIou] = [i, iou];
+    if (outcome.status[i] === KEPT && iou > row.keptIou) [row.kept, row.keptIou] = [i, iou];
+  }
+  for (const row of rows) row.lost = row.best >= 0 ? row.bestIou - row.keptIou : 0;
+  return rows.filter((row) => !objects.crowd[row.object]);
+}
+
+/** Spearman's rank correlation of two columns over the chosen rows; NaN where one of them is constant. */
+function spearman(xs, ys, rows) {
+  const a = averageRanks(xs, rows);
+  const b = averageRanks(ys, rows);
+  const mean = (rows.length + 1) / 2;
+  let ab = 0;
+  let aa = 0;
+  let bb = 0;
+  for (let k = 0; k < rows.length; k++) {
+    ab += (a[k] - mean) * (b[k] - mean);
+    aa += (a[k] - mean) ** 2;
+    bb += (b[k] - mean) ** 2;
+  }
+  return ab / Math.sqrt(aa * bb);
+}
+
+/** Ranks from 1 of values[rows], equal values sharing the mean of theirs. */
+function averageRanks(values, rows) {
+  const order = rows.map((_, k) => k).sort((k, l) => values[rows[k]] - values[rows[l]]);
+  const ranks = new Float64Array(rows.length);
+  for (let start = 0; start < order.length; ) {
+    let end = start;
+    while (end < order.length && values[rows[order[end]]] === values[rows[order[start]]]) end++;
+    for (let k = start; k < end; k++) ranks[order[k]] = (start + end + 1) / 2;
+    start = end;
+  }
+  return ranks;
+}

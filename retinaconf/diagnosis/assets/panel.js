@@ -1,0 +1,144 @@
+/** A panel: one detector's picture, scatter and numbers; and what a person does in it. */
+
+/** The page's colours, for the canvases. */
+function readColours(root) {
+  const style = getComputedStyle(root);
+  const names = ["kept", "suppressed", "truth", "halo", "veil", "veil-surface", "blank", "surface", "grid", "text", "muted"];
+  const camel = (name) => name.replace(/-(.)/, (_, letter) => letter.toUpperCase());
+  return Object.fromEntries(names.map((name) => [camel(name), style.getPropertyValue(`--${name}`).trim()]));
+}
+
+/** A new panel in the page from the template. */
+function createPanel(root, detector, index, count) {
+  const element = root.querySelector("template").content.firstElementChild.cloneNode(true);
+  element.querySelector(".panel-name").textContent = detector.name;
+  element.querySelector(".panel-name").hidden = count === 1;
+  root.querySelector(".panels").append(element);
+  root.querySelector(".panels").classList.toggle("two", count > 1);
+  const scatter = element.querySelector(".scatter");
+  scatter.setAttribute("aria-label", `${detector.name}: score against IoU`);
+  return {
+    index,
+    name: detector.name,
+    element,
+    picture: element.querySelector(".picture"),
+    scatter,
+    detail: element.querySelector(".detail"),
+    numbers: element.querySelector(".numbers"),
+    scene: null,
+  };
+}
+
+/** A candidate in words: class, score, IoU. */
+function boxWords({ classes, candidates, scores, match }, i) {
+  const fit = match.object[i] < 0 ? "on no object of its class" : `IoU ${match.ious[i].toFixed(2)}`;
+  return `${classes[candidates.labels[i]]}, score ${scores[i].toFixed(2)}, ${fit}`;
+}
+
+/** The panel's numbers at the present settings. */
+function writeNumbers(panel) {
+  const { outcome, losses, suppressed, match, scores, ranked, candidates } = panel.scene;
+  const found = losses.filter((row) => row.best >= 0);
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const onObjects = ranked.filter((i) => match.ious[i] >= FOUND);
+  const text = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
+  const numbers = {
+    kept: outcome.kept.length,
+    suppressed: suppressed.length,
+    "objects found": `${found.length} of ${losses.length}`,
+    "mean IoU kept": text(mean(found.map((row) => row.keptIou))),
+    "mean best IoU": text(mean(found.map((row) => row.bestIou))),
+    "IoU lost": text(mean(found.map((row) => row.lost))),
+    "rank correlation": text(spearman(scores, match.ious, onObjects)),
+  };
+  panel.numbers.replaceChildren(
+    ...Object.entries(numbers).map(([name, value]) => {
+      const item = document.createElement("div");
+      const term = Object.assign(document.createElement("dt"), { textContent: name });
+      const description = Object.assign(document.createElement("dd"), { textContent: value });
+      item.append(term, description);
+      return item;
+    }),
+  );
+  const leftOut = panel.element.querySelector(".left-out");
+  leftOut.hidden = !candidates.left_out;
+  leftOut.textContent = `${candidates.left_out} candidates with lower scores are not in this page.`;
+}
+
+/** The image's objects, most IoU lost first, a row a button that marks the object in picture and scatter. */
+function writeObjectTable(table, panels, objects, classes, choose) {
+  const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+  const lossOf = panels.map((panel) => new Map(panel.scene.losses.map((row) => [row.object, row])));
+  const worst = (object) => Math.max(...lossOf.map((losses) => losses.get(object).lost));
+  const order = [...lossOf[0].keys()].sort((a, b) => worst(b) - worst(a) || a - b);
+
+  const head = document.createElement("tr");
+  head.append(cell("th", "Object"));
+  for (const panel of panels) {
+    const prefix = panels.length > 1 ? `${panel.name}: ` : "";
+    head.append(cell("th", `${prefix}kept IoU`), cell("th", "best IoU"), cell("th", "lost"));
+  }
+  for (const th of head.cells) th.scope = "col";
+  table.querySelector("thead").replaceChildren(head);
+  table.querySelector("tbody").replaceChildren(
+    ...order.map((object) => {
+      const row = document.createElement("tr");
+      row.dataset.object = object;
+      const button = cell("button", `${classes[objects.labels[object]]} ${object + 1}`);
+      button.type = "button";
+      button.addEventListener("click", () => choose(object));
+      const name = document.createElement("th");
+      name.scope = "row";
+      name.append(button);
+      row.append(name);
+      for (const losses of lossOf) {
+        const loss = losses.get(object);
+        const shown = loss.best >= 0 ? [loss.keptIou, loss.bestIou, loss.lost] : ["–", "–", "not found"];
+        row.append(...shown.map((value) => cell("td", typeof value === "number" ? value.toFixed(2) : value)));
+      }
+      return row;
+    }),
+  );
+}
+
+/** Pointer and keyboard on a canvas: hover shows, click or arrows pin, Escape lets go. */
+function connectCanvas(canvas, panel, state, candidateNear, draw) {
+  const at = (event) => candidateNear(canvas, panel.scene, event.offsetX, event.offsetY);
+  const chosen = (candidate) => (candidate < 0 ? null : { panel: panel.index, candidate });
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "touch") return;
+    const candidate = at(event);
+    if (candidate === (state.hovered?.candidate ?? -1)) return;
+    state.hovered = chosen(candidate);
+    draw();
+  });
+  canvas.addEventListener("pointerleave", () => {
+    if (!state.hovered) return;
+    state.hovered = null;
+    draw();
+  });
+  canvas.addEventListener("click", (event) => {
+    state.pinned = chosen(at(event));
+    draw();
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const shown = panel.scene.ranked.filter(panel.scene.isShown);
+    const sorted = canvas === panel.scatter ? shown.sort((i, j) => panel.scene.match.ious[i] - panel.scene.match.ious[j]) : shown;
+    const now = state.pinned?.panel === panel.index ? sorted.indexOf(state.pinned.candidate) : -1;
+    const last = sorted.length - 1;
+    const next = {
+      ArrowRight: Math.min(now + 1, last),
+      ArrowDown: Math.min(now + 1, last),
+      ArrowLeft: Math.max(now - 1, 0),
+      ArrowUp: Math.max(now - 1, 0),
+      Home: 0,
+      End: last,
+      Escape: -1,
+    }[event.key];
+    if (next === undefined || (last < 0 && next !== -1)) return;
+    event.preventDefault();
+    state.hovered = null;
+    state.pinned = next < 0 ? null : chosen(sorted[next]);
+    draw();
+  });
+}

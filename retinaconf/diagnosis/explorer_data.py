@@ -1,0 +1,133 @@
+"""What the report's explorer shows: pictures as JPEG, candidates as columns, all of it JSON.
+
+Boxes and scores are packed as float32. The page's NMS works on those values in float64 arithmetic, as
+`retinaconf.diagnosis.nms` does on the same values, and so keeps exactly the same boxes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.candidates import Candidates
+
+# 50 images stay below 15 MB: at most 80 kB and 5,000 x 26 bytes each, a third more in base64.
+MAX_SIDE = 640
+MAX_PICTURE_BYTES = 80_000
+MAX_CANDIDATES = 5_000  # of an image, all detectors together
+
+
+def explorer_data(
+    ground_truth: GroundTruth,
+    candidates: Sequence[Candidates],
+    names: Sequence[str],
+    images: Sequence[int] | np.ndarray,
+    notes: Sequence[str],
+    settings: dict[str, float],
+) -> dict[str, Any]:
+    """The explorer's data, ready for JSON.
+
+    `images` are rows of `ground_truth`, in the order they are offered; `notes` has a few words on each. `candidates`
+    and `names` are the detectors' (one or two). `settings` are the first ones shown: alpha, nms_iou, score_threshold.
+    """
+    return {
+        "classes": list(ground_truth.classes),
+        "settings": settings,
+        "detectors": [
+            {"name": name, "has_quality": rows.quality is not None} for name, rows in zip(names, candidates)
+        ],
+        "images": [_image(ground_truth, int(i), candidates, note) for i, note in zip(images, notes)],
+    }
+
+
+def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidates], note: str) -> dict[str, Any]:
+    picture = load_picture(ground_truth, index)
+    own = slice(*ground_truth.offsets[index : index + 2])
+    height, width = (int(side) for side in ground_truth.image_sizes[index])
+    if not (height and width) and picture is not None:
+        width, height = picture.size
+    if not (height and width):  # neither file nor annotation says: what holds all the boxes
+        corners = [ground_truth.boxes[own, 2:]] + [rows.boxes[_rows(rows, index), 2:] for rows in candidates]
+        width, height = (max(1, int(side)) for side in np.concatenate([*corners, np.ones((1, 2))]).max(axis=0))
+    labels = ground_truth.labels[own]
+    return {
+        "name": str(ground_truth.file_names[index]),
+        "note": note,
+        "class_names": sorted({ground_truth.classes[label] for label in labels}),
+        "width": width,
+        "height": height,
+        "jpeg": None if picture is None else _base64(encode_jpeg(picture, MAX_SIDE, MAX_PICTURE_BYTES)),
+        "objects": {
+            "boxes": _column(ground_truth.boxes[own], np.float64),
+            "labels": _column(labels, np.uint16),
+            "crowd": _column(ground_truth.crowd[own], np.uint8),
+        },
+        "candidates": [pack_candidates(rows, index, MAX_CANDIDATES // len(candidates)) for rows in candidates],
+    }
+
+
+def pack_candidates(candidates: Candidates, image: int, most: int) -> dict[str, Any]:
+    """One image's candidates as base64 columns, in their order; beyond `most`, those with the lowest scores are out."""
+    rows = np.arange(len(candidates.labels))[_rows(candidates, image)]
+    left_out = max(0, len(rows) - most)
+    if left_out:
+        best = np.argsort(-candidates.scores[rows], kind="stable")[:most]
+        rows = rows[np.sort(best)]
+    packed = {
+        "boxes": _column(candidates.boxes[rows], np.float32),
+        "labels": _column(candidates.labels[rows], np.uint16),
+        "left_out": left_out,
+    }
+    if candidates.quality is None:
+        return packed | {"scores": _column(candidates.scores[rows], np.float32)}
+    class_scores = candidates.scores if candidates.class_scores is None else candidates.class_scores
+    return packed | {
+        "class_scores": _column(class_scores[rows], np.float32),
+        "quality": _column(candidates.quality[rows], np.float32),
+    }
+
+
+def load_picture(ground_truth: GroundTruth, index: int) -> Image.Image | None:
+    """The image in RGB, turned as its annotations see it; None where there is no readable file."""
+    if ground_truth.image_folder is None:
+        return None
+    path: Path = ground_truth.path(index)
+    height, width = (int(side) for side in ground_truth.image_sizes[index])
+    try:
+        picture = Image.open(path)
+        if (width, height) not in ((0, 0), picture.size):
+            picture = ImageOps.exif_transpose(picture)
+        return picture.convert("RGB")
+    except OSError:
+        return None
+
+
+def encode_jpeg(picture: Image.Image, max_side: int, max_bytes: int) -> bytes:
+    """JPEG with no side above `max_side` pixels, as good as `max_bytes` allows (quality 85 down to 35)."""
+    picture = picture.copy()
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    for quality in (85, 75, 65, 50, 35):
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=quality, optimize=True)
+        if stream.tell() <= max_bytes:
+            break
+    return stream.getvalue()
+
+
+def _rows(candidates: Candidates, image: int) -> slice:
+    return slice(int(candidates.offsets[image]), int(candidates.offsets[image + 1]))
+
+
+def _column(values: np.ndarray, dtype: type[np.generic]) -> str:
+    return _base64(np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<")).tobytes())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
