@@ -40,9 +40,7 @@ def explorer_data(
     return {
         "classes": list(ground_truth.classes),
         "settings": settings,
-        "detectors": [
-            {"name": name, "has_quality": rows.quality is not None} for name, rows in zip(names, candidates)
-        ],
+        "detectors": [{"name": name, "has_quality": rows.quality is not None} for name, rows in zip(names, candidates)],
         "images": [_image(ground_truth, int(i), candidates, note) for i, note in zip(images, notes)],
     }
 
@@ -54,7 +52,7 @@ def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidate
     if not (height and width) and picture is not None:
         width, height = picture.size
     if not (height and width):  # neither file nor annotation says: what holds all the boxes
-        corners = [ground_truth.boxes[own, 2:]] + [rows.boxes[_rows(rows, index), 2:] for rows in candidates]
+        corners = [ground_truth.boxes[own, 2:]] + [rows.boxes[rows.image_index == index, 2:] for rows in candidates]
         width, height = (max(1, int(side)) for side in np.concatenate([*corners, np.ones((1, 2))]).max(axis=0))
     labels = ground_truth.labels[own]
     return {
@@ -75,7 +73,7 @@ def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidate
 
 def pack_candidates(candidates: Candidates, image: int, most: int) -> dict[str, Any]:
     """One image's candidates as base64 columns, in their order; beyond `most`, those with the lowest scores are out."""
-    rows = np.arange(len(candidates.labels))[_rows(candidates, image)]
+    rows = np.arange(*np.searchsorted(candidates.image_index, [image, image + 1]))
     left_out = max(0, len(rows) - most)
     if left_out:
         best = np.argsort(-candidates.scores[rows], kind="stable")[:most]
@@ -101,7 +99,7 @@ def load_picture(ground_truth: GroundTruth, index: int) -> Image.Image | None:
     path: Path = ground_truth.path(index)
     height, width = (int(side) for side in ground_truth.image_sizes[index])
     try:
-        picture = Image.open(path)
+        picture: Image.Image = Image.open(path)
         if (width, height) not in ((0, 0), picture.size):
             picture = ImageOps.exif_transpose(picture)
         return picture.convert("RGB")
@@ -119,10 +117,6 @@ def encode_jpeg(picture: Image.Image, max_side: int, max_bytes: int) -> bytes:
         if stream.tell() <= max_bytes:
             break
     return stream.getvalue()
-
-
-def _rows(candidates: Candidates, image: int) -> slice:
-    return slice(int(candidates.offsets[image]), int(candidates.offsets[image + 1]))
 
 
 def _column(values: np.ndarray, dtype: type[np.generic]) -> str:

@@ -11,7 +11,7 @@ Point = tuple[float, float]
 Value = float | None  # None: undefined
 
 WIDTH, HEIGHT = 420, 320
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 40
 
 
 def density(counts: np.ndarray) -> str:
@@ -148,10 +148,8 @@ def _axes(x_name: str, y_name: str, y_range: Point = (0.0, 1.0)) -> str:
         parts.append(f'<text class="tick" x="{_x(tick):.1f}" y="{_y(0) + 16}" text-anchor="middle">{tick:g}</text>')
         parts.append(f'<text class="tick" x="{_x(0) - 6}" y="{_y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     parts.append(f'<text class="label" x="{_x(0.5)}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)} →</text>')
-    middle = _y(0.5)
-    parts.append(
-        f'<text class="label" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_name)} →</text>'
-    )
+    turned = f'transform="translate(11 {_y(0.5)}) rotate(-90)"'
+    parts.append(f'<text class="label" {turned} text-anchor="middle">{escape(y_name)} →</text>')
     return "".join(parts)
 
 

@@ -1,6 +1,6 @@
 /** How well candidates fit the objects, and what NMS lost of it. */
 
-const FOUND = 0.5; // a candidate is an object's own from this IoU on
+const FOUND = 0.5; // an object is found by a candidate of this IoU or more
 
 /**
  * The object that each candidate fits best, of its own class; crowd regions are no objects.
@@ -24,26 +24,26 @@ function matchToObjects(candidates, objects) {
 }
 
 /**
- * For each object: its best-placed candidate that took part in NMS, the best-placed that was kept, and the IoU lost
- * between them.
+ * For each object: the best-placed candidate of its class that took part in NMS, the best-placed that was kept, and
+ * the IoU lost between them (the NMS casualties of retinaconf/diagnosis/casualties.py).
  *
- * Returns a list of {object, best, kept, bestIou, keptIou, lost}; best and kept are -1 where there is none with
- * IoU >= 0.5 (best) or none at all (kept).
+ * Returns a list of {object, best, kept, bestIou, keptIou, lost}; best and kept are -1 where there is none.
  */
-function objectLosses(objects, match, outcome) {
+function objectLosses(candidates, objects, outcome) {
   const rows = [];
   for (let g = 0; g < objects.count; g++) {
-    rows.push({ object: g, best: -1, kept: -1, bestIou: 0, keptIou: 0, lost: 0 });
+    if (objects.crowd[g]) continue;
+    const row = { object: g, best: -1, kept: -1, bestIou: 0, keptIou: 0, lost: 0 };
+    for (let i = 0; i < candidates.count; i++) {
+      if (outcome.status[i] === BELOW || candidates.labels[i] !== objects.labels[g]) continue;
+      const iou = boxIou(candidates.boxes, i, objects.boxes, g);
+      if (iou > row.bestIou) [row.best, row.bestIou] = [i, iou];
+      if (iou > row.keptIou && outcome.status[i] === KEPT) [row.kept, row.keptIou] = [i, iou];
+    }
+    row.lost = row.bestIou - row.keptIou;
+    rows.push(row);
   }
-  for (let i = 0; i < outcome.status.length; i++) {
-    const row = rows[match.object[i]];
-    if (!row || outcome.status[i] === BELOW) continue;
-    const iou = match.ious[i];
-    if (iou >= FOUND && iou > row.bestIou) [row.best, row.bestIou] = [i, iou];
-    if (outcome.status[i] === KEPT && iou > row.keptIou) [row.kept, row.keptIou] = [i, iou];
-  }
-  for (const row of rows) row.lost = row.best >= 0 ? row.bestIou - row.keptIou : 0;
-  return rows.filter((row) => !objects.crowd[row.object]);
+  return rows;
 }
 
 /** Spearman's rank correlation of two columns over the chosen rows; NaN where one of them is constant. */

@@ -23,7 +23,9 @@ function connectSliders(root, data, state, update) {
   const without = data.detectors.filter((detector) => !detector.has_quality).map((detector) => detector.name);
   slider.alpha.disabled = without.length === data.detectors.length;
   if (without.length) {
-    root.querySelector(".alpha-note").textContent = slider.alpha.disabled
+    const note = root.querySelector(".alpha-note");
+    note.classList.add("important");
+    note.textContent = slider.alpha.disabled
       ? "Not available: alpha mixes a class score with a quality score, and these candidates carry one score only."
       : `Does not change ${without.join(", ")}, which gives one score only.`;
   }

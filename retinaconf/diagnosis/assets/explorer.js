@@ -34,7 +34,7 @@ function createExplorer(root, data) {
     const scores = jointScores(candidates, state.alpha);
     const outcome = nonMaximumSuppression(candidates, scores, state.nmsIou, state.scoreThreshold);
     const rows = [...outcome.status.keys()];
-    const losses = objectLosses(objects, match, outcome);
+    const losses = objectLosses(candidates, objects, outcome);
     const isVisibleLabel = (label) => state.label < 0 || label === state.label;
     const isVisible = (i) => isVisibleLabel(candidates.labels[i]);
     const taking = rows.filter((i) => outcome.status[i] !== BELOW);
@@ -48,7 +48,7 @@ function createExplorer(root, data) {
       scores,
       outcome,
       losses,
-      casualties: losses.filter((row) => row.lost > CASUALTY),
+      casualties: losses.filter((row) => row.lost > CASUALTY && row.bestIou >= FOUND),
       suppressed: rows.filter((i) => outcome.status[i] === SUPPRESSED || outcome.status[i] === CUT),
       ranked: taking.sort((i, j) => scores[j] - scores[i] || i - j),
       scoreThreshold: state.scoreThreshold,

@@ -1,11 +1,17 @@
 /** A panel: one detector's picture, scatter and numbers; and what a person does in it. */
 
-/** The page's colours, for the canvases. */
+/** The page's colours as the present theme resolves them, for the canvases. */
 function readColours(root) {
-  const style = getComputedStyle(root);
   const names = ["kept", "suppressed", "truth", "halo", "veil", "veil-surface", "blank", "surface", "grid", "text", "muted"];
   const camel = (name) => name.replace(/-(.)/, (_, letter) => letter.toUpperCase());
-  return Object.fromEntries(names.map((name) => [camel(name), style.getPropertyValue(`--${name}`).trim()]));
+  const probe = root.appendChild(document.createElement("span"));
+  const resolve = (name) => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const colours = Object.fromEntries(names.map((name) => [camel(name), resolve(name)]));
+  probe.remove();
+  return colours;
 }
 
 /** A new panel in the page from the template. */
@@ -38,7 +44,7 @@ function boxWords({ classes, candidates, scores, match }, i) {
 /** The panel's numbers at the present settings. */
 function writeNumbers(panel) {
   const { outcome, losses, suppressed, match, scores, ranked, candidates } = panel.scene;
-  const found = losses.filter((row) => row.best >= 0);
+  const found = losses.filter((row) => row.bestIou >= FOUND);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const onObjects = ranked.filter((i) => match.ious[i] >= FOUND);
   const text = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
@@ -93,7 +99,7 @@ function writeObjectTable(table, panels, objects, classes, choose) {
       row.append(name);
       for (const losses of lossOf) {
         const loss = losses.get(object);
-        const shown = loss.best >= 0 ? [loss.keptIou, loss.bestIou, loss.lost] : ["–", "–", "not found"];
+        const shown = loss.bestIou >= FOUND ? [loss.keptIou, loss.bestIou, loss.lost] : [loss.keptIou, loss.bestIou, "not found"];
         row.append(...shown.map((value) => cell("td", typeof value === "number" ? value.toFixed(2) : value)));
       }
       return row;

@@ -3,7 +3,7 @@
  * hairline (dashed where it fits its object better than the box that was kept), ground truth four corners.
  */
 
-const SUPPRESSED_INK = 60; // hairlines get fainter the more there are, so that a thousand do not hide the picture
+const SUPPRESSED_INK = 120; // hairlines get fainter the more there are, so that a thousand do not hide the picture
 const PICK_DISTANCE = 10; // CSS pixels between pointer and edge
 
 /** Fit the canvas's pixels to its size on screen; returns its 2D context, scaled to CSS pixels and cleared. */
@@ -34,10 +34,16 @@ function drawPicture(canvas, scene, focus, colours) {
 
   if (scene.shows.suppressed) {
     const rows = scene.suppressed.filter(scene.isVisible);
-    const ink = Math.min(0.7, Math.max(0.1, SUPPRESSED_INK / rows.length));
+    const ink = Math.min(0.7, Math.max(0.12, SUPPRESSED_INK / rows.length));
     stroke(boxes, rows, { colour: colours.suppressed, width: 0.8, ink, halo: null });
     const better = scene.casualties.map((row) => row.best).filter(scene.isVisible);
     stroke(boxes, better, { colour: colours.suppressed, width: 1.8, dash: [6, 4] });
+  }
+  if (scene.shows.kept) {
+    // From the lowest score up, fainter the lower: the boxes that count lie on top.
+    for (const i of scene.outcome.kept.filter(scene.isVisible).reverse()) {
+      stroke(boxes, [i], { colour: colours.kept, width: 2, ink: 0.25 + 0.75 * scene.scores[i] });
+    }
   }
   if (scene.shows.objects) {
     const rows = [...scene.objects.labels.keys()].filter((g) => scene.isVisibleLabel(scene.objects.labels[g]));
@@ -45,9 +51,6 @@ function drawPicture(canvas, scene, focus, colours) {
     const single = rows.filter((g) => !scene.objects.crowd[g]);
     stroke(scene.objects.boxes, single, { colour: colours.truth, width: 2.5, corners: true });
     stroke(scene.objects.boxes, crowd, { colour: colours.truth, width: 1.5, dash: [1.5, 4] });
-  }
-  if (scene.shows.kept) {
-    stroke(boxes, scene.outcome.kept.filter(scene.isVisible), { colour: colours.kept, width: 2 });
   }
   if (focus) drawFocus(context, scene, focus, colours, scale, stroke);
 }
@@ -69,7 +72,9 @@ function drawFocus(context, scene, focus, colours, scale, stroke) {
     const colour = kept ? colours.kept : colours.suppressed;
     stroke(boxes, [i], { colour, width: 3.5, dash: kept ? null : [8, 5] });
     const text = `${scene.classes[labels[i]]} ${scene.scores[i].toFixed(2)}`;
-    drawTag(context, text, boxes[4 * i] * scale, boxes[4 * i + 1] * scale, colour, colours.halo);
+    // The kept box's tag above it, the other's below: they often lie on each other.
+    const y = kept ? boxes[4 * i + 1] * scale - 20 : boxes[4 * i + 3] * scale + 2;
+    drawTag(context, text, boxes[4 * i] * scale, y, colour, colours.halo);
   }
 }
 
@@ -111,12 +116,12 @@ function addCorners(path, x1, y1, x2, y2) {
   }
 }
 
-/** A name plate at the box's upper left corner, kept inside the picture. */
+/** A name plate with its upper left corner at (x, y), kept inside the picture. */
 function drawTag(context, text, x, y, colour, ink) {
   context.font = "600 12px system-ui, sans-serif";
   const width = context.measureText(text).width + 10;
   const left = Math.max(0, Math.min(x, context.canvas.clientWidth - width));
-  const top = Math.max(0, y - 19);
+  const top = Math.max(0, Math.min(y, context.canvas.clientHeight - 18));
   context.fillStyle = colour;
   context.fillRect(left, top, width, 18);
   context.fillStyle = ink;

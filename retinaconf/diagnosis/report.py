@@ -1,0 +1,154 @@
+"""One self-contained HTML file that shows where a detector's score and localization disagree.
+
+It opens offline and asks no server for anything: pictures, numbers, style and program are inside, and its content
+security policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retinaconf.diagnosis import sections
+from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.explorer_data import explorer_data
+from retinaconf.diagnosis.worst_objects import worst_objects
+
+if TYPE_CHECKING:
+    from retinaconf.diagnosis.diagnose import Diagnosis
+
+SCRIPTS = ("columns", "nms", "alignment", "picture", "scatter", "panel", "controls", "explorer", "page")
+MAX_IMAGES = 50
+
+
+def write_report(
+    path: Path, diagnoses: Sequence[Diagnosis], names: Sequence[str] | None = None, max_images: int = MAX_IMAGES
+) -> None:
+    """Write the report of one detector, or of two side by side on the same ground truth.
+
+    Args:
+        path: the HTML file; it is written aside and renamed, so that a broken run leaves no half report.
+        diagnoses: one or two.
+        names: what to call the detectors; default the names of their files.
+        max_images: how many images the explorer offers, those with the worst losses first.
+
+    Raises:
+        ValueError: not one or two diagnoses, or two of different images.
+    """
+    if len(diagnoses) not in (1, 2):
+        raise ValueError(f"a report shows one detector or two, not {len(diagnoses)}")
+    truth = diagnoses[0].ground_truth
+    if any(not np.array_equal(truth.image_ids, other.ground_truth.image_ids) for other in diagnoses):
+        raise ValueError("two detectors can only be compared on the same images")
+    names = _names(diagnoses) if names is None else names
+    text = _page(diagnoses, names, max_images)
+
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:
+    results = [diagnosis.to_json() for diagnosis in diagnoses]
+    losses = np.max([image_losses(diagnosis) for diagnosis in diagnoses], axis=0)
+    images = np.argsort(-losses, kind="stable")[:max_images]
+    shown = [_shown(diagnosis) for diagnosis in diagnoses]
+    data = explorer_data(
+        diagnoses[0].ground_truth,
+        shown,
+        names,
+        images,
+        [f"{losses[i]:.2f} IoU lost" for i in images],
+        {
+            "alpha": next((present_alpha(rows) for rows in shown if rows.quality is not None), 0.0),
+            # Detections are what an NMS left: at 1 they stay as they are.
+            "nms_iou": 1.0 if diagnoses[0].candidates is None else diagnoses[0].settings.nms_iou,
+            "score_threshold": diagnoses[0].settings.score_threshold,
+        },
+    )
+    script = '(() => {\n"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    named = list(zip(names, results))
+    return Template(_asset("report.html")).substitute(
+        script_hash=f"sha256-{digest}",
+        style=_asset("report.css"),
+        title=escape(" and ".join(names)),
+        subject=escape(sections.subject(named)),
+        verdict=sections.verdict(named),
+        before_nms_note=sections.before_nms_note(named),
+        shown_images=len(images),
+        all_images=len(diagnoses[0].ground_truth),
+        worst=worst_objects(diagnoses, names),
+        figures=sections.figures(named),
+        tables=sections.tables(named),
+        glossary=sections.glossary(),
+        data=inline_json(data),
+        script=script,
+    )
+
+
+def image_losses(diagnosis: Diagnosis) -> np.ndarray:
+    """(I,) float64: how much IoU each image's objects lose in all, because of which box the score puts first.
+
+    With candidates: what NMS lost. With detections only: how much better than the highest-scored box of an object the
+    best-placed one is.
+    """
+    truth = diagnosis.ground_truth
+    if diagnosis.casualties is not None:
+        lost = diagnosis.casualties.lost
+    else:
+        overlaps = diagnosis.detection_overlaps
+        rows = np.flatnonzero(overlaps.same_iou >= diagnosis.settings.object_iou)
+        order = rows[np.argsort(diagnosis.detections.scores[rows], kind="stable")]  # of one object the best comes last
+        lost, first = np.zeros(len(truth.boxes)), np.zeros(len(truth.boxes))
+        np.maximum.at(lost, overlaps.same_object[order], overlaps.same_iou[order])
+        first[overlaps.same_object[order]] = overlaps.same_iou[order]
+        lost -= first
+    return np.bincount(truth.image_index, weights=lost, minlength=len(truth))
+
+
+def present_alpha(candidates: Candidates) -> float:
+    """The alpha that `scores` were joined with, to two digits: 0 where they are the class scores themselves."""
+    if candidates.class_scores is None or candidates.quality is None:
+        return 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(candidates.scores / candidates.class_scores) / np.log(
+            candidates.quality / candidates.class_scores
+        )
+    known = ratio[np.isfinite(ratio)]
+    return round(float(np.clip(np.median(known), 0, 1)), 2) if len(known) else 0.0
+
+
+def inline_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever a file or class is called."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _shown(diagnosis: Diagnosis) -> Candidates:
+    return diagnosis.detections if diagnosis.candidates is None else diagnosis.candidates
+
+
+def _names(diagnoses: Sequence[Diagnosis]) -> list[str]:
+    names = [Path(_shown(diagnosis).source).name for diagnosis in diagnoses]
+    return names if len(set(names)) == len(names) else [_shown(diagnosis).source for diagnosis in diagnoses]
+
+
+def _asset(name: str) -> str:
+    return (files("retinaconf.diagnosis") / "assets" / name).read_text(encoding="utf-8")
