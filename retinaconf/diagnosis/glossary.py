@@ -9,16 +9,13 @@ GLOSSARY = {
     "Score": "The number a detector ranks its boxes by. NMS and AP trust it; nothing makes it know the IoU.",
     "Alignment": "The score is aligned with localization when boxes with higher scores are better placed.",
     "Candidate": "A box the detector proposes, before NMS. A detection is one that is left after it.",
-    "NMS": (
-        "Non-maximum suppression: of overlapping boxes of one class only the one with the highest score is kept."
-    ),
+    "NMS": ("Non-maximum suppression: of overlapping boxes of one class only the one with the highest score is kept."),
     "NMS casualty": (
         "A box that fits its object better than the box that was kept, and was suppressed for its lower score."
     ),
     "Quality": "A second score that predicts the IoU (object confidence, IoU score, centerness).",
     "Alpha": (
-        "The weight of quality in the joint score, quality^alpha × class score^(1 − alpha). 0 is the class score "
-        "alone."
+        "The weight of quality in the joint score, quality^alpha × class score^(1 − alpha). 0 is the class score alone."
     ),
     "Rank correlation": (
         "Do two numbers order boxes alike? 1: exactly, 0: no relation, −1: exactly opposed. Spearman's rho and "
@@ -31,12 +28,9 @@ GLOSSARY = {
         "Average precision, COCO's main metric: mean over classes and over IoU 0.50 to 0.95. AP50 and AP75 are at one "
         "IoU."
     ),
-    "Oracle": (
-        "AP if one thing were perfect and all else stayed: an upper bound of what mending that thing can give."
-    ),
+    "Oracle": ("AP if one thing were perfect and all else stayed: an upper bound of what mending that thing can give."),
     "LaECE": (
-        "Localization-aware expected calibration error: mean distance between the score and precision × IoU. 0 is "
-        "best."
+        "Localization-aware expected calibration error: mean distance between the score and precision × IoU. 0 is best."
     ),
     "D-ECE": "Detection expected calibration error: mean distance between the score and the precision. 0 is best.",
     "LRP": (

@@ -79,8 +79,9 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         {
             "alpha": next((present_alpha(rows) for rows in shown if rows.quality is not None), 0.0),
             # Detections are what an NMS left: at 1 they stay as they are.
-            "nms_iou": 1.0 if diagnoses[0].candidates is None else diagnoses[0].settings.nms_iou,
-            "score_threshold": diagnoses[0].settings.score_threshold,
+            "nms_iou": 1.0 if diagnoses[0].before is None else diagnoses[0].post_processing.nms_iou,
+            "score_threshold": diagnoses[0].post_processing.score_threshold,
+            "max_detections": diagnoses[0].post_processing.max_detections,
         },
     )
     script = '(() => {\n"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
@@ -114,9 +115,9 @@ def image_losses(diagnosis: Diagnosis) -> np.ndarray:
     if diagnosis.casualties is not None:
         lost = diagnosis.casualties.lost
     else:
-        overlaps = diagnosis.detection_overlaps
-        rows = np.flatnonzero(overlaps.same_iou >= diagnosis.settings.object_iou)
-        order = rows[np.argsort(diagnosis.detections.scores[rows], kind="stable")]  # of one object the best comes last
+        overlaps = diagnosis.after.overlaps
+        rows = np.flatnonzero(overlaps.same_iou >= diagnosis.object_iou)
+        order = rows[np.argsort(diagnosis.after.boxes.scores[rows], kind="stable")]  # of one object the best comes last
         lost, first = np.zeros(len(truth.boxes)), np.zeros(len(truth.boxes))
         np.maximum.at(lost, overlaps.same_object[order], overlaps.same_iou[order])
         first[overlaps.same_object[order]] = overlaps.same_iou[order]
@@ -142,7 +143,8 @@ def inline_json(value: Any) -> str:
 
 
 def _shown(diagnosis: Diagnosis) -> Candidates:
-    return diagnosis.detections if diagnosis.candidates is None else diagnosis.candidates
+    """What the explorer works on: the candidates, or the detections where there are none."""
+    return (diagnosis.before or diagnosis.after).boxes
 
 
 def _names(diagnoses: Sequence[Diagnosis]) -> list[str]:

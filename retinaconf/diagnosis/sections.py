@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retinaconf.diagnosis import svg
 from retinaconf.diagnosis.glossary import GLOSSARY
+from retinaconf.diagnosis.sizes import SIZES
 
 Named = tuple[str, dict[str, Any]]
-SIZES = ("overall", "small", "medium", "large")
+GROUPS = ("overall", *SIZES)
 
-ORACLES = {
-    "as_is": "As it is",
-    "ranked_by_iou": "Each object's boxes ranked by IoU",
-    "score_is_iou": "Score = IoU with the object",
-    "class_right": "Every class right",
-    "no_duplicates": "No duplicates",
-    "score_is_iou_no_duplicates": "Score = IoU, no duplicates",
-}
 
 def subject(reports: Sequence[Named]) -> str:
     """What was looked at, in one plain line (not escaped)."""
@@ -36,7 +30,8 @@ def subject(reports: Sequence[Named]) -> str:
         else f"{_count(numbers['data']['num_detections'])} detections of {name}"
         for name, numbers in reports
     )
-    return f"{boxes}, on {_count(data['objects'])} objects in {_count(data['images'])} images ({data['ground_truth']})."
+    where = Path(data["ground_truth"]).name
+    return f"{boxes}, on {_count(data['objects'])} objects in {_count(data['images'])} images ({where})."
 
 
 def verdict(reports: Sequence[Named]) -> str:
@@ -49,7 +44,11 @@ def verdict(reports: Sequence[Named]) -> str:
             for value, meaning in _tiles(numbers)
         )
         sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in numbers["summary"])
-        columns.append(f'<div>{heading}<div class="tiles">{tiles}</div><ul class="verdict">{sentences}</ul></div>')
+        notes = "".join(f"<li>{escape(note)}</li>" for note in numbers["data"]["notes"])
+        columns.append(
+            f'<div>{heading}<div class="tiles">{tiles}</div><ul class="verdict">{sentences}</ul>'
+            f'<ul class="notes muted">{notes}</ul></div>'
+        )
     return _side_by_side(columns)
 
 
@@ -96,7 +95,8 @@ def figures(reports: Sequence[Named]) -> str:
     drawings: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
         (
             "Score against IoU before NMS",
-            "Where the boxes are; a stronger colour is more. An aligned detector fills the diagonal from lower left to upper right.",
+            "Where the boxes are; a stronger colour is more. An aligned detector fills the diagonal from lower left to "
+            "upper right.",
             lambda n: _density(n["density"]["before_nms"]),
         ),
         (
@@ -111,8 +111,7 @@ def figures(reports: Sequence[Named]) -> str:
         ),
         (
             "The oracle ladder: AP if one thing were perfect",
-            "Each step is an upper bound. A long second and third bar: the ranking is worth mending. A long fourth: "
-            "the classes are.",
+            "Everything else stays as it is, so each bar is the most that mending this one thing can give.",
             lambda n: svg.bars([_oracle(step) for step in n["oracles"]]),
         ),
         (
@@ -146,20 +145,20 @@ def figures(reports: Sequence[Named]) -> str:
     return f'<div class="plots">{"".join(shown)}</div>'
 
 
-def _density(density: dict[str, Any] | None) -> str:
-    return "" if density is None else svg.density(np.array(density["counts"]))
+def _density(counts: list[list[int]] | None) -> str:
+    return "" if counts is None else svg.density(np.array(counts))
 
 
 def _casualties_by_size(numbers: dict[str, Any]) -> str:
     losses = numbers["casualties"]
     if losses is None:
         return ""
-    return svg.dumbbells([(size, losses[size]["mean_kept_iou"], losses[size]["mean_best_iou"]) for size in SIZES])
+    return svg.dumbbells([(size, losses[size]["mean_kept_iou"], losses[size]["mean_best_iou"]) for size in GROUPS])
 
 
 def _oracle(step: dict[str, Any]) -> tuple[str, float | None, str]:
     gain = "" if step["name"] == "as_is" or step["gain"] is None else f" ({step['gain']:+.3f})"
-    return ORACLES.get(step["name"], step["name"]), step["AP"], _number(step["AP"]) + gain
+    return step["description"], step["AP"], _number(step["AP"]) + gain
 
 
 def _alpha_curve(quality: dict[str, Any]) -> str:
@@ -212,7 +211,7 @@ _LOSSES = {
 
 def _loss_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
     losses = numbers["casualties"]
-    return {} if losses is None else {size: [_number(losses[size][key]) for key in _LOSSES] for size in SIZES}
+    return {} if losses is None else {size: [_number(losses[size][key]) for key in _LOSSES] for size in GROUPS}
 
 
 def _correlation_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:

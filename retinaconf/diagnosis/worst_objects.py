@@ -44,9 +44,10 @@ def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str]) -> str:
 
 
 def _figure(diagnosis: Diagnosis, row: int) -> str:
-    truth, casualties, candidates = diagnosis.ground_truth, diagnosis.casualties, diagnosis.candidates
+    truth, casualties = diagnosis.ground_truth, diagnosis.casualties
     assert casualties is not None
-    assert candidates is not None
+    assert diagnosis.before is not None
+    candidates = diagnosis.before.boxes
     image = int(np.searchsorted(truth.offsets, row, side="right")) - 1
     kept, best = int(casualties.kept_candidate[row]), int(casualties.best_candidate[row])
     rivals = [] if kept < 0 else [kept]

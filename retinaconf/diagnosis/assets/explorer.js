@@ -32,7 +32,8 @@ function createExplorer(root, data) {
     candidates.match ??= matchToObjects(candidates, objects);
     const { match } = candidates;
     const scores = jointScores(candidates, state.alpha);
-    const outcome = nonMaximumSuppression(candidates, scores, state.nmsIou, state.scoreThreshold);
+    const outcome = nonMaximumSuppression(
+      candidates, scores, state.nmsIou, state.scoreThreshold, initial.max_detections);
     const rows = [...outcome.status.keys()];
     const losses = objectLosses(candidates, objects, outcome);
     const isVisibleLabel = (label) => state.label < 0 || label === state.label;
@@ -116,7 +117,7 @@ function createExplorer(root, data) {
       const verdict = gap > CASUALTY ? ` This one fits better, by ${gap.toFixed(2)}.` : "";
       parts.push(`Suppressed by ${boxWords(panel.scene, rival)}.${verdict}`);
     } else if (outcome.status[i] === CUT) {
-      parts.push(`Cut: ${MAX_KEPT} better-scored boxes are kept.`);
+      parts.push(`Cut: ${initial.max_detections} better-scored boxes are kept.`);
     }
     return parts.join(" ");
   }

@@ -7,16 +7,14 @@
  *   last of 53 bits but then agree in the first 24;
  * - candidates with score > threshold take part, by falling score, equal scores by rising index;
  * - one is suppressed if its IoU with a kept box of its class is > the NMS IoU;
- * - the best 100 of an image are kept.
+ * - the best `maxDetections` (100) of an image are kept.
  */
-
-const MAX_KEPT = 100;
 
 /** What became of a candidate. */
 const BELOW = 0; // its score is not above the threshold
 const KEPT = 1;
 const SUPPRESSED = 2; // by a kept box of its class
-const CUT = 3; // not suppressed, but 100 better ones are kept
+const CUT = 3; // not suppressed, but enough better ones are kept
 
 /** (n) Float32Array: quality^alpha * class_score^(1 - alpha), or the given score where those two are not known. */
 function jointScores(candidates, alpha) {
@@ -47,9 +45,9 @@ function boxIou(a, i, b, j) {
  * best kept box that suppressed the candidate, or -1}.
  *
  * One pass in the order of score over all classes: the first 100 that no kept box of their class suppresses are the
- * best 100 that NMS class by class would leave.
+ * best 100 of those that NMS class by class leaves.
  */
-function nonMaximumSuppression(candidates, scores, iouThreshold, scoreThreshold) {
+function nonMaximumSuppression(candidates, scores, iouThreshold, scoreThreshold, maxDetections) {
   const { boxes, labels, count } = candidates;
   const order = [];
   for (let i = 0; i < count; i++) if (scores[i] > scoreThreshold) order.push(i);
@@ -65,7 +63,7 @@ function nonMaximumSuppression(candidates, scores, iouThreshold, scoreThreshold)
     if (better !== undefined) {
       status[i] = SUPPRESSED;
       suppressor[i] = better;
-    } else if (kept.length < MAX_KEPT) {
+    } else if (kept.length < maxDetections) {
       status[i] = KEPT;
       kept.push(i);
       rivals.push(i);
