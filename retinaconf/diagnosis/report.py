@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -24,6 +23,7 @@ from retinaconf.diagnosis import sections
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.explorer_data import explorer_data
 from retinaconf.diagnosis.worst_objects import worst_objects
+from retinaconf.errors import InputError
 
 if TYPE_CHECKING:
     from retinaconf.diagnosis.diagnose import Diagnosis
@@ -44,25 +44,32 @@ def write_report(
         max_images: how many images the explorer offers, those with the worst losses first.
 
     Raises:
-        ValueError: not one or two diagnoses, or two of different images.
+        InputError: the file cannot be written, or the two detectors' ground truth differs.
+        ValueError: not one or two diagnoses.
     """
     if len(diagnoses) not in (1, 2):
         raise ValueError(f"a report shows one detector or two, not {len(diagnoses)}")
     truth = diagnoses[0].ground_truth
-    if any(not np.array_equal(truth.image_ids, other.ground_truth.image_ids) for other in diagnoses):
-        raise ValueError("two detectors can only be compared on the same images")
+    for other in diagnoses[1:]:
+        same = np.array_equal(truth.image_ids, other.ground_truth.image_ids)
+        if not same or truth.classes != other.ground_truth.classes:
+            raise InputError(
+                f"{other.ground_truth.source}: not the images and classes of {truth.source}; two detectors can only be "
+                "compared on the same ground truth"
+            )
     names = _names(diagnoses) if names is None else names
     text = _page(diagnoses, names, max_images)
 
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    finally:
+        if aside.exists():
+            aside.unlink()
 
 
 def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:

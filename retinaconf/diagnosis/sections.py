@@ -18,6 +18,15 @@ from retinaconf.diagnosis.glossary import GLOSSARY
 from retinaconf.diagnosis.sizes import SIZES
 
 Named = tuple[str, dict[str, Any]]
+ORACLES = {  # what is said of a step of the ladder beside its bar
+    "as_is": "As it is",
+    "ranked_by_iou": "Each object's boxes ranked by their IoU",
+    "quality_is_iou": "A perfect quality score",
+    "score_is_iou": "The score is the IoU",
+    "class_right": "Every class right",
+    "no_duplicates": "No duplicates",
+    "score_is_iou_no_duplicates": "The score is the IoU, no duplicates",
+}
 GROUPS = ("overall", *SIZES)
 
 
@@ -55,17 +64,17 @@ def verdict(reports: Sequence[Named]) -> str:
 def _tiles(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """(value, meaning) of the four numbers shown large."""
     before = numbers["correlation"]["before_nms"] or numbers["correlation"]["after_nms"]
-    gain = {step["name"]: step["gain"] for step in numbers["oracles"]}.get("score_is_iou")
+    gain = {step["name"]: step["gain"] for step in numbers["oracles"]}.get("ranked_by_iou")
     tiles = [
         (
             _percent(before["within_object"]["concordance"]),
             "of two boxes on one object, how often the better-placed one has the higher score (50 % is chance)",
         ),
         (
-            "–" if gain is None else f"+{100 * gain:.1f} AP",
-            "to gain at most, if the score were the true IoU and the boxes stayed as they are",
+            "–" if gain is None else f"{100 * gain:+.1f} AP",
+            "if each object's boxes were ranked by how well they fit, all else as it is",
         ),
-        (_number(numbers["metrics"]["AP"]), "AP as it is, COCO's metric, from 0 to 1"),
+        (_points(numbers["metrics"]["AP"]), "AP as it is: COCO's metric, from 0 to 100"),
     ]
     if numbers["casualties"] is not None:
         overall = numbers["casualties"]["overall"]
@@ -157,12 +166,13 @@ def _casualties_by_size(numbers: dict[str, Any]) -> str:
 
 
 def _oracle(step: dict[str, Any]) -> tuple[str, float | None, str]:
-    gain = "" if step["name"] == "as_is" or step["gain"] is None else f" ({step['gain']:+.3f})"
-    return step["description"], step["AP"], _number(step["AP"]) + gain
+    gain = "" if step["name"] == "as_is" or step["gain"] is None else f" ({100 * step['gain']:+.1f})"
+    return ORACLES.get(step["name"], step["description"]), step["AP"], _points(step["AP"]) + gain
 
 
 def _alpha_curve(quality: dict[str, Any]) -> str:
-    return svg.curve(quality["alphas"], quality["AP"], "alpha", "AP", quality["best_alpha"])
+    points = [None if value is None else 100 * value for value in quality["AP"]]
+    return svg.curve(quality["alphas"], points, "alpha", "AP", quality["best_alpha"])
 
 
 def _proportions(numbers: dict[str, Any]) -> str:
@@ -181,9 +191,10 @@ def tables(reports: Sequence[Named]) -> str:
         ("What NMS lost, by size", ["", *_LOSSES.values()], _loss_rows),
         ("Rank correlation of score and IoU", ["", "Spearman", "Kendall", "boxes"], _correlation_rows),
         ("Calibration", ["measure"], _calibration_rows),
+        ("The oracle ladder", ["what is right", "AP", "AP50", "AP75", "gain"], _oracle_rows),
         ("By class", ["class", "AP", "optimal LRP", "threshold", "LaECE", "objects"], _class_rows),
     ]
-    metrics = {name: [_number(value) for value in numbers["metrics"].values()] for name, numbers in reports}
+    metrics = {name: [_points(value) for value in numbers["metrics"].values()] for name, numbers in reports}
     table = _table(["", *reports[0][1]["metrics"]], metrics)
     shown = [f'<details open><summary>COCO metrics</summary><div class="scroll">{table}</div></details>']
     for title, head, rows_of in parts:
@@ -230,6 +241,11 @@ def _correlation_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
     return rows
 
 
+def _oracle_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
+    keys = ("AP", "AP50", "AP75", "gain")
+    return {step["description"]: [_points(step[key]) for key in keys] for step in numbers["oracles"]}
+
+
 def _calibration_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
     names = {"laece": "LaECE", "laece_0": "LaECE0", "d_ece": "D-ECE", "mean_olrp": "mean optimal LRP"}
     return {name: [_number(numbers["calibration"].get(key))] for key, name in names.items()}
@@ -239,7 +255,7 @@ def _class_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
     rows = {}
     for name, value in numbers["calibration"]["per_class"].items():
         cells = [value.get(key) for key in ("olrp", "threshold", "laece", "objects")]
-        rows[name] = [_number(cell) for cell in (numbers["metrics_per_class"].get(name), *cells)]
+        rows[name] = [_points(numbers["metrics_per_class"].get(name)), *map(_number, cells)]
     return rows
 
 
@@ -268,6 +284,11 @@ def _number(value: float | int | None) -> str:
     if value is None:
         return "–"
     return _count(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _points(value: float | None) -> str:
+    """AP as it is spoken of: 0 to 100."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _count(value: int) -> str:

@@ -51,7 +51,7 @@ def reliability(mean_score: Sequence[Value], mean_iou: Sequence[Value], count: S
 def curve(xs: Sequence[float], ys: Sequence[Value], x_name: str, y_name: str, marked: float | None = None) -> str:
     """A line of y over x in [0, 1] on a y axis fitted to it; `marked` is an x to emphasise."""
     known = [(x, y) for x, y in zip(xs, ys) if y is not None]
-    low, high = _range([y for _, y in known])
+    low, high = _range([y for _, y in known], least=1e-3)
     points = [(x, (y - low) / (high - low)) for x, y in known]
     discs = "".join(
         f'<circle class="{"chosen-fill" if x == marked else "kept-fill"}" cx="{_x(x):.1f}" cy="{_y(y):.1f}" '
@@ -131,7 +131,7 @@ def _y(value: float) -> float:
     return TOP + (1 - value) * (HEIGHT - TOP - BOTTOM)
 
 
-def _range(values: Sequence[float], least: float = 0.02) -> Point:
+def _range(values: Sequence[float], least: float) -> Point:
     """A span around the values with some air, at least `least` wide."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     air = max(0.12 * (high - low), (least - (high - low)) / 2, 1e-3)
@@ -139,7 +139,7 @@ def _range(values: Sequence[float], least: float = 0.02) -> Point:
 
 
 def _axes(x_name: str, y_name: str, y_range: Point = (0.0, 1.0)) -> str:
-    digits = 2 if y_range[1] - y_range[0] > 0.2 else 3
+    digits = int(np.clip(2 - np.log10(y_range[1] - y_range[0]), 0, 3))
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         value = y_range[0] + tick * (y_range[1] - y_range[0])

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.overlaps import iou
+
+
+def made_up_truth(
+    folder: Path, num_images: int = 6, objects: int = 9, seed: int = 0, noise_picture: bool = False
+) -> GroundTruth:
+    """Images of 640 x 480 with up to `objects` boxes of four classes, a crowd region in the second; PNGs in `folder`."""
+    rng = np.random.default_rng(seed)
+    counts = np.full(num_images, objects) if noise_picture else rng.integers(1, objects + 1, num_images)
+    corner = rng.uniform([0, 0], [500, 380], (counts.sum(), 2)).round(1)
+    size = rng.uniform(12, 140, (counts.sum(), 2)).round(1)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    crowd = np.zeros(counts.sum(), dtype=bool)
+    crowd[offsets[1]] = True
+    for index in range(num_images):
+        shade = rng.integers(0, 256, (480, 640, 3) if noise_picture else (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(shade).resize((640, 480)).save(folder / f"picture {index}.png", compress_level=0)
+    return GroundTruth(
+        image_ids=np.arange(num_images) + 100,
+        file_names=np.array([f"picture {index}.png" for index in range(num_images)]),
+        image_sizes=np.tile([480, 640], (num_images, 1)),
+        boxes=np.concatenate([corner, corner + size], axis=1),
+        labels=rng.integers(0, 4, counts.sum()),
+        crowd=crowd,
+        areas=size.prod(axis=1),
+        offsets=offsets,
+        classes=("apple", "bird", "cup", "dog"),
+        category_ids=(1, 2, 5, 9),
+        image_folder=folder,
+        source="made-up.json",
+    )
 
 
 def synthetic_candidates(

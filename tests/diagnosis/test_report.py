@@ -1,0 +1,253 @@
+"""The report's file: complete in itself, small, and safe whatever things are called."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, pack_candidates
+from retinaconf.diagnosis.report import image_losses, inline_json, present_alpha, write_report
+from retinaconf.errors import InputError
+
+from synthetic import made_up_truth, synthetic_candidates
+
+
+class Elements(HTMLParser):
+    """Every element's name and attributes, and the text of the scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.visible: list[str] = []
+        self._raw = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._raw = tag if tag in ("script", "style") else ""
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._raw = ""
+
+    def handle_data(self, data):
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif not self._raw:
+            self.visible.append(data)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory) -> GroundTruth:
+    return made_up_truth(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def diagnosis(truth) -> Diagnosis:
+    return diagnose(truth, candidates=synthetic_candidates(truth), replicates=20)
+
+
+def page(path: Path, *diagnoses: Diagnosis, **options) -> Elements:
+    write_report(path, diagnoses, **options)
+    return Elements(path.read_text(encoding="utf-8"))
+
+
+def explorer_json(elements: Elements) -> dict:
+    return json.loads(elements.scripts[0])
+
+
+def test_everything_is_inside(tmp_path, diagnosis):
+    elements = page(tmp_path / "report.html", diagnosis)
+    for tag, attributes in elements.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "action", "xlink:href"):
+            assert attributes.get(name, "data:").startswith(("data:", "#")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"@import|url\(|https?://", text)
+
+
+def test_policy_admits_this_program_only(tmp_path, diagnosis):
+    elements = page(tmp_path / "report.html", diagnosis)
+    policy = next(a["content"] for tag, a in elements.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[\w+/=]+'", policy)
+    assert "unsafe-eval" not in policy
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "</script><b>", "a&amp;b", "\"'><img src=x onerror=x>", "é 犬 $style"]
+)
+def test_names_are_text(tmp_path, truth, name):
+    odd = replace(
+        truth, classes=(name, *truth.classes[1:]), file_names=np.array([name + str(i) for i in range(len(truth))])
+    )
+    elements = page(
+        tmp_path / "report.html", diagnose(odd, candidates=synthetic_candidates(odd), replicates=5), names=[name]
+    )
+    tags = [tag for tag, _ in elements.elements]
+    assert tags.count("script") == 2
+    assert "img" not in tags
+    assert explorer_json(elements)["classes"][0] == name
+    assert explorer_json(elements)["detectors"][0]["name"] == name
+    assert name in "".join(elements.visible)
+
+
+def test_numbers_of_the_diagnosis_are_in_the_page(tmp_path, diagnosis):
+    text = "".join(page(tmp_path / "report.html", diagnosis).visible)
+    numbers = diagnosis.to_json()
+    for sentence in diagnosis.summary():
+        assert sentence in text
+    assert f"{100 * numbers['metrics']['AP']:.1f}" in text
+    assert f"{numbers['casualties']['overall']['mean_lost_iou']:.3f}" in text
+    assert f"{numbers['calibration']['laece']:.3f}" in text
+    for step in numbers["oracles"]:
+        assert f"{100 * step['AP50']:.1f}" in text
+
+
+def test_worst_images_come_first(tmp_path, diagnosis, truth):
+    losses = image_losses(diagnosis)
+    shown = [image["name"] for image in explorer_json(page(tmp_path / "r.html", diagnosis, max_images=3))["images"]]
+    assert shown == [str(truth.file_names[i]) for i in np.argsort(-losses, kind="stable")[:3]]
+
+
+def test_losses_by_hand(truth):
+    two = truth.subset([0]).__class__(
+        **{
+            **vars(truth.subset([0])),
+            "boxes": np.array([[0.0, 0, 10, 10]]),
+            "labels": np.array([0]),
+            "crowd": np.array([False]),
+            "areas": np.array([100.0]),
+            "offsets": np.array([0, 1]),
+        }
+    )
+    candidates = replace(
+        synthetic_candidates(truth).take(np.arange(2)),
+        image_index=np.zeros(2, np.int64),
+        labels=np.zeros(2, np.int64),
+        boxes=np.array([[0.0, 0, 10, 8], [0, 0, 10, 10]]),  # IoU 0.8, then 1.0
+        scores=np.array([0.9, 0.6]),
+        class_scores=None,
+        quality=None,
+    )
+    assert image_losses(diagnose(two, candidates=candidates)) == pytest.approx([0.2])
+    assert image_losses(diagnose(two, detections=candidates)) == pytest.approx([0.2])
+
+
+def test_same_input_same_file(tmp_path, diagnosis):
+    write_report(tmp_path / "a.html", [diagnosis])
+    write_report(tmp_path / "b.html", [diagnosis])
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_detections_only_says_what_is_missing(tmp_path, truth, diagnosis):
+    elements = page(tmp_path / "r.html", diagnose(truth, detections=diagnosis.after.boxes, replicates=5))
+    text = "".join(elements.visible)
+    assert "These are detections after NMS" in text
+    assert explorer_json(elements)["settings"]["nms_iou"] == 1.0
+
+
+@pytest.mark.parametrize("what", ["no pictures", "no objects", "no boxes", "crowd only"])
+def test_degenerate_input(tmp_path, truth, what):
+    candidates = synthetic_candidates(truth)
+    if what == "no pictures":
+        truth = replace(truth, image_folder=None)
+    elif what == "no objects":
+        none = np.zeros(0, np.int64)
+        truth = replace(
+            truth,
+            boxes=np.zeros((0, 4)),
+            labels=none,
+            crowd=none.astype(bool),
+            areas=none.astype(float),
+            offsets=np.zeros(len(truth) + 1, np.int64),
+        )
+    elif what == "no boxes":
+        candidates = candidates.take(np.zeros(0, np.int64))
+    else:
+        truth = replace(truth, crowd=np.ones(len(truth.boxes), bool))
+    elements = page(tmp_path / "r.html", diagnose(truth, candidates=candidates, replicates=5))
+    assert len(explorer_json(elements)["images"]) == len(truth)
+    assert (explorer_json(elements)["images"][0]["jpeg"] is None) == (what == "no pictures")
+
+
+def test_two_detectors(tmp_path, truth, diagnosis):
+    other = diagnose(truth, candidates=synthetic_candidates(truth, seed=1, with_quality=False), replicates=5)
+    elements = page(tmp_path / "r.html", diagnosis, other, names=["conf", "plain"])
+    assert [d["has_quality"] for d in explorer_json(elements)["detectors"]] == [True, False]
+    text = "".join(elements.visible)
+    assert "Score against IoU before NMS: conf" in text
+    assert "Score against IoU before NMS: plain" in text
+
+
+def test_refusals(tmp_path, truth, diagnosis):
+    with pytest.raises(ValueError, match="one detector or two"):
+        write_report(tmp_path / "r.html", [])
+    half = truth.subset([0, 1])
+    with pytest.raises(InputError, match="same ground truth"):
+        write_report(tmp_path / "r.html", [diagnosis, diagnose(half, candidates=synthetic_candidates(half))])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(tmp_path / "file" / "r.html", [diagnosis])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(tmp_path / "folder", [diagnosis])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]  # nothing half-written
+
+
+def test_fifty_images_stay_below_15_megabytes(tmp_path):
+    truth = made_up_truth(tmp_path, num_images=50, objects=20, noise_picture=True)
+    candidates = synthetic_candidates(truth, per_object=MAX_CANDIDATES // 20 + 10)
+    write_report(tmp_path / "r.html", [diagnose(truth, candidates=candidates, replicates=0)])
+    size = (tmp_path / "r.html").stat().st_size
+    assert 12e6 < size < 15e6
+
+
+def test_pack_keeps_the_best_in_their_order(truth):
+    candidates = synthetic_candidates(truth)
+    rows = np.flatnonzero(candidates.image_index == 0)
+    packed = pack_candidates(candidates, 0, 40)
+    assert packed["left_out"] == len(rows) - 40
+    import base64
+
+    boxes = np.frombuffer(base64.b64decode(packed["boxes"]), "<f4").reshape(-1, 4)
+    best = np.sort(rows[np.argsort(-candidates.scores[rows], kind="stable")[:40]])
+    np.testing.assert_array_equal(boxes, candidates.boxes[best].astype(np.float32))
+
+
+def test_jpeg_is_scaled_and_bounded():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
+    import io
+
+    data = encode_jpeg(noise, 640, 200_000)
+    assert Image.open(io.BytesIO(data)).size == (640, 480)
+    assert len(data) <= 200_000
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 1.0])
+def test_present_alpha(truth, alpha):
+    candidates = synthetic_candidates(truth)
+    assert present_alpha(candidates.rescored(alpha)) == alpha
+
+
+def test_inline_json_cannot_end_its_element():
+    text = inline_json({"</script><!--": "<"})
+    assert "<" not in text
+    assert json.loads(text) == {"</script><!--": "<"}
+
+
+def test_never_imports_torch():
+    code = "import sys, retinaconf.diagnosis.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
