@@ -15,14 +15,14 @@ from retinaconf.diagnosis.overlaps import iou
 def made_up_truth(
     folder: Path, num_images: int = 6, objects: int = 9, seed: int = 0, noise_picture: bool = False
 ) -> GroundTruth:
-    """Images of 640 x 480 with up to `objects` boxes of four classes, a crowd region in the second; PNGs in `folder`."""
+    """Images of 640 x 480 with up to `objects` boxes of four classes, one of them a crowd region; PNGs in `folder`."""
     rng = np.random.default_rng(seed)
     counts = np.full(num_images, objects) if noise_picture else rng.integers(1, objects + 1, num_images)
     corner = rng.uniform([0, 0], [500, 380], (counts.sum(), 2)).round(1)
     size = rng.uniform(12, 140, (counts.sum(), 2)).round(1)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     crowd = np.zeros(counts.sum(), dtype=bool)
-    crowd[offsets[1]] = True
+    crowd[offsets[num_images // 3]] = True
     for index in range(num_images):
         shade = rng.integers(0, 256, (480, 640, 3) if noise_picture else (6, 8, 3), dtype=np.uint8)
         Image.fromarray(shade).resize((640, 480)).save(folder / f"picture {index}.png", compress_level=0)

@@ -1,5 +1,7 @@
 """The report's file: complete in itself, small, and safe whatever things are called."""
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -14,7 +16,7 @@ from PIL import Image
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
-from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, pack_candidates
+from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
 from retinaconf.diagnosis.report import image_losses, inline_json, present_alpha, write_report
 from retinaconf.errors import InputError
 
@@ -207,12 +209,17 @@ def test_refusals(tmp_path, truth, diagnosis):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]  # nothing half-written
 
 
-def test_fifty_images_stay_below_15_megabytes(tmp_path):
+def test_fifty_images_stay_below_15_megabytes(tmp_path, diagnosis):
+    """Noise, which JPEG cannot compress, and as many candidates as the page takes."""
     truth = made_up_truth(tmp_path, num_images=50, objects=20, noise_picture=True)
     candidates = synthetic_candidates(truth, per_object=MAX_CANDIDATES // 20 + 10)
-    write_report(tmp_path / "r.html", [diagnose(truth, candidates=candidates, replicates=0)])
-    size = (tmp_path / "r.html").stat().st_size
-    assert 12e6 < size < 15e6
+    settings = {"alpha": 0.0, "nms_iou": 0.5, "score_threshold": 0.0, "max_detections": 100}
+    data = explorer_data(truth, [candidates], ["noise"], range(50), ["0.00 IoU lost"] * 50, settings)
+    packed = len(inline_json(data))
+    assert all(image["candidates"][0]["left_out"] == 200 for image in data["images"])
+    write_report(tmp_path / "r.html", [diagnosis], max_images=0)
+    rest = (tmp_path / "r.html").stat().st_size
+    assert 12e6 < packed + rest < 15e6
 
 
 def test_pack_keeps_the_best_in_their_order(truth):
@@ -220,8 +227,6 @@ def test_pack_keeps_the_best_in_their_order(truth):
     rows = np.flatnonzero(candidates.image_index == 0)
     packed = pack_candidates(candidates, 0, 40)
     assert packed["left_out"] == len(rows) - 40
-    import base64
-
     boxes = np.frombuffer(base64.b64decode(packed["boxes"]), "<f4").reshape(-1, 4)
     best = np.sort(rows[np.argsort(-candidates.scores[rows], kind="stable")[:40]])
     np.testing.assert_array_equal(boxes, candidates.boxes[best].astype(np.float32))
@@ -229,8 +234,6 @@ def test_pack_keeps_the_best_in_their_order(truth):
 
 def test_jpeg_is_scaled_and_bounded():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
-    import io
-
     data = encode_jpeg(noise, 640, 200_000)
     assert Image.open(io.BytesIO(data)).size == (640, 480)
     assert len(data) <= 200_000

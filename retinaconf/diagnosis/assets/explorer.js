@@ -213,5 +213,6 @@ function createExplorer(root, data) {
     /** Indices of the kept candidates of a detector, best first. */
     kept: (detector = 0) => panels[detector].scene.outcome.kept,
     panels,
+    scatterScale,
   };
 }

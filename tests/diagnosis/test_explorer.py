@@ -1,0 +1,304 @@
+"""The explorer in headless Chromium: its NMS is Python's, it is quick, reachable by keyboard, and asks no one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+from synthetic import made_up_truth, synthetic_candidates  # noqa: E402
+
+from retinaconf.diagnosis.candidates import Candidates  # noqa: E402
+from retinaconf.diagnosis.diagnose import diagnose  # noqa: E402
+from retinaconf.diagnosis.nms import nms, top_per_image  # noqa: E402
+from retinaconf.diagnosis.report import image_losses, write_report  # noqa: E402
+
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM} (Debian's package chromium)")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+EVIL = "<script>window.hacked = true</script>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(
+            executable_path=CHROMIUM, args=[*QUIET.split(), "--disable-component-update", "--disable-sync"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Candidates]]:
+    """A report of two detectors, the second without quality: file, images in their order there, candidates."""
+    folder = tmp_path_factory.mktemp("explorer")
+    truth = made_up_truth(folder)
+    truth = replace(truth, classes=(EVIL, *truth.classes[1:]))
+    both = [synthetic_candidates(truth), with_oddities(synthetic_candidates(truth, seed=1, with_quality=False))]
+    diagnoses = [diagnose(truth, candidates=each, replicates=5) for each in both]
+    write_report(folder / "two.html", diagnoses, names=["conf", EVIL])
+    write_report(folder / "one.html", diagnoses[1:], names=["plain"])
+    losses = np.max([image_losses(each) for each in diagnoses], axis=0)
+    return folder, np.argsort(-losses, kind="stable"), both
+
+
+def with_oddities(candidates: Candidates) -> Candidates:
+    """Scores 0 and 1, boxes that occur twice, and boxes without area."""
+    boxes, scores = candidates.boxes.copy(), candidates.scores.copy()
+    scores[::17], scores[5::17] = 0, 1
+    boxes[1::13] = boxes[0::13][: len(boxes[1::13])]
+    boxes[2::31, 2:] = boxes[2::31, :2]
+    return replace(candidates, boxes=boxes, scores=scores)
+
+
+@pytest.fixture
+def page(browser, detectors) -> Iterator[playwright.Page]:
+    """The report of two detectors, opened; no error may have been logged when the test ends."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto((detectors[0] / "two.html").as_uri())
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def python_keeps(candidates: Candidates, image: int, alpha: float, nms_iou: float, score_threshold: float) -> list[int]:
+    """What NMS leaves of an image, best first, as positions among its candidates; values as float32, as in the page."""
+    rows = candidates.take(candidates.image_index == image)
+    scores = rows.scores if rows.quality is None else rows.rescored(alpha).scores
+    scores = scores.astype(np.float32).astype(np.float64)
+    boxes = rows.boxes.astype(np.float32).astype(np.float64)
+    taking = np.flatnonzero(scores > score_threshold)
+    columns = (rows.image_index[taking], rows.labels[taking], boxes[taking], scores[taking])
+    kept = taking[nms(*columns, nms_iou) < 0]
+    kept = kept[top_per_image(rows.image_index[kept], scores[kept], 100)]
+    return kept[np.lexsort((kept, -scores[kept]))].tolist()
+
+
+def test_keeps_what_python_keeps(page, detectors):
+    _, images, candidates = detectors
+    rng = np.random.default_rng(0)
+    settings = [
+        {
+            "image": int(rng.integers(len(images))),
+            "alpha": float(rng.choice([0, 1, rng.random(), rng.integers(101) / 100])),
+            "nmsIou": float(rng.choice([0, 1, 0.5, rng.random(), rng.integers(101) / 100])),
+            "scoreThreshold": float(rng.choice([0, 0.05, rng.random(), rng.integers(101) / 100])),
+        }
+        for _ in range(200)
+    ]
+    shown = page.evaluate(
+        "settings => settings.map((each) => { explorer.set(each); return [explorer.kept(0), explorer.kept(1)]; })",
+        settings,
+    )
+    for each, kept in zip(settings, shown):
+        for detector in (0, 1):
+            image = int(images[each["image"]])
+            expected = python_keeps(candidates[detector], image, each["alpha"], each["nmsIou"], each["scoreThreshold"])
+            assert kept[detector] == expected, each
+    assert {len(kept[0]) for kept in shown} > {0, 100}  # from nothing to the limit
+
+
+def test_losses_are_the_diagnosis_ones(page, detectors):
+    """The page opens on the settings of the report: what it says an image lost is what Python says."""
+    folder, images, candidates = detectors
+    lost = page.evaluate("explorer.panels.map((panel) => panel.scene.losses.reduce((sum, row) => sum + row.lost, 0))")
+    note = page.locator(".filmstrip [role=option]").first.locator(".loss").inner_text()
+    assert f"{max(lost):.2f} IoU lost" == note
+
+
+def test_redraws_5000_candidates_in_100_ms(browser, tmp_path):
+    truth = made_up_truth(tmp_path, num_images=1, objects=20, noise_picture=True)
+    candidates = synthetic_candidates(truth, per_object=250)
+    assert len(candidates) == 5000
+    write_report(tmp_path / "r.html", [diagnose(truth, candidates=candidates, replicates=0)])
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((tmp_path / "r.html").as_uri())
+    page.wait_for_function("explorer.panels[0].scene.picture")
+    times = page.evaluate("""() => {
+        const slider = document.querySelector("input[name=alpha]");
+        return [...Array(15).keys()].map((k) => {
+            const start = performance.now();
+            slider.value = 0.05 + k / 20;
+            slider.dispatchEvent(new Event("input"));
+            // Reading a pixel waits until what was drawn is there.
+            for (const canvas of document.querySelectorAll("canvas")) canvas.getContext("2d").getImageData(0, 0, 1, 1);
+            return performance.now() - start;
+        });
+    }""")
+    page.close()
+    print(f"redraw of 5,000 candidates: median {np.median(times):.0f} ms, most {max(times):.0f} ms")
+    assert np.median(times) < 100
+
+
+def test_no_request_leaves_the_page(browser, detectors):
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    uri = (detectors[0] / "two.html").as_uri()
+    page.goto(uri)
+    page.locator(".filmstrip [role=option]").last.click()
+    page.wait_for_timeout(200)
+    assert [url for url in asked if not url.startswith("data:")] == [uri]
+    refused = page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')")
+    assert refused == "refused"
+    page.close()
+
+
+def test_names_show_as_text(page):
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".class-filter option", has_text=EVIL).count() == 1
+    assert page.locator(".panel-name").nth(1).inner_text() == EVIL
+    page.locator(".class-filter").select_option(label=EVIL)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_keyboard(page):
+    detail = page.locator(".panel .detail").first
+    page.locator(".picture").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert detail.inner_text().startswith("1 of ")
+    page.keyboard.press("ArrowRight")
+    assert detail.inner_text().startswith("2 of ")
+    page.keyboard.press("ArrowLeft")
+    assert detail.inner_text().startswith("1 of ")
+    page.keyboard.press("Escape")
+    assert detail.inner_text().startswith("Point at")
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "scatter"
+    page.keyboard.press("End")  # the largest IoU
+    chosen, ious = page.evaluate("[explorer.state.pinned.candidate, [...explorer.panels[0].scene.match.ious]]")
+    shown = page.evaluate("explorer.panels[0].scene.ranked.filter(explorer.panels[0].scene.isShown)")
+    assert ious[chosen] == max(ious[i] for i in shown)
+
+    slider = page.locator("input[name=nmsIou]")
+    slider.focus()
+    before = float(slider.input_value())
+    page.keyboard.press("ArrowRight")
+    assert float(slider.input_value()) == pytest.approx(before + 0.01)
+    assert page.locator("output[for=nms-iou]").inner_text() == f"{before + 0.01:.2f}"
+
+    page.locator(".filmstrip [aria-selected=true]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("explorer.state.image") == 1
+    assert page.evaluate("document.activeElement.id") == "image-1"
+
+    page.locator(".objects button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".objects tr.chosen").count() == 1
+    assert "Kept" in detail.inner_text() or "No box" in detail.inner_text()
+
+
+def test_everything_is_named(page):
+    """Each control that Tab reaches has an accessible name."""
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, select, canvas, [role=listbox]")]
+        .filter((element) => !(element.labels?.length || element.getAttribute("aria-label") || element.textContent.trim()))
+        .map((element) => element.outerHTML)""")
+    assert nameless == []
+
+
+def ink(page, selector: str) -> str:
+    return page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
+
+
+def test_picture_and_scatter_are_linked(page):
+    page.wait_for_function("explorer.panels[0].scene.picture")
+    plain = ink(page, ".picture"), ink(page, ".scatter")
+    point = page.evaluate("""() => {
+        const { scene, scatter } = explorer.panels[0];
+        const scale = explorer.scatterScale(scatter), i = scene.outcome.kept[0];
+        return [scale.x(scene.match.ious[i]), scale.y(scene.scores[i])];
+    }""")
+    page.locator(".scatter").first.hover(position={"x": point[0], "y": point[1]})
+    hovered = ink(page, ".picture"), ink(page, ".scatter")
+    assert hovered[0] != plain[0]
+    assert hovered[1] != plain[1]
+    assert page.locator(".detail").nth(1).inner_text() != "Point at a box or a dot, or press Tab and the arrow keys."
+
+    page.mouse.move(0, 0)
+    page.locator("h1").hover()
+    assert (ink(page, ".picture"), ink(page, ".scatter")) == plain
+
+    edge = page.evaluate("""() => {
+        const { scene, picture } = explorer.panels[0];
+        const scale = picture.clientWidth / scene.width, i = scene.outcome.kept[0];
+        const [x1, y1, x2] = scene.candidates.boxes.slice(4 * i, 4 * i + 3);
+        return [((x1 + x2) / 2) * scale, Math.max(y1, 0) * scale + 1];
+    }""")
+    page.locator(".picture").first.click(position={"x": edge[0], "y": edge[1]})
+    assert page.evaluate("explorer.state.pinned.candidate") >= 0
+    assert ink(page, ".scatter") != plain[1]
+
+
+def test_class_filter_only_hides(page):
+    kept = page.evaluate("explorer.kept()")
+    before = ink(page, ".scatter")
+    page.locator(".class-filter").select_option(index=1)
+    assert page.evaluate("explorer.kept()") == kept
+    assert ink(page, ".scatter") != before
+
+
+def test_search(page):
+    page.locator(".search").fill("picture 3")
+    assert page.locator(".filmstrip [role=option]:visible").count() == 1
+    assert page.locator(".found").inner_text() == "1 of 6 images"
+    page.locator(".search").fill("no such thing")
+    assert page.locator(".filmstrip [role=option]:visible").count() == 0
+    page.locator(".search").fill("")
+    assert page.locator(".filmstrip [role=option]:visible").count() == 6
+
+
+def test_alpha_is_disabled_and_explained_without_quality(browser, detectors, page):
+    assert page.locator("input[name=alpha]").is_enabled()
+    assert f"Does not change {EVIL}" in page.locator(".alpha-note").inner_text()
+    single = browser.new_page()
+    single.goto((detectors[0] / "one.html").as_uri())
+    assert single.locator("input[name=alpha]").is_disabled()
+    assert "Not available" in single.locator(".alpha-note").inner_text()
+    single.close()
+
+
+def test_reset(page):
+    start = page.evaluate("explorer.kept()")
+    page.evaluate("explorer.set({ nmsIou: 0.9, scoreThreshold: 0.4, alpha: 0.7 })")
+    assert page.evaluate("explorer.kept()") != start
+    page.locator(".reset").click()
+    assert page.evaluate("explorer.kept()") == start
+
+
+@pytest.mark.parametrize(("scheme", "other"), [("light", "Dark"), ("dark", "Light")])
+def test_theme_follows_the_system_and_the_button(browser, detectors, scheme, other):
+    page = browser.new_page(color_scheme=scheme)
+    page.goto((detectors[0] / "one.html").as_uri())
+    ground = "getComputedStyle(document.body).backgroundColor"
+    first, plot = page.evaluate(ground), ink(page, ".scatter")
+    assert page.locator(".theme").inner_text() == other
+    page.locator(".theme").click()
+    assert page.evaluate(ground) != first
+    assert ink(page, ".scatter") != plot
+    page.close()
+
+
+@pytest.mark.parametrize("report", ["one.html", "two.html"])
+def test_fits_a_small_screen(browser, detectors, report):
+    page = browser.new_page(viewport={"width": 375, "height": 700})
+    page.goto((detectors[0] / report).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.close()
+
+
+def test_without_pictures(browser, tmp_path):
+    truth = replace(made_up_truth(tmp_path), image_folder=None)
+    write_report(tmp_path / "r.html", [diagnose(truth, candidates=synthetic_candidates(truth), replicates=0)])
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    assert page.evaluate("explorer.kept().length") > 0
+    page.close()
