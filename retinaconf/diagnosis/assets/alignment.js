@@ -64,13 +64,13 @@ function spearman(xs, ys, rows) {
 
 /** Ranks from 1 of values[rows], equal values sharing the mean of theirs. */
 function averageRanks(values, rows) {
-  const order = rows.map((_, k) => k).sort((k, l) => values[rows[k]] - values[rows[l]]);
-  const ranks = new Float64Array(rows.length);
-  for (let start = 0; start < order.length; ) {
+  const sorted = Float64Array.from(rows, (i) => values[i]).sort();
+  const ranks = new Map(); // by value
+  for (let start = 0; start < sorted.length; ) {
     let end = start;
-    while (end < order.length && values[rows[order[end]]] === values[rows[order[start]]]) end++;
-    for (let k = start; k < end; k++) ranks[order[k]] = (start + end + 1) / 2;
+    while (end < sorted.length && sorted[end] === sorted[start]) end++;
+    ranks.set(sorted[start], (start + end + 1) / 2);
     start = end;
   }
-  return ranks;
+  return rows.map((i) => ranks.get(values[i]));
 }

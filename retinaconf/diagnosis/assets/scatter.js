@@ -26,7 +26,7 @@ function drawScatter(canvas, scene, focus, colours) {
   if (scene.shows.suppressed) {
     const rows = scene.suppressed.filter(scene.isVisible);
     context.globalAlpha = Math.min(0.9, Math.max(0.25, 300 / rows.length));
-    strokeMarks(context, rows.map(at), cross, colours.suppressed, 1.1);
+    stampCrosses(context, rows.map(at), colours.suppressed);
     context.globalAlpha = 1;
     const better = scene.casualties.map((row) => row.best).filter(scene.isVisible);
     fillMarks(context, better.map(at), triangle, colours.suppressed, colours.surface);
@@ -37,7 +37,7 @@ function drawScatter(canvas, scene, focus, colours) {
   if (!focus) return;
   context.fillStyle = colours.veilSurface;
   context.fillRect(x(0), y(1), x(1) - x(0), y(0) - y(1));
-  strokeMarks(context, focus.victims.map(at), cross, colours.suppressed, 1.3);
+  stampCrosses(context, focus.victims.map(at), colours.suppressed);
   if (focus.candidates.length === 2) {
     context.beginPath();
     context.moveTo(...at(focus.candidates[0]));
@@ -99,13 +99,6 @@ function disc(path, x, y) {
   path.arc(x, y, 4.5, 0, 2 * Math.PI);
 }
 
-function cross(path, x, y) {
-  path.moveTo(x - 2.5, y - 2.5);
-  path.lineTo(x + 2.5, y + 2.5);
-  path.moveTo(x - 2.5, y + 2.5);
-  path.lineTo(x + 2.5, y - 2.5);
-}
-
 function triangle(path, x, y) {
   path.moveTo(x, y - 6);
   path.lineTo(x + 5.5, y + 4);
@@ -113,12 +106,22 @@ function triangle(path, x, y) {
   path.closePath();
 }
 
-function strokeMarks(context, points, mark, colour, width) {
-  const path = new Path2D();
-  for (const [x, y] of points) mark(path, x, y);
-  context.strokeStyle = colour;
-  context.lineWidth = width;
-  context.stroke(path);
+/** A cross at each point. Drawn once and copied: stroking thousands would take longer than a frame. */
+function stampCrosses(context, points, colour) {
+  const ratio = window.devicePixelRatio || 1;
+  const stamp = document.createElement("canvas");
+  stamp.width = stamp.height = Math.ceil(8 * ratio);
+  const pen = stamp.getContext("2d");
+  pen.scale(ratio, ratio);
+  pen.strokeStyle = colour;
+  pen.lineWidth = 1.2;
+  pen.stroke(new Path2D("M1.5 1.5L6.5 6.5M1.5 6.5L6.5 1.5"));
+  context.save();
+  context.setTransform(1, 0, 0, 1, 0, 0); // at whole pixels, which need no resampling
+  for (const [x, y] of points) {
+    context.drawImage(stamp, Math.round((x - 4) * ratio), Math.round((y - 4) * ratio));
+  }
+  context.restore();
 }
 
 function fillMarks(context, points, mark, colour, edge) {
