@@ -105,9 +105,8 @@ def test_keeps_what_python_keeps(page, detectors):
     assert {len(kept[0]) for kept in shown} > {0, 100}  # from nothing to the limit
 
 
-def test_losses_are_the_diagnosis_ones(page, detectors):
+def test_losses_are_the_diagnosis_ones(page):
     """The page opens on the settings of the report: what it says an image lost is what Python says."""
-    folder, images, candidates = detectors
     lost = page.evaluate("explorer.panels.map((panel) => panel.scene.losses.reduce((sum, row) => sum + row.lost, 0))")
     note = page.locator(".filmstrip [role=option]").first.locator(".loss").inner_text()
     assert f"{max(lost):.2f} IoU lost" == note
@@ -200,8 +199,8 @@ def test_keyboard(page):
 def test_everything_is_named(page):
     """Each control that Tab reaches has an accessible name."""
     nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, select, canvas, [role=listbox]")]
-        .filter((element) => !(element.labels?.length || element.getAttribute("aria-label") || element.textContent.trim()))
-        .map((element) => element.outerHTML)""")
+        .filter((each) => !(each.labels?.length || each.getAttribute("aria-label") || each.textContent.trim()))
+        .map((each) => each.outerHTML)""")
     assert nameless == []
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic import made_up_truth, synthetic_candidates
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
 from retinaconf.diagnosis.report import image_losses, inline_json, present_alpha, write_report
 from retinaconf.errors import InputError
-
-from synthetic import made_up_truth, synthetic_candidates
 
 
 class Elements(HTMLParser):
@@ -125,15 +124,13 @@ def test_worst_images_come_first(tmp_path, diagnosis, truth):
 
 
 def test_losses_by_hand(truth):
-    two = truth.subset([0]).__class__(
-        **{
-            **vars(truth.subset([0])),
-            "boxes": np.array([[0.0, 0, 10, 10]]),
-            "labels": np.array([0]),
-            "crowd": np.array([False]),
-            "areas": np.array([100.0]),
-            "offsets": np.array([0, 1]),
-        }
+    single = replace(
+        truth.subset([0]),
+        boxes=np.array([[0.0, 0, 10, 10]]),
+        labels=np.array([0]),
+        crowd=np.array([False]),
+        areas=np.array([100.0]),
+        offsets=np.array([0, 1]),
     )
     candidates = replace(
         synthetic_candidates(truth).take(np.arange(2)),
@@ -144,8 +141,8 @@ def test_losses_by_hand(truth):
         class_scores=None,
         quality=None,
     )
-    assert image_losses(diagnose(two, candidates=candidates)) == pytest.approx([0.2])
-    assert image_losses(diagnose(two, detections=candidates)) == pytest.approx([0.2])
+    assert image_losses(diagnose(single, candidates=candidates)) == pytest.approx([0.2])
+    assert image_losses(diagnose(single, detections=candidates)) == pytest.approx([0.2])
 
 
 def test_same_input_same_file(tmp_path, diagnosis):

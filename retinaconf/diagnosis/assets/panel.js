@@ -50,7 +50,7 @@ function writeNumbers(panel) {
   const text = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
   const numbers = {
     kept: outcome.kept.length,
-    suppressed: suppressed.length,
+    suppressed: suppressed.length.toLocaleString("en"),
     "objects found": `${found.length} of ${losses.length}`,
     "mean IoU kept": text(mean(found.map((row) => row.keptIou))),
     "mean best IoU": text(mean(found.map((row) => row.bestIou))),
@@ -68,7 +68,7 @@ function writeNumbers(panel) {
   );
   const leftOut = panel.element.querySelector(".left-out");
   leftOut.hidden = !candidates.left_out;
-  leftOut.textContent = `${candidates.left_out} candidates with lower scores are not in this page.`;
+  leftOut.textContent = `${candidates.left_out.toLocaleString("en")} candidates with lower scores are not in this page.`;
 }
 
 /** The image's objects, most IoU lost first, a row a button that marks the object in picture and scatter. */

@@ -60,21 +60,21 @@ function drawFocus(context, scene, focus, colours, scale, stroke) {
   context.fillStyle = colours.veil;
   context.fillRect(0, 0, context.canvas.clientWidth, context.canvas.clientHeight);
   const { boxes, labels } = scene.candidates;
-  if (focus.object >= 0) {
-    stroke(scene.objects.boxes, [focus.object], { colour: colours.truth, width: 4, corners: true });
-  }
   if (focus.victims.length) {
     const ink = Math.min(1, Math.max(0.25, SUPPRESSED_INK / focus.victims.length));
     stroke(boxes, focus.victims, { colour: colours.suppressed, width: 1, ink, halo: null });
   }
+  const style = (i) =>
+    scene.outcome.status[i] === KEPT ? { colour: colours.kept } : { colour: colours.suppressed, dash: [8, 5] };
+  for (const i of focus.candidates) stroke(boxes, [i], { width: 3.5, ...style(i) });
+  if (focus.object >= 0) {
+    stroke(scene.objects.boxes, [focus.object], { colour: colours.truth, width: 4, corners: true });
+  }
   for (const i of focus.candidates) {
-    const kept = scene.outcome.status[i] === KEPT;
-    const colour = kept ? colours.kept : colours.suppressed;
-    stroke(boxes, [i], { colour, width: 3.5, dash: kept ? null : [8, 5] });
     const text = `${scene.classes[labels[i]]} ${scene.scores[i].toFixed(2)}`;
     // The kept box's tag above it, the other's below: they often lie on each other.
-    const y = kept ? boxes[4 * i + 1] * scale - 20 : boxes[4 * i + 3] * scale + 2;
-    drawTag(context, text, boxes[4 * i] * scale, y, colour, colours.halo);
+    const y = scene.outcome.status[i] === KEPT ? boxes[4 * i + 1] * scale - 20 : boxes[4 * i + 3] * scale + 2;
+    drawTag(context, text, boxes[4 * i] * scale, y, style(i).colour, colours.halo);
   }
 }
 

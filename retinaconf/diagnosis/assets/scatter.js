@@ -36,7 +36,7 @@ function drawScatter(canvas, scene, focus, colours) {
   }
   if (!focus) return;
   context.fillStyle = colours.veilSurface;
-  context.fillRect(x(0), y(1), x(1) - x(0), y(0) - y(1));
+  context.fillRect(x(0) - 6, y(1) - 6, x(1) - x(0) + 12, y(0) - y(1) + 12); // marks on the edge, too
   stampCrosses(context, focus.victims.map(at), colours.suppressed);
   if (focus.candidates.length === 2) {
     context.beginPath();
