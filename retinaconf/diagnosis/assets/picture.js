@@ -42,7 +42,7 @@ function drawPicture(canvas, scene, focus, colours) {
   if (scene.shows.kept) {
     // From the lowest score up, fainter the lower: the boxes that count lie on top.
     for (const i of scene.outcome.kept.filter(scene.isVisible).reverse()) {
-      stroke(boxes, [i], { colour: colours.kept, width: 2, ink: 0.25 + 0.75 * scene.scores[i] });
+      stroke(boxes, [i], { colour: colours.kept, width: 2, ink: 0.45 + 0.55 * scene.scores[i] });
     }
   }
   if (scene.shows.objects) {
