@@ -108,7 +108,7 @@ def load_picture(ground_truth: GroundTruth, index: int) -> Image.Image | None:
 
 
 def encode_jpeg(picture: Image.Image, max_side: int, max_bytes: int) -> bytes:
-    """JPEG of at most `max_side` pixels a side and `max_bytes`, as good as they allow (smaller if quality 40 is not)."""
+    """JPEG of at most `max_side` pixels a side and `max_bytes`, as good as fits (shrunk where quality 40 does not)."""
     small = picture.copy()
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     for quality in (85, 70, 55, 40):

@@ -32,8 +32,8 @@ function createExplorer(root, data) {
     candidates.match ??= matchToObjects(candidates, objects);
     const { match } = candidates;
     const scores = jointScores(candidates, state.alpha);
-    const outcome = nonMaximumSuppression(
-      candidates, scores, state.nmsIou, state.scoreThreshold, initial.max_detections);
+    const limits = [state.nmsIou, state.scoreThreshold, initial.max_detections];
+    const outcome = nonMaximumSuppression(candidates, scores, ...limits);
     const rows = [...outcome.status.keys()];
     const losses = objectLosses(candidates, objects, outcome);
     const isVisibleLabel = (label) => state.label < 0 || label === state.label;
@@ -68,7 +68,7 @@ function createExplorer(root, data) {
     if (chosen.panel === panel.index) {
       const i = chosen.candidate;
       const rival = outcome.suppressor[i];
-      const victims = outcome.status[i] === KEPT ? panel.scene.suppressed.filter((k) => outcome.suppressor[k] === i) : [];
+      const victims = panel.scene.suppressed.filter((k) => outcome.suppressor[k] === i);
       return { candidates: rival >= 0 ? [rival, i] : [i], victims, object: match.object[i] };
     }
     const object = chosen.object ?? panels[chosen.panel].scene.match.object[chosen.candidate];
@@ -86,7 +86,9 @@ function createExplorer(root, data) {
       panel.detail.textContent = describeFocus(panel);
     }
     const pinned = state.pinned?.object ?? -1;
-    for (const row of find(".objects tbody").rows) row.classList.toggle("chosen", Number(row.dataset.object) === pinned);
+    for (const row of find(".objects tbody").rows) {
+      row.classList.toggle("chosen", Number(row.dataset.object) === pinned);
+    }
   }
 
   /** The focused candidate in words. */
@@ -134,9 +136,10 @@ function createExplorer(root, data) {
   /** Everything that follows from a setting. */
   function update() {
     for (const panel of panels) compute(panel);
-    if (state.pinned && "candidate" in state.pinned) {
-      const { scene } = panels[state.pinned.panel];
-      if (!scene.isShown(state.pinned.candidate) || scene.outcome.status[state.pinned.candidate] === BELOW) state.pinned = null;
+    for (const { index, scene } of panels) {
+      const candidate = state.pinned?.panel === index ? state.pinned.candidate : -1;
+      const isGone = candidate >= 0 && (!scene.isShown(candidate) || scene.outcome.status[candidate] === BELOW);
+      if (isGone) state.pinned = null;
     }
     showNumbers();
     draw();

@@ -2,7 +2,8 @@
 
 /** The page's colours as the present theme resolves them, for the canvases. */
 function readColours(root) {
-  const names = ["kept", "suppressed", "truth", "halo", "veil", "veil-surface", "blank", "surface", "grid", "text", "muted"];
+  const boxes = ["kept", "suppressed", "truth", "halo", "veil", "veil-surface"];
+  const names = [...boxes, "blank", "surface", "grid", "text", "muted"];
   const camel = (name) => name.replace(/-(.)/, (_, letter) => letter.toUpperCase());
   const probe = root.appendChild(document.createElement("span"));
   const resolve = (name) => {
@@ -68,7 +69,8 @@ function writeNumbers(panel) {
   );
   const leftOut = panel.element.querySelector(".left-out");
   leftOut.hidden = !candidates.left_out;
-  leftOut.textContent = `${candidates.left_out.toLocaleString("en")} candidates with lower scores are not in this page.`;
+  const count = candidates.left_out.toLocaleString("en");
+  leftOut.textContent = `${count} candidates with lower scores are not in this page.`;
 }
 
 /** The image's objects, most IoU lost first, a row a button that marks the object in picture and scatter. */
@@ -99,7 +101,7 @@ function writeObjectTable(table, panels, objects, classes, choose) {
       row.append(name);
       for (const losses of lossOf) {
         const loss = losses.get(object);
-        const shown = loss.bestIou >= FOUND ? [loss.keptIou, loss.bestIou, loss.lost] : [loss.keptIou, loss.bestIou, "not found"];
+        const shown = [loss.keptIou, loss.bestIou, loss.bestIou >= FOUND ? loss.lost : "not found"];
         row.append(...shown.map((value) => cell("td", typeof value === "number" ? value.toFixed(2) : value)));
       }
       return row;
@@ -128,8 +130,9 @@ function connectCanvas(canvas, panel, state, candidateNear, draw) {
     draw();
   });
   canvas.addEventListener("keydown", (event) => {
-    const shown = panel.scene.ranked.filter(panel.scene.isShown);
-    const sorted = canvas === panel.scatter ? shown.sort((i, j) => panel.scene.match.ious[i] - panel.scene.match.ious[j]) : shown;
+    const { match, ranked, isShown } = panel.scene;
+    const sorted = ranked.filter(isShown);
+    if (canvas === panel.scatter) sorted.sort((i, j) => match.ious[i] - match.ious[j]);
     const now = state.pinned?.panel === panel.index ? sorted.indexOf(state.pinned.candidate) : -1;
     const last = sorted.length - 1;
     const next = {
