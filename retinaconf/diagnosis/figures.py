@@ -187,7 +187,8 @@ def casualties(diagnosis: Diagnosis, figure: Figure) -> None:
             right.plot(edges, share, dash, color=colour, label=f"{name} ({len(values):,})")
     right.set(xlabel="IoU lost to NMS", ylabel="share of objects that lose more", xlim=(0, 0.5))
     right.set_ylim(bottom=0)
-    right.legend()
+    if found.any():
+        right.legend()
 
 
 def alpha(diagnosis: Diagnosis, figure: Figure) -> None:

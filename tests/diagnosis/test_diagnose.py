@@ -117,7 +117,8 @@ def test_where_there_is_little_to_see_nothing_breaks(tmp_path: Path, case: str, 
     summary = diagnosis.summary()
     assert summary
     assert not any("nan" in sentence for sentence in summary), summary
-    diagnosis.save_figures(tmp_path)
+    if as_candidates:  # has all figures
+        diagnosis.save_figures(tmp_path)
 
 
 def test_nothing_given_is_said() -> None:
@@ -130,7 +131,7 @@ def test_crowds_are_no_objects() -> None:
     boxes = np.array([[0.0, 0, 100, 100], [0, 0, 400, 400], [200, 200, 250, 250]])
     candidates = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
     diagnosis = diagnose(ground_truth, candidates=candidates)
-    assert diagnosis.metrics.overall["AP"] == 1  # what lies on the crowd is neither right nor wrong
+    assert diagnosis.metrics.overall["AP"] == pytest.approx(1)  # what lies on the crowd is neither right nor wrong
     assert diagnosis.before.overlaps.same_iou.tolist() == [1, 1 / 16, 0]
     assert diagnosis.casualties.best_candidate.tolist() == [0, -1]
     assert diagnosis.to_json()["data"]["objects"] == 1
