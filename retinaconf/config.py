@@ -192,18 +192,19 @@ class Config(Section):
         Raises:
             InputError: a name or a value does not fit.
         """
-        unknown = [name for name in changes if name not in self.flat()]
-        if unknown:
-            raise InputError(f"unknown setting {unknown[0]!r}; `retinaconf train RECIPE --help` lists them")
-        return config_from_flat(self.flat() | changes, "setting")
+        return config_from_flat(self.flat() | changes)
 
 
-def config_from_flat(flat: dict[str, Any], source: str) -> Config:
-    """The configuration of a flat dictionary; `source` is what messages name.
+def config_from_flat(flat: dict[str, Any], source: str = "") -> Config:
+    """The configuration of a flat dictionary; messages name its `source`, if it has one.
 
     Raises:
         InputError: an unknown field, or a value that does not fit.
     """
+    prefix = f"{source}: " if source else ""
+    known = Config().flat()
+    if unknown := [name for name in flat if name not in known]:
+        raise InputError(f"{prefix}unknown setting {unknown[0]!r}; `retinaconf train RECIPE --help` lists them")
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         section, _, field = name.rpartition(".")
@@ -211,7 +212,7 @@ def config_from_flat(flat: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
-        raise InputError(f"{source}: {validation_message(error)}") from None
+        raise InputError(prefix + validation_message(error)) from None
 
 
 def read_config(path: Path) -> Config:
@@ -226,13 +227,17 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path}: no such file; is {path.parent} a run folder?") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable configuration ({error})") from None
+    if not isinstance(flat, dict):
+        raise InputError(f"{path}: not a readable configuration (it is not an object of settings)")
     return config_from_flat(flat, str(path))
 
 
 def validation_message(error: ValidationError) -> str:
     """Pydantic's first complaint as one line that names the field."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    # A section that is validated by itself does not know its name.
+    sections = {info.annotation.__name__: name for name, info in Config.model_fields.items() if info.annotation}
+    field = ".".join(str(part) for part in [sections.get(error.title), *first["loc"]] if part is not None)
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}, not {first['input']!r}" if field and first["type"] != "value_error" else message
 
