@@ -7,11 +7,11 @@ that loader workers share the parent's memory: a list of dicts would be copied p
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -170,12 +170,16 @@ def _load_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max  # false also of integers that no float holds
 
 
 def _images(records: list[Any], source: str) -> tuple[list[tuple[int, str, int, int]], dict[int, int]]:
@@ -222,24 +226,25 @@ def _annotation(
     if not isinstance(annotation, dict):
         raise _BadRecordError(f"annotation at position {position} is not an object")
     name = f"annotation {annotation.get('id', f'at position {position}')}"
-    image = image_row.get(cast(int, annotation.get("image_id")))
+    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+    image = image_row.get(image_id) if _is_int(image_id) else None
     if image is None:
-        raise _BadRecordError(f"{name} names image {annotation.get('image_id')!r}, which 'images' does not list")
+        raise _BadRecordError(f"{name} names image {image_id!r}, which 'images' does not list")
     name += f" (image {images[image][1]})"
-    label = label_of.get(cast(int, annotation.get("category_id")))
+    label = label_of.get(category_id) if _is_int(category_id) else None
     if label is None:
-        raise _BadRecordError(
-            f"{name} names category {annotation.get('category_id')!r}, which 'categories' does not list"
-        )
+        raise _BadRecordError(f"{name} names category {category_id!r}, which 'categories' does not list")
     box = annotation.get("bbox")
-    try:
-        x, y, w, h = (float(value) for value in cast(list[Any], box))
-    except (TypeError, ValueError):
-        raise _BadRecordError(f"{name} has bbox {box!r}, not four numbers x, y, width, height") from None
-    if not math.isfinite(x + y + w + h):
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        raise _BadRecordError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
+    if not all(_is_finite(value) for value in box):
         raise _BadRecordError(f"{name} has bbox {box!r}; its numbers must be finite")
+    x, y, w, h = (float(value) for value in box)
     area = annotation.get("area")
     area = w * h if area is None else area
-    if not isinstance(area, int | float) or not math.isfinite(area):
+    if not isinstance(area, int | float) or not _is_finite(area):
         raise _BadRecordError(f"{name} has area {area!r}, not a finite number")
-    return image, label, x, y, w, h, bool(annotation.get("iscrowd", 0)), float(area)
+    crowd = annotation.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        raise _BadRecordError(f"{name} has iscrowd {crowd!r}, not 0 or 1")
+    return image, label, x, y, w, h, bool(crowd), float(area)
