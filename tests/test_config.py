@@ -1,0 +1,177 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from retinaconf.config import Config, config_from_flat, read_config
+from retinaconf.errors import InputError
+
+
+def test_a_configuration_is_flat_on_disk():
+    flat = Config().flat()
+    assert flat["model.backbone"] == "resnet50.tv_in1k"
+    assert flat["seed"] == 0
+    assert not any(isinstance(value, dict) for value in flat.values())
+    sections = {name: type(section) for name, section in Config() if hasattr(type(section), "model_fields")}
+    complete = {f"{section}.{field}" for section, kind in sections.items() for field in kind.model_fields}
+    assert set(flat) == complete | {"seed", "precision"}
+
+
+def test_every_field_has_a_help_text():
+    source = Path(__import__("retinaconf.config").config.__file__).read_text().splitlines()
+    for section in (type(value) for _, value in Config() if hasattr(type(value), "model_fields")):
+        for field in section.model_fields:
+            line = next(n for n, text in enumerate(source) if text.startswith(f"    {field}: "))
+            assert source[line + 1].strip().startswith('"""'), field
+
+
+# Values that change no other field's validity.
+FLAT = {
+    "model.backbone": st.text(min_size=1),
+    "model.freeze_stem": st.booleans(),
+    "model.channels": st.integers(8, 10**6),
+    "model.mean": st.tuples(*[st.floats(-10, 10)] * 3),
+    "data.flip": st.floats(0, 1),
+    "data.scale": st.floats(0.1, 10).map(lambda low: (low, low * 2)),
+    "loss.quality": st.sampled_from(["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]),
+    "optimizer.lr": st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    "optimizer.momentum": st.floats(0, 1, exclude_max=True),
+    "schedule.milestones": st.lists(st.integers(0, 100), max_size=4).map(tuple),
+    "inference.detections": st.integers(1, 10**6),
+    "seed": st.integers(0, 2**63),
+    "precision": st.sampled_from(["32", "bf16-mixed", "16-mixed"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=FLAT))
+def test_a_configuration_survives_json_bit_by_bit(changes: dict[str, Any]):
+    config = Config().changed(**changes)
+    again = config_from_flat(json.loads(json.dumps(config.flat())), "test")
+    assert again == config
+    assert {name: again.flat()[name] for name in changes} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()
+    }
+
+
+def test_changed_leaves_the_original_as_it_is():
+    config = Config()
+    changed = config.changed(**{"optimizer.lr": 0.5, "data.scale": [0.5, 2]})
+    assert (changed.optimizer.lr, changed.data.scale) == (0.5, (0.5, 2.0))
+    assert config == Config()
+    with pytest.raises(ValidationError):
+        changed.optimizer.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer.lr", 0),
+        ("optimizer.lr", -0.1),
+        ("optimizer.lr", math.nan),
+        ("optimizer.lr", math.inf),
+        ("optimizer.lr", "fast"),
+        ("optimizer.lr", None),
+        ("optimizer.momentum", 1),
+        ("optimizer.ema", 1.0),
+        ("optimizer.accumulate", 0),
+        ("optimizer.name", "lion"),
+        ("inference.alpha", 1.5),
+        ("inference.alpha", -0.1),
+        ("inference.alpha", math.nan),
+        ("inference.score_threshold", 1),
+        ("inference.nms_iou", 1.01),
+        ("inference.joint", "sum"),
+        ("inference.candidates", 0),
+        ("data.batch_size", 0),
+        ("data.batch_size", 2.5),
+        ("data.short_side", 16),
+        ("data.flip", 1.1),
+        ("data.workers", -1),
+        ("data.scale", [1.0]),
+        ("data.scale", [0, 1]),
+        ("data.scale", [1.2, 0.8]),
+        ("schedule.epochs", 0),
+        ("schedule.decay", "linear"),
+        ("schedule.milestones", 8),
+        ("schedule.warmup_steps", -1),
+        ("model.quality", "both"),
+        ("model.channels", 4),
+        ("model.head_convs", -1),
+        ("model.mean", [0.5, 0.5]),
+        ("loss.quality", "bce"),
+        ("loss.focal_alpha", 2),
+        ("seed", -1),
+        ("precision", "64"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_field(field: str, value: Any):
+    conf = Config().changed(**{"model.quality": "classification"})
+    with pytest.raises(InputError) as caught:
+        conf.changed(**{field: value})
+    message = str(caught.value)
+    assert field in message.replace("-", "_")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"inference.alpha": 0.4}, "model.quality is none"),
+        ({"inference.joint": "cls*obj"}, "model.quality is none"),
+        ({"inference.min_quality": 0.5}, "model.quality is none"),
+        ({"model.quality": "localization", "model.class_target": "iou"}, "set model.quality none"),
+        ({"data.short_side": 800, "data.long_side": 600}, "data.long-side 600 is less than data.short-side 800"),
+    ],
+    ids=["alpha", "joint", "min-quality", "joint head with a branch", "sides"],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], named: str):
+    with pytest.raises(InputError, match=named) as caught:
+        Config().changed(**changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["optimizer.rate", "rate", "optimiser.lr", "optimizer", "optimizer.lr.x", ""])
+def test_an_unknown_setting_is_named(name: str):
+    with pytest.raises(InputError, match=f"unknown setting '{name}'.*--help"):
+        Config().changed(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"optimizer.rate": 1}', "unknown setting 'optimizer.rate'"),
+        ('{"colour.sky": 1}', "unknown setting 'colour.sky'"),
+        ('{"optimizer.lr": "fast"}', "optimizer.lr: .*not 'fast'"),
+        ('{"optimizer.lr": NaN}', "optimizer.lr: "),
+        ('{"seed": 1, "seed.x": 2}', "unknown setting 'seed.x'"),
+        ('{"optimizer": 1, "optimizer.lr": 2}', "unknown setting 'optimizer'"),
+        ("[]", "not a readable configuration"),
+        ("3", "not a readable configuration"),
+        ('{"seed": ', "not a readable configuration"),
+        ("\xff\xfe", "not a readable configuration"),
+        ("", "not a readable configuration"),
+    ],
+    ids=lambda value: value if value.isprintable() and value else "not text",
+)
+def test_a_damaged_config_file_is_named(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "config.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_file_asks_for_a_run_folder(tmp_path: Path):
+    with pytest.raises(InputError, match=rf"config\.json: no such file; is {tmp_path} a run folder\?"):
+        read_config(tmp_path / "config.json")
+
+
+def test_fields_that_an_older_run_lacks_have_their_defaults(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"optimizer.lr": 0.5}')
+    assert read_config(tmp_path / "config.json") == Config().changed(**{"optimizer.lr": 0.5})
