@@ -124,12 +124,13 @@ def make_files(case: str, folder: Path) -> tuple[Path, Path]:
     return truth, path
 
 
-def diagnose_files(case: str, truth: Path, boxes: Path) -> None:
+def measure(case: str, truth: Path, boxes: Path) -> None:
     """What is timed; prints seconds and peak memory as JSON."""
-    from retinaconf.diagnosis.diagnose import run
+    from retinaconf.diagnosis.diagnose import diagnose_files
 
     start = time.perf_counter()
-    run(truth, **{"detections" if case == "detections" else "candidates": boxes}, json_file=boxes.with_suffix(".out"))
+    (diagnosis,) = diagnose_files(truth, **{"detections" if case == "detections" else "candidates": [boxes]})
+    boxes.with_suffix(".out").write_text(json.dumps(diagnosis.to_json()))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time(), "gigabytes": peak}))
@@ -137,7 +138,7 @@ def diagnose_files(case: str, truth: Path, boxes: Path) -> None:
 
 def main() -> None:
     if len(sys.argv) == 4:
-        return diagnose_files(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+        return measure(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     within = True
     for case in sys.argv[1:] or LIMITS:
         with tempfile.TemporaryDirectory() as folder:

@@ -129,6 +129,78 @@ def predict(
     print(f"{written} images: {out / 'detections.json'} and the pictures beside it")
 
 
+def diagnose(
+    run: Positional[Path | None] = None,
+    /,
+    data: Path | None = None,
+    split: str = "val",
+    detections: tuple[Path, ...] = (),
+    candidates: tuple[Path, ...] = (),
+    ground_truth: Path | None = None,
+    images: Path | None = None,
+    report: Path | None = None,
+    json: Path | None = None,
+    figures: Path | None = None,
+    alpha: float | None = None,
+    nms_iou: float = 0.5,
+    score_threshold: float = 0.0,
+    layout: LayoutKey | None = None,
+    device: Device = "auto",
+) -> None:
+    """Where a detector's score and its boxes disagree, what NMS loses by it, and what mending it is worth.
+
+    Either of a run on a data set (RUN --data ROOT), or of any detector from files (--detections DT --ground-truth GT).
+
+    Args:
+        run: a run folder; its candidates are made on the spot.
+        data: the data set's folder, for a run.
+        split: split of the data set, for a run.
+        detections: COCO results of a detector after NMS; two files compare two detectors.
+        candidates: boxes before NMS, COCO results or .npz; two files compare two detectors.
+        ground_truth: COCO ground truth that the files are about.
+        images: folder of the images, for the report's pictures.
+        report: write a self-contained HTML report to this file.
+        json: write every number to this file.
+        figures: write the figures as PNG and SVG to this folder.
+        alpha: for a run, exponent of the quality in the joint score, instead of its own.
+        nms_iou: for candidate files, IoU above which NMS removes a box.
+        score_threshold: for candidate files, score that a candidate must exceed.
+        layout: of the data set's folder; without it, found by looking.
+        device: where to compute, for a run.
+    """
+    from_files = bool(detections or candidates)
+    if (run is not None) == from_files:
+        raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
+    if run is not None:
+        if data is None:
+            raise UsageError("diagnose RUN: give the data set with --data ROOT")
+        from retinaconf.inference.diagnose import diagnose_run
+
+        device_or_none = None if device == "auto" else device
+        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device_or_none)]
+    else:
+        if ground_truth is None:
+            raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
+        from retinaconf.diagnosis.diagnose import diagnose_files
+        from retinaconf.diagnosis.post_processing import PostProcessing
+
+        process = PostProcessing(score_threshold, nms_iou)
+        diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
+    for diagnosis in diagnoses:
+        print("\n".join(diagnosis.summary()))
+    if json is not None:
+        documents = [diagnosis.to_json() for diagnosis in diagnoses]
+        _write_json(json, documents[0] if len(documents) == 1 else documents)
+    if figures is not None:
+        for number, diagnosis in enumerate(diagnoses, 1):
+            diagnosis.save_figures(figures if len(diagnoses) == 1 else figures / str(number))
+    if report is not None:
+        from retinaconf.diagnosis.report import write_report
+
+        write_report(report, diagnoses)
+        print(f"report: {report}")
+
+
 def check(
     data: Path,
     json: Path | None = None,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -227,11 +227,11 @@ def _annotation(
         raise _BadRecordError(f"annotation at position {position} is not an object")
     name = f"annotation {annotation.get('id', f'at position {position}')}"
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    image = image_row.get(image_id) if _is_int(image_id) else None
+    image = image_row.get(cast(int, image_id)) if _is_int(image_id) else None
     if image is None:
         raise _BadRecordError(f"{name} names image {image_id!r}, which 'images' does not list")
     name += f" (image {images[image][1]})"
-    label = label_of.get(category_id) if _is_int(category_id) else None
+    label = label_of.get(cast(int, category_id)) if _is_int(category_id) else None
     if label is None:
         raise _BadRecordError(f"{name} names category {category_id!r}, which 'categories' does not list")
     box = annotation.get("bbox")

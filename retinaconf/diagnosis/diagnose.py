@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -154,36 +154,33 @@ def diagnose(
     )
 
 
-def run(
+def diagnose_files(
     ground_truth: Path,
-    detections: Path | None = None,
-    candidates: Path | None = None,
-    *,
-    json_file: Path | None = None,
-    figures: Path | None = None,
+    detections: Sequence[Path] = (),
+    candidates: Sequence[Path] = (),
+    images: Path | None = None,
     post_processing: PostProcessing | None = None,
-    replicates: int = REPLICATES,
-) -> Diagnosis:
-    """Diagnose from files, showing progress on stderr; write the JSON document and the figures where asked.
+) -> list[Diagnosis]:
+    """One diagnosis for each detector: file n of `detections` and file n of `candidates` are of the same one.
+
+    The pictures of a report are looked for in the folder `images`. Progress is shown on stderr.
 
     Raises:
-        InputError: a file is missing, malformed or of another split, or an output cannot be written.
+        InputError: a file is missing, malformed or of another split, or the lists do not pair.
     """
-    truth = read_coco(ground_truth)
+    if detections and candidates and len(detections) != len(candidates):
+        raise InputError(
+            f"{len(detections)} files of detections and {len(candidates)} of candidates; give one of each a detector"
+        )
+    if max(len(detections), len(candidates)) > 2:
+        raise InputError("more than two detectors; compare two at a time")
+    truth = read_coco(ground_truth, images)
+    found = []
     with terminal_progress() as progress:
-        columns = [
-            None if path is None else read_candidates(path, truth, progress) for path in (detections, candidates)
-        ]
-        result = diagnose(truth, *columns, post_processing=post_processing, replicates=replicates, progress=progress)
-    if json_file is not None:
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{json_file}: cannot be written ({error.strerror}); choose another place") from None
-    if figures is not None:
-        result.save_figures(figures)
-    return result
+        for after, before in zip_longest(detections, candidates):
+            columns = [None if path is None else read_candidates(path, truth, progress) for path in (after, before)]
+            found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
+    return found
 
 
 def _unchanged(detections: Candidates) -> Candidates:

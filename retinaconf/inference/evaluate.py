@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import load_split
 from retinaconf.errors import InputError
@@ -39,7 +40,7 @@ def evaluate_run(
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
     ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
-    _same_categories(detector, run, ground_truth.category_ids, ground_truth.classes, ground_truth.source)
+    same_categories(detector, run, ground_truth)
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
 
     configured = joint_score(config)
@@ -81,15 +82,17 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_table("joint scores, from one pass of the network", "joint score", rows))
 
 
-def _same_categories(
-    detector: Detector, run: Path, ids: tuple[int, ...], classes: tuple[str, ...], source: str
-) -> None:
-    if (ids, classes) == (detector.category_ids, detector.classes):
-        return
-    raise InputError(
-        f"{source}: its {len(classes)} categories are not the {len(detector.classes)} that {run} was trained on "
-        f"({', '.join(detector.classes[:3])}, ...); evaluate on data with the same categories"
-    )
+def same_categories(detector: Detector, run: Path, ground_truth: GroundTruth) -> None:
+    """See that a split has the categories that the run was trained on.
+
+    Raises:
+        InputError: it has others.
+    """
+    if (ground_truth.category_ids, ground_truth.classes) != (detector.category_ids, detector.classes):
+        raise InputError(
+            f"{ground_truth.source}: its {len(ground_truth.classes)} categories are not the {len(detector.classes)} "
+            f"that {run} was trained on ({', '.join(detector.classes[:3])}, ...); take data with the same categories"
+        )
 
 
 def _as_json(metrics: Metrics) -> dict[str, Any]:

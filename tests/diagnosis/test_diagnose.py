@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from planted import random_set, truth
 
+from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.diagnosis.candidates import Candidates, write_candidates
 from retinaconf.diagnosis.coverage import anchor_coverage
-from retinaconf.diagnosis.diagnose import Diagnosis, diagnose, run
+from retinaconf.diagnosis.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.errors import InputError
 
@@ -188,7 +189,7 @@ def test_the_document_keeps_its_keys() -> None:
     assert not {key for key in keys(document) if f"`{key}`" not in docs}
 
 
-def test_run_writes_documents_and_figures_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ground_truth, candidates = with_quality(0)
     (tmp_path / "gt.json").write_text(json.dumps(ground_truth.to_coco()))
     offsets = candidates.offsets(len(ground_truth))
@@ -206,30 +207,36 @@ def test_run_writes_documents_and_figures_from_files(tmp_path: Path, capsys: pyt
             }
 
     write_candidates(tmp_path / "candidates.npz", images())
-    result = run(
-        tmp_path / "gt.json",
-        candidates=tmp_path / "candidates.npz",
-        json_file=tmp_path / "out" / "r.json",
-        figures=tmp_path / "figures",
-        replicates=10,
-    )
-    document = json.loads((tmp_path / "out" / "r.json").read_text())
-    assert document["metrics"]["AP"] == pytest.approx(result.metrics.overall["AP"])
+    (result,) = diagnose_files(tmp_path / "gt.json", candidates=[tmp_path / "candidates.npz"])
+    assert "NMS ..." in capsys.readouterr().err
+    result.save_figures(tmp_path / "figures")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     for name in ("density", "figure1", "figure2", "oracles", "reliability", "casualties", "alpha"):
         assert {f"{name}.png", f"{name}.svg"} <= names
-    assert "NMS ..." in capsys.readouterr().err
+
+
+def test_the_command_writes_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
+    (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
+    files = ["diagnose", "--detections", str(tmp_path / "dt.json"), "--ground-truth", str(tmp_path / "gt.json")]
+    with pytest.raises(SystemExit) as done:
+        main([*files, "--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")])
+    assert done.value.code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["metrics"]["AP"] == pytest.approx(1)
+    assert "<html" in (tmp_path / "r.html").read_text()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        run(tmp_path / "gt.json", candidates=tmp_path / "candidates.npz", json_file=tmp_path / "file" / "r.json")
+    with pytest.raises(SystemExit) as done:
+        main([*files, "--json", str(tmp_path / "file" / "r.json")])
+    assert done.value.code == 1
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
     code = (
-        "import sys; from pathlib import Path; from retinaconf.diagnosis.diagnose import run;"
-        f"d = run(Path({str(tmp_path / 'gt.json')!r}), Path({str(tmp_path / 'dt.json')!r}));"
+        "import sys; from pathlib import Path; from retinaconf.diagnosis.diagnose import diagnose_files;"
+        f"(d,) = diagnose_files(Path({str(tmp_path / 'gt.json')!r}), [Path({str(tmp_path / 'dt.json')!r})]);"
         "d.to_json(); print(*({'torch', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -259,7 +266,7 @@ def test_on_real_coco_files(shared_data: Path, tmp_path: Path) -> None:
     ]
     path = tmp_path / "candidates.json"
     path.write_text(json.dumps(records))
-    diagnosis = run(annotations, candidates=path)
+    (diagnosis,) = diagnose_files(annotations, candidates=[path])
     document = diagnosis.to_json()
     assert document["data"]["images"] == 100
     assert document["data"]["crowd_regions"] == ground_truth.crowd.sum() > 0

@@ -1,0 +1,68 @@
+"""A run against a split: its candidates before NMS, made on the spot, into the diagnosis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import load_split
+from retinaconf.data.transforms import canvas, resized
+from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.coverage import anchor_coverage
+from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.inference.detector import load
+from retinaconf.inference.evaluate import same_categories
+
+
+def diagnose_run(
+    run: Path,
+    root: Path,
+    split: str = "val",
+    alpha: float | None = None,
+    images: int = 5000,
+    layout: str | None = None,
+    device: str | None = None,
+) -> Diagnosis:
+    """Diagnose a run on a split of `root`, or on `images` of its images, drawn at random where it has more.
+
+    Memory holds all candidates of those images, some 400 kB an image; the images themselves stream by.
+
+    Raises:
+        InputError: no such run or split, bad data, other categories than the run's, or a wrong `alpha`.
+    """
+    detector = load(run, device)
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
+    ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
+    same_categories(detector, run, ground_truth)
+    if len(ground_truth) > images:
+        chosen = np.random.default_rng(0).choice(len(ground_truth), images, replace=False)
+        ground_truth = ground_truth.subset(np.sort(chosen))
+    ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("candidates", total=len(ground_truth))
+        (table,) = detector.detect(ground_truth, config, suppress=False, done=lambda n: bar.advance(task, n))
+    candidates = Candidates(
+        table.image_index,
+        table.labels,
+        table.boxes.astype(np.float64),
+        table.scores.astype(np.float64),
+        table.class_scores.astype(np.float64),
+        None if table.quality is None else table.quality.astype(np.float64),
+        source=str(run),
+    )
+    data = detector.config.data
+    sizes = ground_truth.image_sizes
+    inputs = [resized((int(h), int(w)), data.short_side, data.long_side) for h, w in sizes]
+    coverage = anchor_coverage(
+        ground_truth,
+        scale=np.array(inputs)[:, ::-1] / sizes[:, ::-1],
+        padded_size=np.array([canvas([size]) for size in inputs]),
+    )
+    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
+    return diagnose(ground_truth, candidates=candidates, post_processing=process, coverage=coverage)
