@@ -20,9 +20,9 @@ from PIL import Image, ImageFilter
 
 from retinaconf.errors import InputError
 
-_VERSION = 2  # of the scenes' look; a folder made by another version is made anew
+_VERSION = 3  # of the scenes' look; a folder made by another version is made anew
 _SPLITS = ("train", "val")
-_HEIGHTS = (28, 115)  # of a digit before it is turned, in pixels
+_HEIGHTS = (40, 120)  # of a digit before it is turned, in pixels
 _LEAST_VISIBLE = 0.45  # of a digit's ink; what would hide more of another is not placed
 _MOST_OVERLAP = 0.75  # IoU of two boxes
 _TRAIN_SHARE = 0.6  # of the photographs' width, from the left; and 0.8 of the digits
@@ -50,7 +50,7 @@ class _Glyph:
 def write_scenes(folder: Path, train: int, val: int, seed: int = 0, size: tuple[int, int] = (240, 320)) -> Path:
     """Write a data set of digits in the flat COCO layout, and return its folder.
 
-    Ten classes, `0` to `9`; 4 to 10 digits an image, about 24 to 120 pixels high, many overlapping. A box is tight
+    Ten classes, `0` to `9`; 4 to 10 digits an image, about 30 to 130 pixels high, many overlapping. A box is tight
     around the digit's visible ink: what other digits hide or the picture's edge cuts off does not count, as in COCO.
     At least 45 % of each digit's ink is visible.
 
