@@ -29,7 +29,7 @@ class Metrics:
     """COCO's ten numbers, as fractions; NaN where no ground truth decides one (no small objects, say)."""
 
     overall: dict[str, float]  # the keys of METRICS
-    per_class: dict[str, float]  # AP by class name
+    per_class: dict[str, float]  # AP by class name; with the id where two classes have one name
 
 
 class CocoEvaluator:
@@ -40,15 +40,18 @@ class CocoEvaluator:
 
     def __init__(self, ground_truth: GroundTruth):
         self.ground_truth = ground_truth
+        # hotcoco takes ids from 0 to 2^53: ranks in the place of image ids, which keep the ids' order (it decides
+        # between equal scores), and labels in the place of category ids.
+        self._image_ids = np.argsort(np.argsort(ground_truth.image_ids))
         boxes = ground_truth.boxes
         self._coco = COCO.from_arrays(
             images=[
                 {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
-                for i, name, (h, w) in zip(ground_truth.image_ids, ground_truth.file_names, ground_truth.image_sizes)
+                for i, name, (h, w) in zip(self._image_ids, ground_truth.file_names, ground_truth.image_sizes)
             ],
-            categories=[{"id": i, "name": name} for i, name in zip(ground_truth.category_ids, ground_truth.classes)],
-            image_ids=ground_truth.image_ids[ground_truth.image_index],
-            category_ids=np.asarray(ground_truth.category_ids, dtype=np.int64)[ground_truth.labels],
+            categories=[{"id": label, "name": str(label)} for label in range(len(ground_truth.classes))],
+            image_ids=self._image_ids[ground_truth.image_index],
+            category_ids=ground_truth.labels,
             boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
             area=ground_truth.areas,
             iscrowd=ground_truth.crowd,
@@ -62,10 +65,10 @@ class CocoEvaluator:
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
         table = np.column_stack(
             [
-                self.ground_truth.image_ids[image_index].astype(np.float64),
+                self._image_ids[image_index].astype(np.float64),
                 xywh,
                 scores.astype(np.float64),
-                np.asarray(self.ground_truth.category_ids, dtype=np.float64)[labels],
+                labels.astype(np.float64),
             ]
         )
         evaluation = COCOeval(self._coco, self._coco.load_res(table), "bbox")
@@ -80,5 +83,14 @@ class CocoEvaluator:
 
         return Metrics(
             overall={ours: metric(theirs) for ours, theirs in METRICS.items()},
-            per_class={name: metric(f"AP/{name}") for name in self.ground_truth.classes},
+            per_class={name: metric(f"AP/{label}") for label, name in enumerate(_distinct(self.ground_truth))},
         )
+
+
+def _distinct(ground_truth: GroundTruth) -> list[str]:
+    """The names of the classes, with the id where two have the same."""
+    names = ground_truth.classes
+    return [
+        f"{name} ({category_id})" if names.count(name) > 1 else name
+        for name, category_id in zip(names, ground_truth.category_ids)
+    ]
