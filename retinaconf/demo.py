@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from retinaconf.data.scenes import write_scenes
+from retinaconf.diagnosis.report import write_report
+from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.inference.evaluate import evaluate_run, print_report
 from retinaconf.inference.predict import predict_files
 from retinaconf.recipes import recipe
@@ -40,7 +42,7 @@ CONFIG = recipe("conf-lite0").changed(
 
 
 def run_demo(out: Path, device: str = "auto") -> None:
-    """Make scenes, train RetinaNet-Conf on them, evaluate every joint score, and draw detections, all under `out`.
+    """Make scenes, train RetinaNet-Conf on them, evaluate every joint score, diagnose, and draw, all under `out`.
 
     A demo that was interrupted goes on where it stopped; one that is done only evaluates again.
 
@@ -60,6 +62,10 @@ def run_demo(out: Path, device: str = "auto") -> None:
     best = max(report["sweep"], key=lambda row: row["metrics"]["AP"])
     plain = report["sweep"][0]["metrics"]["AP"]
     print(f"   class score alone: AP {plain:.3f}; best, {best['joint']}: AP {best['metrics']['AP']:.3f}")
+    print(f"4. diagnosing it: {out / 'report.html'}")
+    diagnosis = diagnose_run(run, data, "val", device=chosen_device)
+    print("\n".join(f"   {line}" for line in diagnosis.summary()))
+    write_report(out / "report.html", [diagnosis])
     pictures = sorted((data / "images").glob("val*"))[:PICTURES]
-    print(f"4. drawing detections: {out / 'pictures'}")
+    print(f"5. drawing detections: {out / 'pictures'}")
     predict_files(run, pictures, out / "pictures", device=chosen_device)

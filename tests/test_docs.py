@@ -29,6 +29,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 # Pictures that are made last, from a finished run.
 PENDING = {ROOT / "docs/images/demo.png"}
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+SNIPPETS = "docs/diagnosis.md"  # for other libraries; tests/diagnosis/test_snippets.py runs them
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:
@@ -56,7 +57,7 @@ def a_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("document", [name for name in NAMES if blocks(name, "python")])
+@pytest.mark.parametrize("document", [name for name in NAMES if blocks(name, "python") and name != SNIPPETS])
 def test_python_blocks_run_in_order(
     document: str, a_users_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

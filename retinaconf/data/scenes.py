@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 
 from retinaconf.errors import InputError
 
-_VERSION = 3  # of the scenes' look; a folder made by another version is made anew
+_VERSION = 4  # of the scenes' look; a folder made by another version is made anew
 _SPLITS = ("train", "val")
 _HEIGHTS = (40, 120)  # of a digit before it is turned, in pixels
-_LEAST_VISIBLE = 0.45  # of a digit's ink; what would hide more of another is not placed
+_LEAST_VISIBLE = 0.6  # of a digit's ink; what would hide more of another is not placed
 _MOST_OVERLAP = 0.75  # IoU of two boxes
 _TRAIN_SHARE = 0.6  # of the photographs' width, from the left; and 0.8 of the digits
 
@@ -50,9 +50,9 @@ class _Glyph:
 def write_scenes(folder: Path, train: int, val: int, seed: int = 0, size: tuple[int, int] = (240, 320)) -> Path:
     """Write a data set of digits in the flat COCO layout, and return its folder.
 
-    Ten classes, `0` to `9`; 4 to 10 digits an image, about 30 to 130 pixels high, many overlapping. A box is tight
+    Ten classes, `0` to `9`; 3 to 7 digits an image, about 30 to 130 pixels high, many overlapping. A box is tight
     around the digit's visible ink: what other digits hide or the picture's edge cuts off does not count, as in COCO.
-    At least 45 % of each digit's ink is visible.
+    At least 60 % of each digit's ink is visible.
 
     The same parameters give the same scenes, and scene k does not depend on how many there are. The folder appears
     whole or not at all; one that was made with the same parameters is used again.
@@ -171,7 +171,7 @@ def _scene(
     whole: list[int] = []  # pixels of all its ink
     labels: list[int] = []
     boxes: list[tuple[int, int, int, int]] = []
-    wanted = random.integers(4, 11)
+    wanted = random.integers(3, 8)
     for _ in range(wanted * 5):
         if len(labels) == wanted:
             break

@@ -39,15 +39,15 @@ def test_a_data_set_of_ten_classes(folder: Path, train: GroundTruth):
     assert (train.image_sizes == [240, 320]).all()
     for truth in (train, val):
         counts = np.diff(truth.offsets)
-        assert counts.min() >= 4
-        assert counts.max() <= 10
+        assert counts.min() >= 3
+        assert counts.max() <= 7
         assert (truth.boxes[:, :2] >= 0).all()
         assert (truth.boxes[:, 2:] <= [320, 240]).all()
 
 
 def test_many_scales_and_real_overlaps(train: GroundTruth):
     heights = train.boxes[:, 3] - train.boxes[:, 1]
-    assert np.percentile(heights, 5) < 26
+    assert np.percentile(heights, 5) < 50
     assert np.percentile(heights, 95) > 85
     close = same = 0
     for start, stop in zip(train.offsets, train.offsets[1:]):
@@ -56,8 +56,8 @@ def test_many_scales_and_real_overlaps(train: GroundTruth):
         assert iou.max() <= 0.75
         close += int((iou > 0.3).sum()) // 2
         same += int(((iou > 0.3) & (labels[:, None] == labels)).sum()) // 2
-    assert close > 0.7 * len(train)
-    assert same > 0.2 * len(train)
+    assert close > 0.4 * len(train)
+    assert same > 0.1 * len(train)
 
 
 def test_boxes_are_tight_around_the_visible_ink():
@@ -66,7 +66,7 @@ def test_boxes_are_tight_around_the_visible_ink():
     black = scenes._Material(material.digits, material.labels, [Image.new("RGB", (400, 300))])
     for seed in range(5):
         image, labels, boxes = scenes._scene(np.random.default_rng(seed), (240, 320), black)
-        assert len(labels) == len(boxes) >= 4
+        assert len(labels) == len(boxes) >= 3
         ink = np.asarray(image).max(axis=2) > 12  # half of the darkest outline
         covered = np.zeros_like(ink)
         for x0, y0, x1, y1 in boxes:
