@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.progress import track
 
 from retinaconf.errors import InputError
+from retinaconf.files import write_aside
 from retinaconf.inference.detector import BATCH, load
-from retinaconf.training.checkpoint import write_aside
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 

@@ -14,8 +14,7 @@ Files are written aside and renamed, so that a run that is killed leaves the old
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError
+from retinaconf.files import write_aside as write_aside  # for those who write to a run folder
 
 CONFIG, METRICS, MODEL, LAST, LOG = "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt"
 
@@ -37,18 +37,6 @@ class Weights(NamedTuple):
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     state: dict[str, Tensor]
-
-
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and rename it to `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_config(path: Path, config: Config) -> None:
@@ -87,12 +75,13 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{file}: not a readable safetensors file ({error})") from None
     if missing := {"config", "classes", "category_ids"} - set(metadata):
         raise InputError(f"{file}: no '{min(missing)}' in its metadata; was it written by retinaconf?")
-    return Weights(
-        config_from_flat(json.loads(metadata["config"]), str(file)),
-        tuple(json.loads(metadata["classes"])),
-        tuple(json.loads(metadata["category_ids"])),
-        state,
-    )
+    try:
+        flat, classes, category_ids = (json.loads(metadata[name]) for name in ("config", "classes", "category_ids"))
+        if not isinstance(flat, dict) or len(classes) != len(category_ids):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(f"{file}: its metadata is damaged; restore the file, or train anew") from None
+    return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state)
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+from retinaconf.files import write_aside
 from retinaconf.inference.dataset import detect
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.model.anchors import anchor_boxes, level_shapes
@@ -31,7 +32,6 @@ from retinaconf.training.checkpoint import (
     METRICS,
     MODEL,
     read_state,
-    write_aside,
     write_state,
     write_weights,
 )
@@ -42,10 +42,6 @@ from retinaconf.training.schedule import build_optimizer, describe, learning_rat
 
 LOG_EVERY = 10  # steps between lines of training metrics
 CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; it is saved and resumes. The message says where."""
 
 
 def launch(config: Config, device: str = "auto") -> Fabric:
