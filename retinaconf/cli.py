@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json as jsonlib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic import ValidationError
 from tyro.conf import Positional
 
 from retinaconf import __version__
-from retinaconf.config import Config
-from retinaconf.errors import InputError
+from retinaconf.config import Config, validation_message
+from retinaconf.errors import InputError, Interrupted
+from retinaconf.files import write_aside
 from retinaconf.recipes import RECIPES, recipe
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -44,15 +51,13 @@ class TrainOptions:
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
     # The recipe decides the defaults of all other options.
-    first = (
-        args[0] if args and args[0] in RECIPES else tyro.cli(TrainOptions, args=args, prog="retinaconf train").recipe
-    )
+    first = args[0] if args and args[0] in RECIPES else _parse(TrainOptions, args, "train").recipe
     try:
         config = recipe(first)
     except InputError as error:
         raise UsageError(str(error)) from None
     default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=config)
-    options = tyro.cli(TrainOptions, args=args, default=default, prog="retinaconf train")
+    options = _parse(TrainOptions, args, "train", default=default)
     if options.max_steps is not None and options.max_steps < 1:
         raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
 
@@ -232,6 +237,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "diagnose": diagnose,
     "check": check,
 }
 
@@ -251,7 +257,7 @@ def _run(args: list[str]) -> int:
     except UsageError as error:
         print(f"retinaconf: {error}", file=sys.stderr)
         return 2
-    except InputError as error:
+    except (InputError, Interrupted) as error:
         print(f"retinaconf: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -259,6 +265,9 @@ def _run(args: list[str]) -> int:
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a disk that is full, a folder that went away
+        print(f"retinaconf: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 
@@ -275,8 +284,50 @@ def _dispatch(args: list[str]) -> None:
         raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     if name == "train":
         train(rest)
-    else:
-        tyro.cli(COMMANDS[name], args=rest, prog=f"retinaconf {name}")
+        return
+
+    # Only parsed first: what the command writes to stderr is no complaint about its options.
+    @functools.wraps(COMMANDS[name])
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(COMMANDS[name], *args, **kwargs)
+
+    _parse(bound, rest, name)()
+
+
+def _parse(target: Callable[..., Any], args: Sequence[str], command: str, **options: Any) -> Any:
+    """What tyro makes of the options of a command; its complaint, a box of many lines, becomes one.
+
+    Raises:
+        UsageError: the options are not understood, or a value does not fit.
+    """
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(target, args=args, prog=f"retinaconf {command}", **options)
+    except ValidationError as error:
+        complaint = validation_message(error)
+    except SystemExit as stop:
+        if stop.code != 2:  # --help
+            raise
+        invalid = next((error for error in _before(stop) if isinstance(error, ValidationError)), None)
+        complaint = validation_message(invalid) if invalid else _first_paragraph(box.getvalue())
+    raise UsageError(f"{complaint}; `retinaconf {command} --help` lists the options")
+
+
+def _before(error: BaseException) -> Iterator[BaseException]:
+    """The errors in whose handling this one was raised."""
+    while error.__context__ is not None:
+        error = error.__context__
+        yield error
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro's box says first, and the option that it thinks was meant."""
+    rows = [row.strip("│| ") for row in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:-1]]
+    text = " ".join(takewhile(lambda row: row.strip("─-"), rows)).rstrip(".")  # a rule or an empty row ends it
+    if "Perhaps you meant:" in rows:
+        text += f"; perhaps you meant {rows[rows.index('Perhaps you meant:') + 1]}"
+    return text
 
 
 def _usage() -> str:
@@ -287,7 +338,4 @@ def _usage() -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    try:
-        path.write_text(jsonlib.dumps(value, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    write_aside(path, lambda aside: aside.write_text(jsonlib.dumps(value, indent=1) + "\n"))

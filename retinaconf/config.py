@@ -179,7 +179,10 @@ class Config(Section):
         inference = self.inference
         uses_quality = inference.alpha > 0 or inference.joint == "cls*obj" or inference.min_quality > 0
         if self.model.quality == "none" and uses_quality:
-            raise ValueError("inference.alpha, joint and min-quality need a quality branch, and model.quality is none")
+            raise ValueError(
+                "inference.alpha, joint and min-quality need a quality branch, and model.quality is none; leave them "
+                "out, or take a detector with a branch (iou-aware, conf)"
+            )
         return self
 
     def flat(self) -> dict[str, Any]:

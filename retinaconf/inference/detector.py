@@ -32,7 +32,11 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Detector:
     Raises:
         InputError: the folder holds no model, or one that does not fit its configuration.
     """
-    return Detector(read_weights(Path(run)), device)
+    weights = read_weights(Path(run))
+    try:
+        return Detector(weights, device)
+    except InputError as error:
+        raise InputError(f"{run}: {error}") from None
 
 
 class Detector:
@@ -48,7 +52,8 @@ class Detector:
         try:
             self.model.load_state_dict(weights.state)
         except RuntimeError as error:
-            raise InputError(f"the weights do not fit their configuration: {str(error).splitlines()[-1]}") from None
+            fault = str(error).splitlines()[-1].strip()
+            raise InputError(f"its weights do not fit its configuration ({fault}); restore it, or train anew") from None
         # Channels last makes inference faster (two thirds of the time on a CPU), and training slower.
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
