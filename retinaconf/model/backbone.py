@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ def _packaged_weights(name: str) -> Path | None:
 def _freeze_up_to(body: nn.Module, module_name: str) -> None:
     """Freeze the parameters registered up to and including the module's: in timm's networks, all that comes before."""
     parameters = list(body.named_parameters())
-    inside = [i for i, (name, _) in enumerate(parameters) if name.startswith(f"{module_name}.")]
+    prefixes = (f"{module_name}.", f"{module_name.replace('.', '_')}.")  # `stages.0` may be called `stages_0`
+    inside = [i for i, (name, _) in enumerate(parameters) if name.startswith(prefixes)]
     for _, parameter in parameters[: inside[-1] + 1]:
         parameter.requires_grad_(False)
 
@@ -189,6 +191,8 @@ def _load_weights(body: nn.Module, name: str, path: Path) -> None:
     wanted = body.state_dict()
     if not set(wanted) <= set(state):
         state = _renamed_by_order(state, name, path)
+        # timm's feature extractor calls `stages.1` of the model `stages_1`.
+        state |= {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key): tensor for key, tensor in state.items()}
     for key, tensor in wanted.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, tensor)

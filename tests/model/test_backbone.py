@@ -80,6 +80,7 @@ def test_frozen_norms_keep_statistics_and_learn_scale_and_shift():
     [
         ("resnet50", ["conv1", "bn1", "layer1"], ["layer2", "layer3", "layer4"]),
         ("tf_efficientnet_lite0", ["conv_stem", "bn1", "blocks.0", "blocks.1"], ["blocks.2", "blocks.6"]),
+        ("convnext_atto", ["stem_0", "stem_1", "stages_0"], ["stages_1", "stages_3"]),
     ],
 )
 def test_stem_and_first_stage_frozen(name, frozen, learning):
@@ -115,6 +116,13 @@ def test_weights_from_files(tmp_path):
         body = Backbone("resnet18", weights=str(tmp_path / file)).body
         assert torch.equal(body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"]), file
         assert torch.equal(body.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"]), file
+
+
+def test_weights_of_a_model_whose_stages_timm_renames(tmp_path):
+    state = timm.create_model("convnext_atto", pretrained=False).state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    body = Backbone("convnext_atto", weights=str(tmp_path / "weights.safetensors")).body
+    assert torch.equal(body.stages_3.blocks[1].conv_dw.weight, state["stages.3.blocks.1.conv_dw.weight"])
 
 
 def test_real_weights_and_the_registry_package_are_the_same_tensors(shared_data):
