@@ -1,6 +1,6 @@
 """How long a diagnosis takes, and how much memory, at the size of COCO val2017.
 
-    python benchmarks/diagnosis.py [detections | candidates | candidates-json]
+    python benchmarks/diagnosis.py [detections] [candidates] [candidates-json]
 
 makes a synthetic set (5,000 images, 36,000 objects of 80 classes), diagnoses it from files in a process of its own,
 as a user would, and prints seconds and peak memory against what is promised:
@@ -137,13 +137,13 @@ def measure(case: str, truth: Path, boxes: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) == 4:
-        return measure(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    if sys.argv[1:2] == ["--files"]:
+        return measure(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     within = True
     for case in sys.argv[1:] or LIMITS:
         with tempfile.TemporaryDirectory() as folder:
             truth, boxes = make_files(case, Path(folder))
-            command = [sys.executable, __file__, case, str(truth), str(boxes)]
+            command = [sys.executable, __file__, "--files", case, str(truth), str(boxes)]
             measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             seconds, gigabytes = LIMITS[case]
             size = f"{boxes.stat().st_size / 1e6:.0f} MB file"
