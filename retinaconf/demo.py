@@ -68,4 +68,4 @@ def run_demo(out: Path, device: str = "auto") -> None:
     write_report(out / "report.html", [diagnosis])
     pictures = sorted((data / "images").glob("val*"))[:PICTURES]
     print(f"5. drawing detections: {out / 'pictures'}")
-    predict_files(run, pictures, out / "pictures", device=chosen_device)
+    predict_files(run, pictures, out / "pictures", score_threshold=0.6, device=chosen_device)

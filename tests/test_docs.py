@@ -26,8 +26,6 @@ from retinaconf.recipes import recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
-# Pictures that are made last, from a finished run.
-PENDING = {ROOT / "docs/images/demo.png"}
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 SNIPPETS = "docs/diagnosis.md"  # for other libraries; tests/diagnosis/test_snippets.py runs them
 
@@ -224,6 +222,6 @@ def test_links_lead_somewhere(document: str) -> None:
             continue
         file, _, anchor = target.partition("#")
         place = (path.parent / file).resolve() if file else path
-        assert place.exists() or place in PENDING, f"{document}: {target} does not exist"
+        assert place.exists(), f"{document}: {target} does not exist"
         if anchor and place.suffix == ".md":
             assert anchor in anchors(place), f"{document}: {target}: no such heading; there are {anchors(place)}"
