@@ -80,18 +80,18 @@ def test_boxes_are_tight_around_the_visible_ink():
 
 
 def test_a_tight_box_shrinks_with_what_hides_the_digit(monkeypatch: pytest.MonkeyPatch):
-    # Two solid squares, the second over the right half of the first, whose box must end where the second begins.
+    # Two solid squares, the second over the right third of the first, whose box must end where the second begins.
     def square(*_: object) -> scenes._Glyph:
         full = np.ones((40, 40))
         return scenes._Glyph(3, np.full((40, 40, 3), 255.0), full, full)
 
-    spots = iter([(100, 100), (100, 121), *[(100, 100)] * 100])  # further ones would hide the first two
+    spots = iter([(100, 100), (100, 126), *[(100, 100)] * 100])  # further ones would hide the first two
     monkeypatch.setattr(scenes, "_glyph", square)
     monkeypatch.setattr(scenes, "_place", lambda *_: next(spots))
     material = scenes._Material(np.zeros((1, 8, 8)), np.zeros(1, int), [Image.new("RGB", (400, 300))])
     _, labels, boxes = scenes._scene(np.random.default_rng(0), (240, 320), material)
     assert labels == [3, 3]
-    assert boxes == [(100, 100, 121, 140), (121, 100, 161, 140)]
+    assert boxes == [(100, 100, 126, 140), (126, 100, 166, 140)]
 
 
 def test_training_and_validation_share_nothing():
