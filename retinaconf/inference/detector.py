@@ -47,6 +47,8 @@ class Detector:
         self.classes = weights.classes
         self.category_ids = weights.category_ids
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
         untrained = self.config.model.model_copy(update={"weights": "none"})
         self.model = RetinaNet(untrained, len(self.classes)).eval()
         try:
@@ -67,7 +69,8 @@ class Detector:
         Raises:
             InputError: an image cannot be read, or `alpha` is not in [0, 1] or has no quality branch to weigh.
         """
-        changes = {"alpha": alpha, "score_threshold": score_threshold}
+        # An alpha asks for equation (11), whatever the run's own joint score.
+        changes = {"alpha": alpha, "joint": None if alpha is None else "product", "score_threshold": score_threshold}
         config = self.inference_config(**{name: value for name, value in changes.items() if value is not None})
         sources = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         found: list[Detections] = []

@@ -59,7 +59,7 @@ def _label(
     elif bottom + plate_height <= size[1]:
         y = bottom
     else:
-        y = max(top, 0)
-    canvas.rectangle((x, y, x + plate_width, y + plate_height), fill=colour)
+        y = min(max(top, 0), max(0, size[1] - plate_height))
+    canvas.rectangle((x, y, x + plate_width - 1, y + plate_height - 1), fill=colour)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
     canvas.text((x + 3 - left, y + 2 - upper), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)

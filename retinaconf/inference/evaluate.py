@@ -70,7 +70,7 @@ def evaluate_run(
 
 def print_report(report: dict[str, Any]) -> None:
     """The report as tables."""
-    console = Console(width=max(Console().width, 96))  # the ten numbers need it, where there is no terminal too
+    console = Console(width=max(Console().width, 104))  # the ten numbers need it, where there is no terminal too
     rows = [(report["joint"], report["metrics"])]
     console.print(_table(f"{report['split']}, {report['images']} images", "joint score", rows))
     classes = Table("class", "AP", title="AP by class", box=SIMPLE)

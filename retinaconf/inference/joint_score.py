@@ -33,8 +33,9 @@ class JointScore:
 
     @property
     def alpha(self) -> float | None:
-        """Alpha of equation (11), None for another joint score."""
-        return self.quality_exponent if self.quality_exponent + self.class_exponent == 1 else None
+        """Alpha of equation (11), None for another joint score or one that filters by quality."""
+        plain = self.quality_exponent + self.class_exponent == 1 and self.min_quality == 0
+        return self.quality_exponent if plain else None
 
     def __call__(self, class_scores: Tensor, quality: Tensor | None) -> Tensor:
         """Joint scores of scores and qualities in [0, 1] that broadcast; without a quality, the class scores."""

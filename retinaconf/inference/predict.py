@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from retinaconf.data.images import check_image
 from retinaconf.errors import InputError
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import BATCH, load
@@ -30,20 +31,27 @@ def predict_files(
     1 in the order of the files; a picture shows those with a score above `score_threshold`.
 
     Raises:
-        InputError: no such run, file or folder, an unreadable image, a wrong alpha, or `out` cannot be written.
+        InputError: no such run, file or folder, an unreadable image, a wrong alpha, or `out` cannot be written or
+            holds the images themselves.
     """
     detector = load(run, device)
-    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
+    detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     if not 0 <= score_threshold < 1:
         raise InputError(f"--score-threshold {score_threshold:g}: give a number from 0 up to, not including, 1")
     files = list(_files(sources))
     names = _picture_names(files)
+    given = {file.resolve() for file in files}
+    for file, name in zip(files, names):
+        # Before the first picture is written, so that a bad image leaves nothing behind.
+        check_image(file)
+        if (out / name).resolve() in given:
+            raise InputError(f"{out / name}: is one of the images and would be overwritten; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         records = []
         for start in track(range(0, len(files), BATCH), "images", transient=True):
             part = files[start : start + BATCH]
-            for n, found in enumerate(detector.predict(part, alpha=config.alpha), start):
+            for n, found in enumerate(detector.predict(part, alpha=alpha), start):
                 records += [record | {"file_name": str(files[n])} for record in found.to_coco(n + 1)]
                 picture = found.above(score_threshold).draw(files[n])
                 write_aside(out / names[n], partial(picture.save, format="JPEG", quality=92))
@@ -70,10 +78,10 @@ def _files(sources: Sequence[Path]) -> Iterable[Path]:
 
 def _picture_names(files: Sequence[Path]) -> list[str]:
     """A name in the output folder for each file; files of equal names in different folders are numbered."""
-    names: list[str] = []
+    names: dict[str, None] = {}  # in order, and quick to ask
     for path in files:
         name, number = f"{path.stem}.jpg", 2
         while name in names:
             name, number = f"{path.stem}-{number}.jpg", number + 1
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
