@@ -99,4 +99,6 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); train anew") from None
+    if not isinstance(state, dict) or not {"step", "best", "categories", "model", "optimizer"} <= set(state):
+        raise InputError(f"{path}: not a checkpoint of this version's training; train anew")
     return state

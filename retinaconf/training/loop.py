@@ -45,7 +45,13 @@ CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and thi
 
 
 def launch(config: Config, device: str = "auto") -> Fabric:
-    """Devices, precision and processes. Under torchrun, this process is one of those that it started."""
+    """Devices, precision and processes. Under torchrun, this process is one of those that it started.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(device, device),
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
@@ -89,9 +95,15 @@ def train(
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
     assert isinstance(last_step, int)
+    categories = (train_set.category_ids, train_set.classes)
     step, best = 0, -1.0
     if (run / LAST).exists():
         state = read_state(run / LAST)
+        if state["categories"] != categories:
+            raise InputError(
+                f"{run / LAST}: its categories are not those of {train_set.source}; resume with the data of the run, "
+                "or choose another --out"
+            )
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if averaged is not None:
@@ -113,7 +125,8 @@ def train(
 
     def save() -> None:
         if fabric.is_global_zero:
-            state = {"step": step, "best": best, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"step": step, "best": best, "categories": categories}
+            state |= {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
             write_state(run / LAST, state | ({"averaged": averaged.state_dict()} if averaged is not None else {}))
 
     network.train()

@@ -26,7 +26,7 @@ class Progress:
     def say(self, line: str, show: bool = True) -> None:
         """Print a line and keep it; or only keep it."""
         if show:
-            self.console.print(line, markup=False)
+            self.console.print(line, markup=False, emoji=False)
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write(line + "\n")

@@ -8,7 +8,7 @@ from retinaconf.config import Config, read_config
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.errors import InputError
-from retinaconf.training.checkpoint import CONFIG, LOG, write_config
+from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, write_config
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
 
@@ -31,23 +31,32 @@ def train_run(
     train_set = check_images(load_split(root, "train", skip_bad, layout), skip_bad)
     has_val = "val" in find_layout(root, layout).splits(root)
     val_set = check_images(load_split(root, "val", skip_bad, layout), skip_bad) if has_val else None
-    if not len(train_set.boxes):
-        raise InputError(f"{train_set.source}: no boxes to learn from")
+    dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
+    if train_set.crowd.all():  # also where there are no boxes
+        raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
     if val_set is not None and (val_set.category_ids, val_set.classes) != (train_set.category_ids, train_set.classes):
         raise InputError(f"{val_set.source}: its categories are not those of {train_set.source}; make them the same")
 
     fabric = launch(config, device)
+    is_new = fabric.is_global_zero and not (run / CONFIG).exists()
     if fabric.is_global_zero:
         _open_run(run, config, resume)
     fabric.barrier()
     progress = Progress(run / LOG, silent=not fabric.is_global_zero)
     progress.say(describe(root, train_set, layout))
-    if val_set is not None:
+    if val_set is not None and not val_set.crowd.all():
         progress.say(describe(root, val_set, layout))
     else:
-        progress.say(f"{root}: no split 'val'; training without validation, the last weights are kept")
-    _report_dropped([*train_set.dropped, *(val_set.dropped if val_set is not None else ())], progress)
-    train(config, train_set, val_set, run, fabric, progress, max_steps)
+        what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
+        progress.say(f"{root}: {what}; training without validation, the last weights are kept")
+        val_set = None
+    _report_dropped(dropped, progress)
+    try:
+        train(config, train_set, val_set, run, fabric, progress, max_steps)
+    except InputError:
+        if is_new and not (run / LAST).exists():
+            _forget_run(run)  # a wrong backbone, say: the same --out can be used again
+        raise
 
 
 def _open_run(run: Path, config: Config, resume: bool) -> None:
@@ -69,6 +78,13 @@ def _open_run(run: Path, config: Config, resume: bool) -> None:
         write_config(run / CONFIG, config)
     except OSError as error:
         raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _forget_run(run: Path) -> None:
+    for name in (CONFIG, LOG, METRICS):
+        (run / name).unlink(missing_ok=True)
+    if not any(run.iterdir()):
+        run.rmdir()
 
 
 def _report_dropped(dropped: list[str], progress: Progress) -> None:
