@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import json as jsonlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -254,6 +255,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(args: list[str]) -> int:
     try:
         _dispatch(args)
+        sys.stdout.flush()
     except UsageError as error:
         print(f"retinaconf: {error}", file=sys.stderr)
         return 2
@@ -264,7 +266,7 @@ def _run(args: list[str]) -> int:
         print("retinaconf: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
         return 1
     except OSError as error:  # a disk that is full, a folder that went away
         print(f"retinaconf: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
@@ -323,8 +325,13 @@ def _before(error: BaseException) -> Iterator[BaseException]:
 
 def _first_paragraph(box: str) -> str:
     """What tyro's box says first, and the option that it thinks was meant."""
-    rows = [row.strip("│| ") for row in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:-1]]
-    text = " ".join(takewhile(lambda row: row.strip("─-"), rows)).rstrip(".")  # a rule or an empty row ends it
+    rows = [row.strip("│ ") for row in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
+
+    def is_text(row: str) -> bool:  # and neither a rule nor empty
+        return row.strip("─-") != ""
+
+    below_title = dropwhile(lambda row: not is_text(row), rows[1:])
+    text = " ".join(takewhile(is_text, below_title)).rstrip(".")
     if "Perhaps you meant:" in rows:
         text += f"; perhaps you meant {rows[rows.index('Perhaps you meant:') + 1]}"
     return text
