@@ -140,6 +140,41 @@ def tiny_data(tmp_path: Path, make_data: Callable[..., Path]) -> Path:
     return make_data(tmp_path / "data")
 
 
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`run_cli("train", ...)` is the command in this process: its `code`, `out` and `err`."""
+    from retinaconf.cli import main
+
+    def run(*words: Any) -> Any:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=stop.value.code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_run(tiny_config: Any) -> Callable[..., Path]:
+    """`write_run(folder, **changes)`: a run with random weights, for what needs a detector but no good one."""
+    import torch
+
+    from retinaconf.model.retinanet import RetinaNet
+    from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
+
+    def write(folder: Path, classes: dict[int, str] = CATEGORIES, **changes: Any) -> Path:
+        folder.mkdir(parents=True)
+        config = tiny_config(**changes)
+        torch.manual_seed(0)
+        state = RetinaNet(config.model, len(classes)).state_dict()
+        write_config(folder / CONFIG, config)
+        write_weights(folder / MODEL, state, config, tuple(classes.values()), tuple(classes))
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path], tiny_config: Any) -> Any:
     """One training for all tests that only look: `trained.run`, `trained.data`, `trained.config`."""

@@ -1,0 +1,200 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import retinaconf
+from retinaconf.errors import InputError
+from retinaconf.inference.detections import Detections
+from retinaconf.inference.detector import BATCH, Detector
+from retinaconf.training.checkpoint import read_weights
+
+
+@pytest.fixture(scope="module")
+def detector(trained: Any) -> Detector:
+    return retinaconf.load(trained.run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def image(trained: Any) -> Image.Image:
+    return Image.open(trained.data / "images/val-3.png").convert("RGB")
+
+
+def assert_same(one: Detections, two: Detections, atol: float = 0.0) -> None:
+    assert len(one) == len(two) > 0
+    np.testing.assert_array_equal(one.labels, two.labels)
+    np.testing.assert_allclose(one.boxes, two.boxes, rtol=0, atol=100 * atol)
+    for name in ("scores", "class_scores", "quality"):
+        np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=0, atol=atol)
+
+
+def test_it_is_what_was_trained(detector: Detector, trained: Any):
+    assert detector.classes == ("red", "green", "blue")
+    assert detector.category_ids == (3, 8, 90)
+    assert detector.config == trained.config
+    assert not detector.model.training
+    state = read_weights(trained.run).state
+    assert all(torch.equal(tensor, state[name]) for name, tensor in detector.model.state_dict().items())
+
+
+def test_a_folder_a_text_or_the_file_itself_can_be_loaded(detector: Detector, trained: Any, image: Image.Image):
+    (expected,) = detector.predict(image)
+    for run in (str(trained.run), trained.run / "model.safetensors"):
+        assert_same(retinaconf.load(run, device="cpu").predict(image)[0], expected)
+
+
+def test_one_image_in_any_form(detector: Detector, image: Image.Image, tmp_path: Path):
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    (expected,) = detector.predict(image)
+    for form in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.open(tmp_path / "a.png"),
+        array,
+        array / 255,
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        torch.from_numpy(array / 255).permute(2, 0, 1).float(),
+        [image],
+        (array,),
+    ):
+        (found,) = detector.predict(form)
+        assert_same(found, expected)
+
+
+def test_many_images_in_a_mix_of_forms(detector: Detector, trained: Any):
+    paths = sorted((trained.data / "images").glob("*.png"))
+    assert len(paths) > 2 * BATCH
+    images = [Image.open(path).convert("RGB") for path in paths]
+    forms = [
+        (path, image, np.asarray(image), torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))[n % 4]
+        for n, (path, image) in enumerate(zip(paths, images))
+    ]
+    mixed, plain = detector.predict(forms), detector.predict(paths)
+    assert len(mixed) == len(paths)
+    for one, two in zip(mixed, plain):
+        if len(two):
+            assert_same(one, two)
+    assert sum(len(found) for found in plain) > 0
+
+
+def test_an_image_does_not_depend_on_its_neighbours(detector: Detector, trained: Any):
+    paths = [trained.data / f"images/train-{n}.png" for n in range(0, 18, 3)]  # all of one shape
+    assert len({Image.open(path).size for path in paths}) == 1
+    batched = detector.predict(paths)
+    compared = 0
+    for path, found in zip(paths, batched):
+        (single,) = detector.predict(path)
+        if len(single):
+            assert_same(found, single, atol=1e-5)
+            compared += 1
+    assert compared > 2
+
+
+def test_grey_pictures(detector: Detector, trained: Any):
+    path = trained.data / "images/train-1.png"
+    grey = Image.open(path)
+    assert grey.mode == "L"
+    (expected,) = detector.predict(grey.convert("RGB"), score_threshold=0)
+    for form in (path, np.asarray(grey), np.asarray(grey)[:, :, None], torch.from_numpy(np.asarray(grey).copy())[None]):
+        assert_same(detector.predict(form, score_threshold=0)[0], expected)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (300, 70), (70, 300), (1000, 1000), (1, 1)], ids=str)
+def test_boxes_are_in_the_pixels_of_the_original(detector: Detector, image: Image.Image, size: tuple[int, int]):
+    (found,) = detector.predict(image.resize(size), score_threshold=0)
+    assert 0 < len(found) <= 100
+    assert (found.boxes.dtype, found.labels.dtype) == (np.float32, np.int64)
+    assert found.boxes.shape == (len(found), 4)
+    width, height = size
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, [0, 2]] <= width).all()
+    assert (found.boxes[:, [1, 3]] <= height).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    # They reach over the picture: not the pixels of the resized one.
+    assert found.boxes[:, 2].max() > 0.6 * width
+    assert found.boxes[:, 3].max() > 0.6 * height
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_a_picture_twice_as_large_has_boxes_twice_as_large(detector: Detector, image: Image.Image):
+    size = (128, 96)  # the detector resizes to 85 x 64 from both
+    small = image.resize(size)
+    large = small.resize((256, 192), Image.Resampling.NEAREST)
+    (one,), (two,) = detector.predict(small, score_threshold=0), detector.predict(large, score_threshold=0)
+    np.testing.assert_allclose(one.boxes[:3] * 2, two.boxes[:3], atol=6)
+
+
+def test_alpha_joins_the_two_scores(detector: Detector, image: Image.Image):
+    for alpha in (0.0, 0.3, 1.0):
+        (found,) = detector.predict(image, alpha=alpha, score_threshold=0)
+        assert found.quality is not None
+        expected = found.quality**alpha * found.class_scores ** (1 - alpha)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+    (plain,) = detector.predict(image, alpha=0.0)
+    np.testing.assert_array_equal(plain.scores, plain.class_scores)
+
+
+def test_an_alpha_replaces_any_joint_score(write_run: Any, image: Image.Image, tmp_path: Path):
+    detector = retinaconf.load(write_run(tmp_path / "run", **{"inference.joint": "cls*obj"}), device="cpu")
+    (own,) = detector.predict(image, score_threshold=0)
+    np.testing.assert_allclose(own.scores, own.class_scores * own.quality, rtol=1e-6)
+    (asked,) = detector.predict(image, alpha=0.0, score_threshold=0)
+    np.testing.assert_array_equal(asked.scores, asked.class_scores)
+
+
+def test_the_score_threshold_is_exclusive_and_replaces_the_runs(detector: Detector, image: Image.Image):
+    (every,) = detector.predict(image, score_threshold=0)
+    threshold = float(every.scores[len(every) // 2])
+    (found,) = detector.predict(image, score_threshold=threshold)
+    assert len(found) > 0
+    assert found.scores.min() > threshold
+    assert len(detector.predict(image, score_threshold=0.999)[0]) == 0
+
+
+def test_a_detector_without_a_branch_has_no_quality(write_run: Any, image: Image.Image, tmp_path: Path):
+    run = write_run(tmp_path / "run", **{"model.quality": "none", "inference.alpha": 0.0})
+    (found,) = retinaconf.load(run, device="cpu").predict(image, score_threshold=0)
+    assert len(found) > 0
+    assert found.quality is None
+    np.testing.assert_array_equal(found.scores, found.class_scores)
+
+
+def test_no_images_give_no_detections(detector: Detector):
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 1.5}, "inference.alpha: "),
+        ({"alpha": float("nan")}, "inference.alpha: "),
+        ({"score_threshold": -1}, "inference.score_threshold: "),
+        ({"alpha": "high"}, "inference.alpha: "),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(detector: Detector, image: Image.Image, changes: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        detector.predict(image, **changes)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("nowhere.jpg", r"nowhere\.jpg: no such image file"),
+        (3, "cannot read an image from int"),
+        ([None], "cannot read an image from NoneType"),
+        (np.zeros((2, 3, 8, 8)), r"shape \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\)"),
+        (np.full((8, 8, 3), np.nan), "nan"),
+    ],
+    ids=["missing file", "number", "None", "batch of arrays", "batch of tensors", "NaN"],
+)
+def test_what_is_no_image(detector: Detector, images: Any, message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        detector.predict(images)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,409 @@
+"""Whatever a user gives: one line that says what is wrong, where, and what to do; and nothing half-written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    document = json.loads(file.read_text())
+    edit(document)
+    file.write_text(json.dumps(document))
+
+
+def annotation(**changes: Any) -> Callable[[Path], None]:
+    """Damage the third annotation of the training set."""
+    return lambda data: change(data / "train.json", lambda document: document["annotations"][2].update(changes))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def one_line(result: Any) -> str:
+    assert result.code == 1, result.err
+    assert result.err.startswith("retinaconf: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    return result.err.removeprefix("retinaconf: ").strip()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- train ---------------------------------------------------------------------------------------------------------
+
+# What is done to the data, and what the line must name: the file, the record, the remedy.
+DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no data folder": (shutil.rmtree, ["data: no such folder", "--data takes"]),
+    "no annotation file": (lambda data: (data / "train.json").unlink(), ["data: no split 'train'", "it has val"]),
+    "no layout": (
+        lambda data: [(data / f"{split}.json").unlink() for split in ("train", "val")],
+        ["data: no data set recognised", "looked for"],
+    ),
+    "no image folder": (lambda data: shutil.rmtree(data / "images"), ["images: no such folder", "train.json"]),
+    "missing image": (
+        lambda data: (data / "images/train-5.png").unlink(),
+        ["train-5.png: no such image file", "--data.skip-bad"],
+    ),
+    "truncated image": (
+        lambda data: cut(data / "images/train-5.png"),
+        ["train-5.png: truncated", "restore or remove", "--data.skip-bad"],
+    ),
+    "no image": (
+        lambda data: (data / "images/train-5.png").write_text("hello"),
+        ["train-5.png: not an image", "restore or remove"],
+    ),
+    "empty image": (lambda data: (data / "images/train-5.png").write_bytes(b""), ["train-5.png: is empty", "restore"]),
+    "image of another size": (
+        lambda data: Image.new("RGB", (9, 9)).save(data / "images/train-5.png"),
+        ["train-5.png: the image is 9 x 9 pixels", "correct the annotation"],
+    ),
+    "bad validation image": (lambda data: cut(data / "images/val-2.png"), ["val-2.png: truncated", "--data.skip-bad"]),
+    "two bad images": (
+        lambda data: [cut(data / f"images/train-{n}.png") for n in (1, 5)],
+        ["train-1.png: truncated", "(1 more images are bad)"],
+    ),
+    "invalid JSON": (lambda data: cut(data / "train.json"), ["train.json: not valid JSON"]),
+    "no COCO": (lambda data: (data / "train.json").write_text("[]"), ["train.json: no list 'images'", "a COCO file"]),
+    "unknown image": (annotation(image_id=4), ["train.json: annotation 3 names image 4", "--data.skip-bad"]),
+    "unknown category": (
+        annotation(category_id=4),
+        ["train.json: annotation 3", "names category 4", "--data.skip-bad"],
+    ),
+    "NaN box": (annotation(bbox=[1, float("nan"), 3, 4]), ["annotation 3 (image train-2.png)", "nan", "finite"]),
+    "box of three": (annotation(bbox=[1, 2, 3]), ["annotation 3 (image train-2.png)", "not four numbers"]),
+    "no boxes": (
+        lambda data: change(data / "train.json", lambda document: document["annotations"].clear()),
+        ["train.json: no boxes to learn from", "give"],
+    ),
+    "only crowds": (
+        lambda data: change(data / "train.json", lambda d: [a.update(iscrowd=1) for a in d["annotations"]]),
+        ["train.json: no boxes to learn from", "give"],
+    ),
+    "other categories in val": (
+        lambda data: change(data / "val.json", lambda document: document["categories"][0].update(name="violet")),
+        ["val.json: its categories are not those of", "train.json", "make them the same"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
+def test_bad_data_stops_a_training_before_it_starts(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, damage: Any, named: list[str]
+):
+    damage(tiny_data)
+    run = tmp_path / "run"
+    line = one_line(run_cli("train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags))
+    for part in named:
+        assert part in line
+    assert str(tiny_data) in line
+    assert [path.name for path in tmp_path.iterdir() if path != tiny_data] == []
+
+
+SETTINGS = {
+    "unknown backbone": (["--model.backbone", "resnet99"], ["backbone 'resnet99'", "no such model"]),
+    "backbone without strides": (["--model.backbone", "vit_tiny_patch16_224"], ["vit_tiny_patch16_224"]),
+    "missing weights": (["--model.weights", "nowhere.pth"], ["nowhere.pth: no such file with weights"]),
+    "weights that are none": (
+        ["--model.weights", __file__],
+        ["test_bad_input.py: refused, it holds more than tensors"],
+    ),
+    "batch in parts": (["--optimizer.accumulate", "3"], ["data.batch-size 4 does not divide", "change one of them"]),
+    "loss not finite": (
+        ["--optimizer.lr", "1e30", "--optimizer.name", "sgd", "--optimizer.clip-norm", "0", "--max-steps", "3"],
+        ["the loss is not finite at step", "lower --optimizer.lr"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "named"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_cannot_train_leave_the_run_folder_free(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, flags: list[str], named: Any
+):
+    run = tmp_path / "run"
+    line = one_line(run_cli("train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags, *flags))
+    for part in named:
+        assert part in line
+    assert not run.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, untrained: Path
+):
+    out, gpu = tmp_path / "out", ["--device", "cuda"]
+    for words in (
+        ["train", "conf-r50-1x", "--data", tiny_data, "--out", out, *tiny_flags, *gpu],
+        ["evaluate", untrained, "--data", tiny_data, *gpu],
+        ["predict", untrained, tiny_data / "images", "--out", out, *gpu],
+    ):
+        assert "--device cuda: torch finds no GPU here; use --device cpu" in one_line(run_cli(*words))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["a file", "inside a file"])
+def test_an_output_that_cannot_be_written(
+    run_cli: Callable[..., Any],
+    tiny_data: Path,
+    tiny_flags: list[str],
+    tmp_path: Path,
+    untrained: Path,
+    inside: bool,
+):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    out = file / "out" if inside else file
+    for words in (
+        ["train", "conf-r50-1x", "--data", tiny_data, "--out", out, *tiny_flags],
+        ["predict", untrained, tiny_data / "images/train-0.png", "--out", out],
+    ):
+        line = one_line(run_cli(*words))
+        assert line.startswith(f"{out}: cannot be written (")
+        assert "choose another --out" in line
+    assert file.read_text() == "precious"
+
+
+def test_bad_records_are_skipped_and_listed_on_request(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
+):
+    cut(tiny_data / "images/train-5.png")
+    (tiny_data / "images/val-1.png").unlink()
+    annotation(bbox=[1, float("nan"), 3, 4])(tiny_data)
+    run = tmp_path / "run"
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags, "--max-steps", "1"]
+    result = run_cli(*words, "--data.skip-bad")
+    assert (result.code, result.err) == (0, "")
+    for printed in (result.out, (run / "log.txt").read_text()):
+        assert "train.json: annotation 3 (image train-2.png) has bbox" in printed
+        assert "train-5.png: truncated" in printed
+        assert "val-1.png: no such image file" in printed
+        assert printed.count("; dropped") == 3
+        assert "train.json, 7 images" in printed
+        assert "val.json, 3 images" in printed
+
+
+# --- runs that are there already -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(trained: Any, tmp_path: Path) -> Path:
+    """A copy of a whole run, to damage."""
+    return Path(shutil.copytree(trained.run, tmp_path / "run"))
+
+
+def test_an_existing_run_is_not_overwritten(
+    run_cli: Callable[..., Any], finished: Path, trained: Any, tiny_flags: list[str]
+):
+    before = contents(finished)
+    words = ["train", "conf-r50-1x", "--data", trained.data, "--out", finished, *tiny_flags]
+    line = one_line(run_cli(*words))
+    assert line == f"{finished} holds a run already; go on with it by --resume, or choose another --out"
+    line = one_line(run_cli(*words, "--resume", "--optimizer.lr", "0.5"))
+    assert "config.json: optimizer.lr is 0.01 there and 0.5 here; resume with the settings of the run" in line
+    line = one_line(run_cli(*words, "--resume", "--seed", "1"))
+    assert "config.json: seed is 0 there and 1 here" in line
+    assert contents(finished) == before
+
+
+def test_resuming_with_other_categories(
+    run_cli: Callable[..., Any], finished: Path, tiny_data: Path, tiny_flags: list[str]
+):
+    before = (finished / "last.ckpt").read_bytes()
+    for split in ("train", "val"):
+        change(tiny_data / f"{split}.json", lambda document: document["categories"].append({"id": 4, "name": "new"}))
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", finished, *tiny_flags, "--resume"]
+    line = one_line(run_cli(*words))
+    assert "last.ckpt: its categories are not those of" in line
+    assert "train.json; resume with the data of the run, or choose another --out" in line
+    assert (finished / "last.ckpt").read_bytes() == before
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (cut, "not a readable checkpoint"),
+    "text": (lambda file: file.write_text("hello"), "not a readable checkpoint"),
+    "empty": (lambda file: file.write_bytes(b""), "not a readable checkpoint"),
+    "another's": (lambda file: torch.save({"model": {}}, file), "not a checkpoint of this version's training"),
+    "a list": (lambda file: torch.save([1], file), "not a checkpoint of this version's training"),
+    "code": (lambda file: torch.save({"step": change}, file), "not a readable checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_damaged_checkpoint(
+    run_cli: Callable[..., Any], finished: Path, trained: Any, tiny_flags: list[str], damage: Any, message: str
+):
+    damage(finished / "last.ckpt")
+    before = contents(finished)
+    words = ["train", "conf-r50-1x", "--data", trained.data, "--out", finished, *tiny_flags, "--resume"]
+    line = one_line(run_cli(*words))
+    assert line.startswith(f"{finished / 'last.ckpt'}: {message}")
+    assert line.endswith("train anew")
+    after = contents(finished)
+    assert {name: after[name] for name in before if name != "log.txt"} == {
+        name: before[name] for name in before if name != "log.txt"
+    }
+
+
+# --- evaluate and predict ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., Path]) -> Path:
+    return write_run(tmp_path_factory.mktemp("untrained") / "run")
+
+
+@pytest.fixture(scope="module")
+def branchless(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., Path]) -> Path:
+    changes = {"model.quality": "none", "inference.alpha": 0.0}
+    return write_run(tmp_path_factory.mktemp("branchless") / "run", **changes)
+
+
+@pytest.mark.parametrize("alpha", ["1.5", "-0.1", "nan", "inf"])
+def test_a_wrong_alpha(run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, tmp_path: Path, alpha: str):
+    out = tmp_path / "out"
+    for words in (
+        ["evaluate", untrained, "--data", tiny_data, "--json", out],
+        ["predict", untrained, tiny_data / "images", "--out", out],
+    ):
+        line = one_line(run_cli(*words, "--alpha", alpha))
+        assert line.startswith("inference.alpha: Input should be ")
+        assert f"not {float(alpha)}" in line
+        assert not out.exists()
+
+
+def test_an_alpha_without_a_branch(run_cli: Callable[..., Any], branchless: Path, tiny_data: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    for words in (
+        ["evaluate", branchless, "--data", tiny_data, "--json", out],
+        ["predict", branchless, tiny_data / "images", "--out", out],
+    ):
+        line = one_line(run_cli(*words, "--alpha", "0.4"))
+        assert "need a quality branch, and model.quality is none; leave them out" in line
+        assert not out.exists()
+    line = one_line(run_cli("evaluate", branchless, "--data", tiny_data, "--sweep"))
+    assert line == f"{branchless}: has no quality branch, so there is nothing to sweep; evaluate it without --sweep"
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda document: document["categories"].append({"id": 4, "name": "new"}), "its 4 categories are not the 3"),
+        (lambda document: document["categories"][0].update(name="violet"), "its 3 categories are not the 3"),
+    ],
+    ids=["one more", "another name"],
+)
+def test_evaluation_on_other_categories(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, edit: Any, named: str
+):
+    change(tiny_data / "val.json", edit)
+    line = one_line(run_cli("evaluate", untrained, "--data", tiny_data))
+    assert line.startswith(f"{tiny_data / 'val.json'}: {named} that {untrained} was trained on")
+    assert "take data with the same categories" in line
+
+
+def test_evaluation_of_a_split_or_an_image_that_is_not_there(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, tmp_path: Path
+):
+    report = tmp_path / "report.json"
+    words = ["evaluate", untrained, "--data", tiny_data, "--json", report]
+    assert "no split 'test' in this flat COCO layout; it has train, val" in one_line(run_cli(*words, "--split", "test"))
+    cut(tiny_data / "images/val-3.png")
+    assert "val-3.png: truncated" in one_line(run_cli(*words))
+    assert not report.exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, tmp_path: Path
+):
+    result = run_cli("evaluate", untrained, "--data", tiny_data, "--json", tmp_path / "nowhere/report.json")
+    assert one_line(result).startswith(f"{tmp_path / 'nowhere/report.json'}: cannot be written (No such file")
+    assert "AP50" in result.out  # the numbers are not lost
+    assert not (tmp_path / "nowhere").exists()
+
+
+def rewrite(run: Path, **metadata: str) -> None:
+    """The same weights with other metadata."""
+    file = run / "model.safetensors"
+    with safe_open(file, framework="pt") as tensors:
+        old = tensors.metadata()
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    save_file(state, file, {name: value for name, value in (old | metadata).items() if value})
+
+
+MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "no such file; give a run folder"),
+    "no weights": (lambda run: (run / "model.safetensors").unlink(), "no such file; give a run folder"),
+    "cut": (lambda run: cut(run / "model.safetensors"), "not a readable safetensors file"),
+    "text": (lambda run: (run / "model.safetensors").write_text("hello"), "not a readable safetensors file"),
+    "empty": (lambda run: (run / "model.safetensors").write_bytes(b""), "not a readable safetensors file"),
+    "another's": (lambda run: rewrite(run, config=""), "no 'config' in its metadata; was it written by retinaconf?"),
+    "no classes": (lambda run: rewrite(run, classes=""), "no 'classes' in its metadata"),
+    "metadata no JSON": (lambda run: rewrite(run, config="{"), "its metadata is damaged; restore the file"),
+    "config no object": (lambda run: rewrite(run, config="[]"), "its metadata is damaged; restore the file"),
+    "classes a number": (lambda run: rewrite(run, classes="3"), "its metadata is damaged; restore the file"),
+    "ids for other classes": (lambda run: rewrite(run, category_ids="[1]"), "its metadata is damaged"),
+    "unknown setting": (lambda run: rewrite(run, config='{"model.wings": 2}'), "unknown setting 'model.wings'"),
+    "another class count": (
+        lambda run: rewrite(run, classes='["a", "b"]', category_ids="[1, 2]"),
+        "its weights do not fit its configuration (",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), MODELS.values(), ids=MODELS)
+def test_a_run_that_cannot_be_loaded(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, tmp_path: Path, damage: Any, message: str
+):
+    run = Path(shutil.copytree(untrained, tmp_path / "run"))
+    damage(run)
+    out = tmp_path / "out"
+    for words in (
+        ["evaluate", run, "--data", tiny_data, "--json", out],
+        ["predict", run, tiny_data / "images", "--out", out],
+    ):
+        line = one_line(run_cli(*words))
+        assert line.startswith(str(run))
+        assert message in line
+        assert not out.exists()
+
+
+def test_pictures_that_cannot_be_predicted(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, tmp_path: Path
+):
+    out, images = tmp_path / "out", tiny_data / "images"
+    (tmp_path / "empty").mkdir()
+    cut(images / "val-3.png")
+    (tmp_path / "text.jpg").write_text("hello")
+    for given, message in (
+        (tmp_path / "nowhere.jpg", "nowhere.jpg: no such file or folder"),
+        (tmp_path / "empty", "empty: no images in this folder"),
+        (tmp_path / "text.jpg", "text.jpg: not an image"),
+        (images, "val-3.png: truncated"),
+    ):
+        assert message in one_line(run_cli("predict", untrained, given, "--out", out))
+        assert not out.exists()
+    line = one_line(run_cli("predict", untrained, images / "val-1.png", "--out", out, "--score-threshold", "1.5"))
+    assert line == "--score-threshold 1.5: give a number from 0 up to, not including, 1"
+    assert "no images; give files" in one_line(run_cli("predict", untrained, "--out", out))
+    assert not out.exists()
+
+
+def test_pictures_are_never_written_over_the_images(run_cli: Callable[..., Any], untrained: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (64, 48)).save(images / name)
+    before = contents(images)
+    line = one_line(run_cli("predict", untrained, images, "--out", images))
+    assert line == f"{images / 'b.jpg'}: is one of the images and would be overwritten; choose another --out"
+    assert contents(images) == before

@@ -1,0 +1,229 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinaconf import __version__
+from retinaconf.cli import COMMANDS
+from retinaconf.evaluation.coco import METRICS
+from retinaconf.recipes import RECIPES
+
+
+def python(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **options)
+
+
+# --- in a process of its own, where exit code, stderr and imports matter -------------------------------------------
+
+
+def test_what_needs_no_network_never_imports_torch(tiny_data: Path):
+    detections = tiny_data / "detections.json"
+    detections.write_text("[]")
+    files = ["--detections", str(detections), "--ground-truth", str(tiny_data / "val.json")]
+    commands = [
+        [],
+        ["--help"],
+        ["--version"],
+        ["evaluate", "--help"],
+        ["train", "conf-lite0", "--data", "a", "--out", "b", "--inference.alpha", "3"],
+        ["nonsense"],
+        ["diagnose", *files, "--json", str(tiny_data / "diagnosis.json")],
+        ["check", "--data", str(tiny_data)],
+    ]
+    program = f"""
+import sys
+import retinaconf
+from retinaconf.cli import main
+for command in {commands!r}:
+    try:
+        main(command)
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, command
+assert retinaconf.load  # the counter-proof: this is what imports it
+assert "torch" in sys.modules
+"""
+    result = python("-c", program)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads((tiny_data / "diagnosis.json").read_text())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_line_is_the_same_in_any_encoding(encoding: str):
+    words = ["train", "conf-lite0", "--data", "x", "--out", "y", "--data.batchsize", "4"]
+    result = python("-m", "retinaconf", *words, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert result.stderr == (
+        "retinaconf: Unrecognized options: --data.batchsize, 4; perhaps you meant --data.batch-size INT; "
+        "`retinaconf train --help` lists the options\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["nonsense"], 2, "retinaconf: no command 'nonsense'; there are demo, train, "),
+        (["check", "--data", "nowhere"], 1, "retinaconf: nowhere: no such folder; "),
+        (
+            ["train", "conf-lite0", "--data", "x", "--out", "y", "--inference.alpha", "3"],
+            2,
+            "retinaconf: inference.alp",
+        ),
+    ],
+    ids=["unknown command", "failure", "wrong value"],
+)
+def test_exit_codes_and_one_line_on_stderr(tmp_path: Path, words: list[str], code: int, line: str):
+    result = python("-m", "retinaconf", *words, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retinaconf", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+# --- help ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=str)
+def test_help_lists_every_command_with_its_purpose(run_cli: Callable[..., Any], words: list[str]):
+    result = run_cli(*words)
+    assert (result.code, result.err) == (0, "")
+    for name, command in COMMANDS.items():
+        assert f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" in result.out
+
+
+def test_version(run_cli: Callable[..., Any]):
+    assert run_cli("--version").out == f"retinaconf {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", ["--data", "--out", "--resume", "--max-steps", "--seed", "--optimizer.lr", "--data.skip-bad"]),
+        ("evaluate", ["--data", "--split", "--alpha", "--sweep", "--json"]),
+        ("predict", ["--out", "--alpha", "--score-threshold"]),
+        ("diagnose", ["--data", "--detections", "--ground-truth", "--report", "--json"]),
+        ("check", ["--data", "--json"]),
+        ("demo", ["--out"]),
+    ],
+)
+def test_every_command_explains_its_options(run_cli: Callable[..., Any], command: str, options: list[str]):
+    result = run_cli(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    words = {word.rstrip(",") for word in result.out.split()}
+    assert set(options) <= words
+
+
+def test_a_recipes_help_shows_the_recipes_values(run_cli: Callable[..., Any]):
+    words = " ".join(run_cli("train", "conf-lite0", "--help").out.replace("│", " ").split())
+    assert "tf_efficientnet_lite0" in words
+    assert "Images are resized until their short side has this many pixels ... (default: 320)" in words
+    assert "(default: 600)" in " ".join(run_cli("train", "conf-r50-1x", "--help").out.split())
+
+
+# --- usage ---------------------------------------------------------------------------------------------------------
+
+TRAIN = ["train", "conf-lite0", "--data", "nowhere", "--out", "run"]
+USAGE = {
+    "unknown command": (["evalute", "run"], "no command 'evalute'; there are"),
+    "an option for a command": (["--data", "x"], "no command '--data'"),
+    "unknown recipe": (["train", "conf-r18-1x", "--data", "x", "--out", "run"], "no recipe 'conf-r18-1x'; there are"),
+    "no recipe": (["train", "--data", "x", "--out", "run"], "Missing from retinaconf train: STR"),
+    "no data": (["train", "conf-lite0", "--out", "run"], "Missing from retinaconf train: --data PATH"),
+    "no arguments": (["evaluate"], "Missing from retinaconf evaluate: PATH"),
+    "unknown option": ([*TRAIN, "--data.batchsize", "4"], "--data.batchsize, 4; perhaps you meant --data.batch-size"),
+    "one argument too many": (["evaluate", "run", "more", "--data", "x"], "Unrecognized options: more"),
+    "no number": ([*TRAIN, "--data.batch-size", "abc"], "Error parsing --data.batch-size: invalid literal for int()"),
+    "no choice": ([*TRAIN, "--model.quality", "both"], "invalid choice 'both' for argument '--model.quality'"),
+    "unknown device": (["evaluate", "run", "--data", "x", "--device", "tpu"], "invalid choice 'tpu'"),
+    "one value of two": ([*TRAIN, "--data.scale", "1.2"], "Missing value for argument '--data.scale'"),
+    "alpha above 1": ([*TRAIN, "--inference.alpha", "3"], "inference.alpha: Input should be less than or equal to 1"),
+    "alpha NaN": ([*TRAIN, "--inference.alpha", "nan"], "inference.alpha: Input should be a finite number, not nan"),
+    "alpha without a branch": (
+        ["train", "retinanet-lite0", "--data", "x", "--out", "run", "--inference.alpha", "0.4"],
+        "model.quality is none; leave them out, or take a detector with a branch",
+    ),
+    "no learning rate": ([*TRAIN, "--optimizer.lr", "0"], "optimizer.lr: Input should be greater than 0, not 0.0"),
+    "range reversed": ([*TRAIN, "--data.scale", "2", "1"], "data.scale (2.0, 1.0) is not a range"),
+    "sides": ([*TRAIN, "--data.short-side", "900"], "data.long-side 544 is less than data.short-side 900"),
+    "no steps": ([*TRAIN, "--max-steps", "0"], "--max-steps 0: give at least 1"),
+    "negative steps": ([*TRAIN, "--max-steps", "-5"], "--max-steps -5: give at least 1"),
+    "diagnose what": (["diagnose"], "give either RUN --data ROOT, or --detections"),
+    "diagnose without data": (["diagnose", "run"], "give the data set with --data ROOT"),
+    "diagnose without truth": (["diagnose", "--detections", "a.json"], "give the ground truth with --ground-truth"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_one_line_and_exit_2(
+    run_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    result = run_cli(*words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("retinaconf: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_may_stand_anywhere(run_cli: Callable[..., Any]):
+    result = run_cli("train", "--data", "nowhere", "--out", "run", "retinanet-lite0")
+    assert (result.code, result.err.split(";")[0]) == (1, "retinaconf: nowhere: no such folder")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_known_to_train(run_cli: Callable[..., Any], name: str):
+    result = run_cli("train", name, "--data", "nowhere", "--out", "run")
+    assert (result.code, result.err.split(";")[0]) == (1, "retinaconf: nowhere: no such folder")
+
+
+# --- the whole way -------------------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path):
+    run = tmp_path / "run"
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags, "--device", "cpu"]
+    result = run_cli(*words, "--max-steps", 1)
+    assert (result.code, result.err) == (0, "")
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "last.ckpt",
+        "log.txt",
+    }
+    assert "flat COCO layout" in result.out
+    result = run_cli(*words, "--max-steps", 2, "--resume")
+    assert (result.code, result.err) == (0, "")
+    assert "going on at step 1 of 2" in result.out
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert set(steps) == {1, 2}
+
+    report = tmp_path / "report.json"
+    result = run_cli("evaluate", run, "--data", tiny_data, "--sweep", "--json", report, "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    for name in (*METRICS, "red", "green", "blue", "product(0.4)", "cls*obj(obj>0.5)"):
+        assert name in result.out
+    assert list(json.loads(report.read_text())["metrics"]) == list(METRICS)
+
+    out = tmp_path / "pictures"
+    result = run_cli("predict", run, tiny_data / "images", "--out", out, "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    assert f"12 images: {out / 'detections.json'}" in result.out
+    assert len(list(out.iterdir())) == 13

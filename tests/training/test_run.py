@@ -1,0 +1,143 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retinaconf.config import read_config
+from retinaconf.errors import InputError
+from retinaconf.training.checkpoint import read_weights
+from retinaconf.training.run import DROPPED_SHOWN, train_run
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    document = json.loads(file.read_text())
+    edit(document)
+    file.write_text(json.dumps(document))
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
+
+
+def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
+    assert {path.name for path in trained.run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "last.ckpt",
+        "log.txt",
+    }
+    assert read_config(trained.run / "config.json") == trained.config
+    weights = read_weights(trained.run)
+    assert weights.config == trained.config
+    assert (weights.classes, weights.category_ids) == (("red", "green", "blue"), (3, 8, 90))
+    log = (trained.run / "log.txt").read_text()
+    assert "train.json, 20 images, " in log
+    assert "val.json, 4 images, " in log
+    assert "6 epochs x 5 steps of 4 images" in log
+
+
+def test_metrics_are_lines_of_json(trained: Any):
+    train, val = lines(trained.run, "train"), lines(trained.run, "val")
+    assert [line["step"] for line in val] == [5, 10, 15, 20, 25, 30]
+    assert [line["epoch"] for line in val] == [1, 2, 3, 4, 5, 6]
+    assert {"AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR", "AR_S", "AR_M", "AR_L"} <= set(val[0])
+    assert set(val[0]["per_class"]) == {"red", "green", "blue"}
+    assert val[0]["AP_S"] is None
+    assert "NaN" not in (trained.run / "metrics.jsonl").read_text()
+    assert train[-1]["step"] == 30
+    for line in train:
+        assert line["loss"] == pytest.approx(line["class"] + line["box"] + line["quality"], rel=1e-6)
+    assert train[-1]["loss"] < 0.7 * train[0]["loss"]  # it learns
+
+
+def test_nothing_is_written_for_a_run_that_cannot_start(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    (tiny_data / "images/val-1.png").unlink()
+    with pytest.raises(InputError, match=r"val-1\.png"):
+        train_run(tiny_config(), tiny_data, tmp_path / "run", device="cpu")
+    (tiny_data / "train.json").unlink()
+    with pytest.raises(InputError, match="no split 'train'"):
+        train_run(tiny_config(), tiny_data, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_could_not_begin_leaves_what_was_in_its_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="no such model"):
+        train_run(tiny_config(**{"model.backbone": "resnet99"}), tiny_data, run, device="cpu")
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    assert (run / "last.ckpt").exists()
+
+
+def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    (run / "last.ckpt").write_text("damaged")
+    with pytest.raises(InputError, match=r"last\.ckpt"):
+        train_run(tiny_config(), tiny_data, run, resume=True, device="cpu")
+    assert (run / "config.json").exists()
+    assert (run / "metrics.jsonl").exists()
+    assert (run / "model.safetensors").exists()
+
+
+def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    train_run(tiny_config(**{"data.workers": 1}), tiny_data, run, resume=True, max_steps=2, device="cpu")
+    assert lines(run, "train")[-1]["step"] == 2
+    for name, value in (("data.flip", 0.25), ("seed", 3), ("inference.alpha", 0.1), ("schedule.epochs", 7)):
+        with pytest.raises(InputError, match=rf"config\.json: {name} is .* there and .* here; resume with the"):
+            train_run(tiny_config(**{name: value}), tiny_data, run, resume=True, device="cpu")
+    with pytest.raises(InputError, match="holds a run already; go on with it by --resume, or choose another --out"):
+        train_run(tiny_config(), tiny_data, run, device="cpu")
+
+
+def test_resuming_where_nothing_is_starts_a_run(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    train_run(tiny_config(), tiny_data, tmp_path / "run", resume=True, max_steps=1, device="cpu")
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("what", ["no split 'val'", "no boxes in the split 'val'"])
+def test_without_validation_the_last_weights_are_kept(tiny_data: Path, tiny_config: Any, tmp_path: Path, what: str):
+    if what == "no split 'val'":
+        (tiny_data / "val.json").unlink()
+    else:
+        change(tiny_data / "val.json", lambda document: document["annotations"].clear())
+    run = tmp_path / "run"
+    train_run(tiny_config(**{"schedule.epochs": 2}), tiny_data, run, device="cpu")
+    assert f"{what}; training without validation, the last weights are kept" in (run / "log.txt").read_text()
+    assert lines(run, "val") == []
+    last = torch.load(run / "last.ckpt", weights_only=True)
+    assert last["step"] == 4
+    kept = read_weights(run).state
+    assert all(torch.equal(kept[name], tensor) for name, tensor in last["model"].items())
+
+
+def test_what_was_dropped_is_named_ten_on_the_terminal_all_in_the_log(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flat = {"image_id": 1000, "category_id": 3, "bbox": [1, 2, 0, 4]}
+    change(
+        tiny_data / "train.json",
+        lambda document: document["annotations"].extend(flat | {"id": 500 + n} for n in range(15)),
+    )
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    out, log = capsys.readouterr().out, (run / "log.txt").read_text()
+    expected = [f"annotation {500 + n} (image train-0.png) has width 0; dropped" for n in range(15)]
+    assert [name in out for name in expected] == [True] * DROPPED_SHOWN + [False] * 5
+    assert all(name in log for name in expected)
+    assert f"... and 5 more, all in {run / 'log.txt'}" in out
+
+
+def test_an_unwritable_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(InputError, match=rf"{out}: cannot be written \(.*\); choose another --out"):
+            train_run(tiny_config(), tiny_data, out, device="cpu")
