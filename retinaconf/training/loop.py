@@ -188,10 +188,12 @@ def train(
                     metrics = _validate(fabric, kept, evaluator, config)
                     _append(fabric, run / METRICS, _validation_record(step, epoch_steps, metrics))
                     progress.validated(step, step / epoch_steps, metrics.overall)
-                score = metrics.overall["AP"] if metrics is not None else math.inf
+                # Without an AP (no validation split, or one without a box) the last weights are the best there are.
+                judged = metrics is not None and not math.isnan(metrics.overall["AP"])
+                score = metrics.overall["AP"] if metrics is not None and judged else math.inf
                 if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
                     write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
-                best = max(best, score) if metrics is not None else best
+                best = max(best, score) if judged else best
                 save()
                 saved_at = time.monotonic()
             elif stop:
