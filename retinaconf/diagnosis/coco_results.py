@@ -20,7 +20,7 @@ from retinaconf.errors import InputError
 
 OPTIONAL = ("class_score", "quality")
 CHUNK = 1 << 22  # characters read at once
-BATCH = 1 << 16  # records turned into columns at once
+BATCH = 1 << 11  # records turned into columns at once; many more objects alive slow the garbage collector
 LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is broken
 _SPACE = re.compile(r"\s*")
 

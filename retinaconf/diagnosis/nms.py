@@ -7,6 +7,9 @@ explorer runs the same rule in the page; both compute in float64, so that they a
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from retinaconf.diagnosis.ordering import descending
@@ -36,18 +39,29 @@ def nms(
         (D,) int64: -1 for a box that is kept, else the row of the kept box that removed it.
     """
     suppressor = np.full(len(scores), -1, dtype=np.int64)
-    start = 0
-    while start < len(scores):
-        stop = min(start + BOXES_AT_ONCE, len(scores))
-        if stop < len(scores):  # whole images
+
+    def suppress(rows: slice) -> slice:
+        found = _suppress(image_index[rows], labels[rows], boxes[rows], scores[rows], iou_threshold)
+        suppressor[rows] = np.where(found < 0, -1, found + rows.start)
+        return rows
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets go of the interpreter on arrays of this size
+        for rows in threads.map(suppress, _blocks(image_index)):
+            progress("NMS", rows.stop, len(scores))
+    return suppressor
+
+
+def _blocks(image_index: np.ndarray) -> list[slice]:
+    """Rows of whole images, about BOXES_AT_ONCE each."""
+    blocks, start = [], 0
+    while start < len(image_index):
+        stop = min(start + BOXES_AT_ONCE, len(image_index))
+        if stop < len(image_index):
             whole = int(np.searchsorted(image_index, image_index[stop]))
             stop = whole if whole > start else int(np.searchsorted(image_index, image_index[start], side="right"))
-        rows = slice(start, stop)
-        found = _suppress(image_index[rows], labels[rows], boxes[rows], scores[rows], iou_threshold)
-        suppressor[rows] = np.where(found < 0, -1, found + start)
+        blocks.append(slice(start, stop))
         start = stop
-        progress("NMS", start, len(scores))
-    return suppressor
+    return blocks
 
 
 def _suppress(
