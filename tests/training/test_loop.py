@@ -240,7 +240,7 @@ def test_overfits_8_real_images(shared_data, tmp_path, detector):
         "optimizer.clip_norm": 10.0,
         "optimizer.ema": 0.0,
         "schedule.decay": "cosine",
-        "schedule.epochs": 18,
+        "schedule.epochs": 40,
         "schedule.warmup_steps": 40,
     }
     train_run(Config().changed(**(TINY | changes | detector)), tmp_path / "data", tmp_path / "run", device="cpu")
