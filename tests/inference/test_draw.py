@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -41,6 +41,7 @@ class Recorder(ImageDraw.ImageDraw):
     st.tuples(*[st.floats(0, 1)] * 4),
     st.sampled_from(["x", "cat", "traffic light", "Ünïcödé"]),
 )
+@example(100, 20, (0.1, 0.5, 0.9, 0.9), "cat")  # room neither above nor below nor, from its top on, inside
 def test_a_label_is_never_cut_off_where_it_fits(width: int, height: int, corners: tuple[float, ...], name: str):
     x1, x2 = sorted((corners[0] * width, corners[2] * width))
     y1, y2 = sorted((corners[1] * height, corners[3] * height))
