@@ -7,11 +7,11 @@ from pathlib import Path
 
 from retinaconf.data.scenes import write_scenes
 from retinaconf.diagnosis.report import write_report
+from retinaconf.files import write_aside
 from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.inference.evaluate import evaluate_run, print_report
 from retinaconf.inference.predict import predict_files
 from retinaconf.recipes import recipe
-from retinaconf.training.checkpoint import write_aside
 from retinaconf.training.run import train_run
 
 TRAIN_SCENES, VAL_SCENES = 320, 50

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside as write_aside  # for those who write to a run folder
+from retinaconf.files import write_aside
 
 CONFIG, METRICS, MODEL, LAST, LOG = "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt"
 
