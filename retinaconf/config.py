@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from retinaconf.errors import InputError
 
 QualityLoss = Literal["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]
+Resize = Literal["antialias", "bilinear", "torchvision"]
 JointMethod = Literal["product", "cls", "cls*obj"]
 
 
@@ -31,16 +32,24 @@ class ModelConfig(Section):
     """A timm model with features at strides 8, 16 and 32."""
     weights: str = "imagenet"
     """Backbone weights: `imagenet` (fetched by timm, or packaged), `none`, or a .safetensors or .pth file."""
+    stride_in_1x1: bool = False
+    """ResNets halve the resolution in the first 1x1 convolution of a stage, as Caffe's do, not in the 3x3 one."""
     freeze_stem: bool = True
     """Keep the stem and the first stage (up to stride 4) as they are."""
     freeze_norm: bool = True
     """Keep batch-norm statistics as they are; scale and shift still learn."""
     channels: int = Field(256, ge=8)
     """Channels of the feature pyramid and of the head."""
+    p6_from: Literal["c5", "p5"] = "c5"
+    """What P6 is computed from; torchvision's first RetinaNet takes P5."""
     relu_before_p7: bool = False
     """ReLU between P6 and P7: the RetinaNet paper and torchvision have it, MMDetection and this paper do not."""
     head_convs: int = Field(4, ge=0)
     """3x3 convolutions in each of the two towers of the head."""
+    head_norm: Literal["none", "group"] = "none"
+    """Group normalisation (32 groups) behind the convolutions of the towers; torchvision's second RetinaNet has it."""
+    anchors: Literal["exact", "torchvision"] = "exact"
+    """`exact`, as in MMDetection and Detectron2, or `torchvision`: cut to whole pixels."""
     quality: Literal["none", "classification", "localization"] = "none"
     """Tower that carries the quality branch: `classification` is RetinaNet-Conf, `localization` IoU-aware RetinaNet."""
     class_target: Literal["label", "iou"] = "label"
@@ -51,9 +60,11 @@ class ModelConfig(Section):
     """Standard deviation of the backbone's training images, RGB, of 1."""
 
     @model_validator(mode="after")
-    def _joint_head_has_no_branch(self) -> ModelConfig:
+    def _fits_together(self) -> ModelConfig:
         if self.class_target == "iou" and self.quality != "none":
             raise ValueError("model.class-target iou is itself the joint score; set model.quality none with it")
+        if self.head_norm == "group" and self.channels % 32:
+            raise ValueError(f"model.head-norm group needs channels in multiples of 32, not {self.channels}")
         return self
 
 
@@ -66,6 +77,9 @@ class DataConfig(Section):
     """Images are resized until their short side has this many pixels ..."""
     long_side: int = Field(1000, ge=32)
     """... unless the long side would then be longer than this."""
+    resize: Resize = "antialias"
+    """`antialias` as Pillow and Detectron2 do; plain `bilinear` as OpenCV and MMDetection; or in floating point, with
+    sides cut to whole pixels, as `torchvision`'s detectors."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -152,8 +166,11 @@ class InferenceConfig(Section):
     """Drop boxes with a quality at or below this: Table 4's `obj > 0.5`."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
     """Drop joint scores at or below this."""
+    rules: Literal["paper", "mmdetection", "torchvision", "detectron2"] = "paper"
+    """Whose post-processing. The paper's takes the best anchors of a level, the others the best (anchor, class) pairs;
+    they differ in boxes at the image's border."""
     candidates: int = Field(1000, ge=1)
-    """Anchors of each level that are decoded, the best by joint score."""
+    """Anchors (or pairs) of each level that are decoded, the best by joint score."""
     nms_iou: float = Field(0.5, ge=0, le=1)
     """Non-maximum suppression removes boxes of the same class that overlap a better one by more than this."""
     detections: int = Field(100, ge=1)

@@ -28,7 +28,7 @@ BATCHES_SORTED_TOGETHER = 16
 class Batch:
     """Images padded to one size, and their ground truth padded to one length."""
 
-    images: Tensor  # (N, 3, H, W) uint8
+    images: Tensor  # (N, 3, H, W) uint8, or float32 if data.resize is torchvision; 0 to 255
     sizes: Tensor  # (N, 2) int64: height and width of each image within the padded one
     boxes: Tensor  # (N, G, 4) float32 xyxy in pixels of the resized image
     labels: Tensor  # (N, G) int64, -1 where there is no box
@@ -82,8 +82,8 @@ class PlannedBatches(Dataset[Batch]):
 
 
 def padded(images: list[np.ndarray], canvas: tuple[int, int]) -> Tensor:
-    """(N, 3, H, W) uint8, each image (h, w, 3) in the top left corner of a canvas (H, W)."""
-    batch = torch.zeros(len(images), *canvas, 3, dtype=torch.uint8)
+    """(N, 3, H, W), each image (h, w, 3) in the top left corner of a canvas (H, W), of the images' type."""
+    batch = torch.zeros(len(images), *canvas, 3, dtype=torch.uint8 if images[0].dtype == np.uint8 else torch.float32)
     for n, pixels in enumerate(images):
         batch[n, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(pixels.copy())
     return batch.permute(0, 3, 1, 2)
@@ -144,11 +144,18 @@ def evaluation_batches(
     ground_truth: GroundTruth, config: DataConfig, batch_size: int, rank: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
     """Every image once, resized and nothing else, neighbours in shape together."""
-    sizes = [resized((int(h), int(w)), config.short_side, config.long_side) for h, w in ground_truth.image_sizes]
+    sizes = [
+        resized((int(h), int(w)), config.short_side, config.long_side, resize=config.resize)
+        for h, w in ground_truth.image_sizes
+    ]
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i][1] / sizes[i][0], i))
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][rank::processes]
     plans = (
-        Plan(tuple(chunk), tuple(Augmentation(*sizes[i]) for i in chunk), canvas([sizes[i] for i in chunk]))
+        Plan(
+            tuple(chunk),
+            tuple(Augmentation(*sizes[i], resize=config.resize) for i in chunk),
+            canvas([sizes[i] for i in chunk]),
+        )
         for chunk in chunks
     )
     return _load(ground_truth, plans, config.workers)

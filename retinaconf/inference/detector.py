@@ -101,9 +101,12 @@ class Detector:
 
     def _predict_batch(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
         data = self.config.data
-        sizes = [resized((image.height, image.width), data.short_side, data.long_side) for image in images]
-        no_boxes = np.zeros((0, 4))
-        pixels = [apply(image, no_boxes, Augmentation(*size))[0] for image, size in zip(images, sizes)]
+        sizes = [
+            resized((image.height, image.width), data.short_side, data.long_side, resize=data.resize)
+            for image in images
+        ]
+        changes = [Augmentation(*size, resize=data.resize) for size in sizes]
+        pixels = [apply(image, np.zeros((0, 4)), change)[0] for image, change in zip(images, changes)]
         batch = padded(pixels, canvas(sizes))
         with torch.inference_mode():
             on_device = torch.tensor(sizes, device=self.device)

@@ -58,7 +58,7 @@ def diagnose_run(
     )
     data = detector.config.data
     sizes = ground_truth.image_sizes
-    inputs = [resized((int(h), int(w)), data.short_side, data.long_side) for h, w in sizes]
+    inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
     coverage = anchor_coverage(
         ground_truth,
         scale=np.array(inputs)[:, ::-1] / sizes[:, ::-1],

@@ -1,7 +1,12 @@
-"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress."""
+"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress.
+
+The paper's code and three libraries do this alike but for details that decide which boxes come out (`RULES`). Imported
+weights keep the rules of the library that trained them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +16,7 @@ from torchvision.ops import nms
 
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore
-from retinaconf.model.boxes import decode
+from retinaconf.model.boxes import MAX_LOG_RATIO, decode
 from retinaconf.model.retinanet import Outputs
 
 
@@ -30,6 +35,23 @@ class Boxes(NamedTuple):
         return Boxes(self.boxes[index], self.scores[index], self.labels[index], self.class_scores[index], quality)
 
 
+class Rules(NamedTuple):
+    """In what one post-processing differs from another."""
+
+    pairs: bool  # of a level the best (anchor, class) pairs are taken, not the best anchors
+    clip_first: bool  # boxes are clipped before NMS, not after it
+    keep_empty: bool  # boxes without width or height stay
+    min_log_ratio: float  # how far a side may shrink
+
+
+RULES = {
+    "paper": Rules(pairs=False, clip_first=True, keep_empty=False, min_log_ratio=-MAX_LOG_RATIO),
+    "mmdetection": Rules(pairs=True, clip_first=True, keep_empty=False, min_log_ratio=-MAX_LOG_RATIO),
+    "torchvision": Rules(pairs=True, clip_first=True, keep_empty=True, min_log_ratio=-math.inf),
+    "detectron2": Rules(pairs=True, clip_first=False, keep_empty=False, min_log_ratio=-math.inf),
+}
+
+
 @torch.no_grad()
 def postprocess(
     outputs: Outputs, sizes: Tensor, config: InferenceConfig, joints: Sequence[JointScore], suppress: bool = True
@@ -41,25 +63,31 @@ def postprocess(
     leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
     order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
 
-    The paper's code and MMDetection of its time rank anchors, too. MMDetection 3 and torchvision rank (anchor, class)
-    pairs; torchvision besides keeps boxes without width, and clamps only the growth of a box.
+    These are the paper's rules and MMDetection's of its time; `config.rules` chooses others.
     """
+    rules = RULES[config.rules]
     # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits.float())
     limits = sizes.flip(1).repeat(1, 2).to(outputs.anchors)  # (N, 4): width, height, width, height
+    clip_now = rules.clip_first or not suppress
     results = []
     for joint in joints:
         ranking = joint(best_class, quality)
         chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
         image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
-        boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())
-        boxes = torch.minimum(boxes.clamp(min=0), limits[image])
-        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float(), rules.min_log_ratio)
         class_scores = torch.sigmoid(outputs.class_logits[image, anchor].float())  # (P, K)
         chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
         scores = joint(class_scores, None if chosen_quality is None else chosen_quality[:, None])
-        row, label = torch.nonzero((scores > config.score_threshold) & has_area[:, None], as_tuple=True)
+        taken = scores > config.score_threshold  # (P, K)
+        if rules.pairs:
+            _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, config.candidates)
+        if clip_now:
+            boxes = _clip(boxes, limits[image])
+            if not rules.keep_empty:
+                taken &= _has_area(boxes)[:, None]
+        row, label = torch.nonzero(taken, as_tuple=True)
         pairs = Boxes(
             boxes[row],
             scores[row, label],
@@ -69,10 +97,13 @@ def postprocess(
         )
         images = []
         counts = image[row].bincount(minlength=len(sizes)).tolist()
-        for index in torch.arange(len(row), device=row.device).split(counts):
+        for limit, index in zip(limits, torch.arange(len(row), device=row.device).split(counts)):
             found = pairs.rows(index[pairs.scores[index].sort(descending=True, stable=True).indices])
             if suppress:
                 found = found.rows(suppressed(found.boxes, found.labels, config.nms_iou, config.detections))
+            if not clip_now:
+                found = found._replace(boxes=_clip(found.boxes, limit))
+                found = found.rows(torch.nonzero(_has_area(found.boxes)).flatten())
             images.append(found)
         results.append(images)
     return results
@@ -88,7 +119,7 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
     while True:
         # In float64, so that the shift which separates classes costs the coordinates nothing.
         part = boxes[:length].double()
-        shift = labels[:length] * (part.max() + 1) if len(part) else labels[:length]
+        shift = labels[:length] * (part.max() - part.min() + 1) if len(part) else labels[:length]
         rank = torch.arange(len(part), 0, -1, device=boxes.device, dtype=torch.float64)
         kept = nms(part + shift[:, None], rank, iou_threshold)
         if len(kept) >= limit or length >= len(boxes):
@@ -106,3 +137,33 @@ def _best_of_level(ranking: Tensor, level_sizes: tuple[int, ...], config: Infere
             best = torch.zeros_like(best).scatter_(1, index, True)
         levels.append(best)
     return torch.cat(levels, dim=1)
+
+
+def _keep_best_pairs(
+    taken: Tensor, scores: Tensor, image: Tensor, anchor: Tensor, level_sizes: tuple[int, ...], limit: int
+) -> None:
+    """Of the `taken` (P, K) pairs of each image and level leave the `limit` with the largest `scores`, in place.
+
+    `image` and `anchor` (P,) say where the rows come from. All pairs of the best `limit` anchors of a level are
+    enough to choose from: the best `limit` pairs are among them.
+    """
+    ends = torch.tensor(level_sizes, device=anchor.device).cumsum(0)
+    level = torch.bucketize(anchor, ends, right=True)
+    group = image * len(level_sizes) + level
+    for key in group.unique():
+        rows = torch.nonzero(group == key).flatten()
+        if int(taken[rows].sum()) > limit:
+            ranked = torch.where(taken[rows], scores[rows], -1).flatten()
+            best = torch.zeros_like(ranked, dtype=torch.bool)
+            best[ranked.topk(limit, sorted=False).indices] = True
+            taken[rows] = best.view(len(rows), -1)
+
+
+def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Boxes (P, 4) cut at the image's border; `limits` (..., 4): its width, height, width, height."""
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """(P,) whether boxes (P, 4) have width and height."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -1,4 +1,9 @@
-"""Anchors: nine boxes at every cell of every pyramid level."""
+"""Anchors: nine boxes at every cell of every pyramid level.
+
+By default those of MMDetection and Detectron2 (which numbers them otherwise). torchvision's are cut to whole pixels:
+a side's octaves, the corners, and the distance of the cells, which it takes as the padded image's side divided by
+their number: 60 and not 64 pixels on P6 where the image is 608 high.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +19,33 @@ BASE_SIZE = 4  # side of the square anchor of scale 1, in strides
 PER_CELL = len(OCTAVE_SCALES) * len(RATIOS)
 
 
-def cell_anchors(stride: int) -> Tensor:
-    """(9, 4) float32 boxes around the origin, ratio by ratio, scales ascending.
-
-    MMDetection's values; torchvision takes whole pixels: it cuts the sides and rounds the corners.
-    """
+def cell_anchors(stride: int, whole_pixels: bool = False) -> Tensor:
+    """(9, 4) float32 boxes around the origin, ratio by ratio, scales ascending; `whole_pixels` as torchvision."""
     side = BASE_SIZE * stride * torch.tensor(OCTAVE_SCALES, dtype=torch.float64)
+    if whole_pixels:
+        side = side.floor()
     ratio_root = torch.tensor(RATIOS, dtype=torch.float64).sqrt()
     width = (side / ratio_root[:, None]).flatten()
     height = (side * ratio_root[:, None]).flatten()
-    return (torch.stack([-width, -height, width, height], dim=1) / 2).float()
+    boxes = (torch.stack([-width, -height, width, height], dim=1) / 2).float()
+    return boxes.round() if whole_pixels else boxes
 
 
 @functools.lru_cache(maxsize=64)
-def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, whole_pixels: bool = False) -> Tensor:
     """(A, 4) anchors of levels with `shapes` (H, W), level by level, row by row, cell by cell.
 
     The anchors of cell (0, 0) are centred on pixel (0, 0), as in MMDetection and torchvision. Cached: the tensor is
     shared between calls and must not be changed.
     """
     levels = []
+    padded_height, padded_width = (side * STRIDES[2] for side in shapes[2])
     with torch.inference_mode(False):  # whoever asks first, training can use them
         for (height, width), stride in zip(shapes, STRIDES, strict=True):
-            y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+            down, right = (padded_height // height, padded_width // width) if whole_pixels else (stride, stride)
+            y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
             shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-            levels.append((shifts + cell_anchors(stride)).reshape(-1, 4))
+            levels.append((shifts + cell_anchors(stride, whole_pixels)).reshape(-1, 4))
         return torch.cat(levels).to(device)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from retinaconf.errors import InputError
+from retinaconf.model.weights_file import read_weights_file
 
 STRIDES = (8, 16, 32)
 # Backbones whose ImageNet weights the extra `retinaconf[demo]` installs.
@@ -28,7 +28,14 @@ class Backbone(nn.Module):
         InputError: timm has no such model, it lacks a stride, or the weights cannot be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str = "imagenet", freeze_stem: bool = True, freeze_norm: bool = True):
+    def __init__(
+        self,
+        name: str,
+        weights: str = "imagenet",
+        freeze_stem: bool = True,
+        freeze_norm: bool = True,
+        stride_in_1x1: bool = False,
+    ):
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
@@ -44,6 +51,8 @@ class Backbone(nn.Module):
         self.body = _create(name, pretrained=fetch, out_indices=tuple(indices))
         if weights != "none" and not fetch:
             _load_weights(self.body, name, packaged or Path(weights))
+        if stride_in_1x1:
+            _move_strides(self.body, name)
         info = self.body.feature_info
         self.channels: list[int] = info.channels()
         if freeze_stem:
@@ -186,8 +195,19 @@ def _freeze_up_to(body: nn.Module, module_name: str) -> None:
         parameter.requires_grad_(False)
 
 
+def _move_strides(body: nn.Module, name: str) -> None:
+    """Let the bottlenecks of a ResNet stride in their first convolution, in place."""
+    strided = [m for m in body.modules() if isinstance(m, Bottleneck) and m.conv2.stride == (2, 2)]
+    if not strided:
+        raise InputError(
+            f"backbone {name!r} has no bottlenecks; model.stride-in-1x1 is for ResNets of 50 or more layers"
+        )
+    for block in strided:
+        block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+
+
 def _load_weights(body: nn.Module, name: str, path: Path) -> None:
-    state = read_state_dict(path)
+    state = read_weights_file(path).tensors
     wanted = body.state_dict()
     if not set(wanted) <= set(state):
         state = _renamed_by_order(state, name, path)
@@ -214,25 +234,3 @@ def _renamed_by_order(state: dict[str, Tensor], name: str, path: Path) -> dict[s
     if [t.shape for t in wanted.values()] != [t.shape for t in given.values()]:
         raise InputError(f"{path}: holds neither the names nor the shapes of backbone {name!r}")
     return dict(zip(wanted, given.values()))
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a safetensors file, or of a .pth file without running code from it.
-
-    Raises:
-        InputError: the file is missing or holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file with weights")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__})") from None
-    except Exception as error:  # pickle.UnpicklingError: refused, since it would run code
-        raise InputError(f"{path}: refused, it holds more than tensors ({type(error).__name__})") from None
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise InputError(f"{path}: does not hold tensors by name")
-    return state

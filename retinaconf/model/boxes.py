@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-# A side grows or shrinks at most 62.5-fold, so that exp cannot overflow; torchvision clamps only the growth.
+# A side grows or shrinks at most 62.5-fold, so that exp cannot overflow.
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
@@ -23,11 +23,14 @@ def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([shift, torch.log(box_size / anchor_size)], dim=-1)
 
 
-def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes (..., 4) at `deltas` (..., 4) from `anchors` (..., 4); the inverse of `encode` up to the clamp."""
+def decode(anchors: Tensor, deltas: Tensor, min_log_ratio: float = -MAX_LOG_RATIO) -> Tensor:
+    """Boxes (..., 4) at `deltas` (..., 4) from `anchors` (..., 4); the inverse of `encode` up to the clamp.
+
+    torchvision and Detectron2 clamp only the growth: `min_log_ratio` is minus infinity there.
+    """
     size = anchors[..., 2:] - anchors[..., :2]
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
-    half = size * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    half = size * deltas[..., 2:].clamp(min_log_ratio, MAX_LOG_RATIO).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 

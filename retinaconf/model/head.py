@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from retinaconf.model.anchors import PER_CELL
 
+NORM_GROUPS = 32
 PRIOR = 0.01  # class score of every anchor before training (RetinaNet, section 4.1)
 
 
@@ -32,12 +33,13 @@ class Head(nn.Module):
         classes: int,
         convs: int = 4,
         quality: Literal["none", "classification", "localization"] = "none",
+        norm: Literal["none", "group"] = "none",
     ):
         super().__init__()
         self.classes = classes
         self.quality = quality
-        self.classification_tower = _tower(channels, convs)
-        self.localization_tower = _tower(channels, convs)
+        self.classification_tower = _tower(channels, convs, norm)
+        self.localization_tower = _tower(channels, convs, norm)
         self.class_conv = nn.Conv2d(channels, PER_CELL * classes, 3, padding=1)
         self.box_conv = nn.Conv2d(channels, PER_CELL * 4, 3, padding=1)
         for module in self.modules():
@@ -64,10 +66,13 @@ class Head(nn.Module):
         )
 
 
-def _tower(channels: int, convs: int) -> nn.Sequential:
+def _tower(channels: int, convs: int, norm: Literal["none", "group"]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+        if norm == "group":
+            layers.append(nn.GroupNorm(NORM_GROUPS, channels))
+        layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 

@@ -32,9 +32,12 @@ class RetinaNet(nn.Module):
 
     def __init__(self, config: ModelConfig, classes: int):
         super().__init__()
-        self.backbone = Backbone(config.backbone, config.weights, config.freeze_stem, config.freeze_norm)
-        self.fpn = FPN(self.backbone.channels, config.channels, config.relu_before_p7)
-        self.head = Head(config.channels, classes, config.head_convs, config.quality)
+        self.backbone = Backbone(
+            config.backbone, config.weights, config.freeze_stem, config.freeze_norm, config.stride_in_1x1
+        )
+        self.fpn = FPN(self.backbone.channels, config.channels, config.p6_from, config.relu_before_p7)
+        self.head = Head(config.channels, classes, config.head_convs, config.quality, config.head_norm)
+        self.whole_pixel_anchors = config.anchors == "torchvision"
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
@@ -47,7 +50,7 @@ class RetinaNet(nn.Module):
             class_logits,
             box_deltas,
             quality_logits,
-            anchor_boxes(shapes, class_logits.device),
+            anchor_boxes(shapes, class_logits.device, self.whole_pixel_anchors),
             tuple(height * width * PER_CELL for height, width in shapes),
         )
 

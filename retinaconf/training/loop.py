@@ -142,7 +142,12 @@ def train(
             # divided among processes and passes, the loss is the same.
             passes = [next(batches).to(fabric.device) for _ in range(parts)]
             matches = [
-                match(anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device), b.boxes, b.labels) for b in passes
+                match(
+                    anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device, network.whole_pixel_anchors),
+                    b.boxes,
+                    b.labels,
+                )
+                for b in passes
             ]
             counted = torch.tensor([sum(m.positives for m in matches), stop_wanted()], device=fabric.device)
             positives, stop = (int(n) for n in fabric.all_reduce(counted, reduce_op="sum"))

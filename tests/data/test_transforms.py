@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from retinaconf.config import DataConfig
 from retinaconf.data.transforms import PAD_TO, Augmentation, apply, augmentation, canvas, resized
@@ -133,3 +135,25 @@ def test_thin_lines_do_not_vanish_in_shrinking():
     pixels, _ = apply(painted((400, 400), [[200, 0, 202, 400]]), np.zeros((0, 4)), Augmentation(40, 40))
     # Two columns of 400 are two tenths of a column of 40, wherever they lie.
     np.testing.assert_allclose(pixels[20, :, 0].sum(), 255 * 0.2, atol=3)
+
+
+@given(st.tuples(st.integers(20, 200), st.integers(20, 200)))
+def test_resizing_as_torchvision(size: tuple[int, int]):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    target = resized(size, 64, 100, resize="torchvision")
+    ours, _ = apply(Image.fromarray(pixels), np.zeros((0, 4)), Augmentation(*target, resize="torchvision"))
+    rule = GeneralizedRCNNTransform(64, 100, image_mean=[0, 0, 0], image_std=[1, 1, 1])
+    theirs, _ = rule([torch.from_numpy(pixels).permute(2, 0, 1).float()])
+    assert theirs.image_sizes == [target]
+    expected = theirs.tensors[0, :, : target[0], : target[1]].permute(1, 2, 0)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_bilinear_resizing_does_not_smooth():
+    """By hand, with the centres of pixels at halves, as OpenCV has them: no antialiasing, rounded to whole levels."""
+    row = np.repeat(np.array([[[0], [100], [40], [200]]], np.uint8), 3, axis=2)
+    wider, _ = apply(Image.fromarray(row), np.zeros((0, 4)), Augmentation(1, 8, resize="bilinear"))
+    assert wider.dtype == np.uint8
+    assert wider[0, :, 0].tolist() == [0, 25, 75, 85, 55, 80, 160, 200]
+    narrower, _ = apply(Image.fromarray(row), np.zeros((0, 4)), Augmentation(1, 2, resize="bilinear"))
+    assert narrower[0, :, 0].tolist() == [50, 120]

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from retinaconf.errors import InputError
-from retinaconf.model.backbone import Backbone, FoldedConv2d, FoldedNorm, fold_norms, read_state_dict
+from retinaconf.model.backbone import Backbone, FoldedConv2d, FoldedNorm, fold_norms
 
 
 def randomised(name, seed=0):
@@ -151,22 +151,3 @@ def test_other_models_weights_are_refused(tmp_path):
     save_file(timm.create_model("resnet34", pretrained=False).state_dict(), tmp_path / "r34.safetensors")
     with pytest.raises(InputError, match=r"neither the names nor the shapes|needs|no tensor"):
         Backbone("tf_efficientnet_lite0", weights=str(tmp_path / "r34.safetensors"))
-
-
-class Payload:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_files_that_would_run_code_are_refused(tmp_path, capsys):
-    torch.save({"weight": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="refused"):
-        read_state_dict(tmp_path / "bad.pth")
-    assert "code ran" not in capsys.readouterr().out
-
-
-def test_damaged_files_are_named(tmp_path):
-    for name in ("bad.pth", "bad.safetensors"):
-        (tmp_path / name).write_bytes(b"not weights")
-        with pytest.raises(InputError, match=name):
-            read_state_dict(tmp_path / name)
