@@ -1,0 +1,137 @@
+"""torchvision's RetinaNets, built by torchvision, imported and compared on real images."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.transforms.functional import pil_to_tensor
+
+from retinaconf import load
+from retinaconf.errors import InputError
+from retinaconf.interop.categories import coco_categories
+from retinaconf.interop.import_weights import import_weights
+
+SHORT, LONG = 200, 333  # instead of 800 and 1333, so that minutes become seconds
+BUILDERS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
+
+
+def theirs(version, classes, seed=0):
+    """A model with random weights, random norm statistics and a class bias at which hundreds of boxes survive."""
+    torch.manual_seed(seed)
+    model = BUILDERS[version](
+        weights=None, weights_backbone=None, num_classes=classes, min_size=SHORT, max_size=LONG
+    ).eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias")):
+            tensor.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    # Logits of every size, none saturated; boxes that move by pixels.
+    classes, boxes = model.head.classification_head.cls_logits, model.head.regression_head.bbox_reg
+    with torch.no_grad():
+        outputs = model.head(list(model.backbone(torch.randn(1, 3, 224, 320)).values()))
+        classes.weight *= 1 / outputs["cls_logits"].std()
+        boxes.weight *= 0.05 / outputs["bbox_regression"].std()
+        classes.bias.normal_(-3, 0.5)
+    return model
+
+
+def imported(state, folder, **options):
+    torch.save(state, folder / "weights.pth")
+    run = import_weights(folder / "weights.pth", folder / "run", **options)
+    flat = json.loads((folder / "run" / "config.json").read_text())
+    assert (flat["data.short_side"], flat["data.long_side"]) == (800, 1333)
+    detector = load(folder / "run", "cpu")
+    detector.config = detector.config.changed(**{"data.short_side": SHORT, "data.long_side": LONG})
+    return run, detector
+
+
+def assert_same(detector, model, paths, to_theirs=None):
+    """The same boxes with the same scores in the same order; `to_theirs` are their labels of our classes.
+
+    The networks compute in double precision: in single precision, scores of random weights are so close to each other
+    that rounding (5e-6 in scores, 2e-3 pixels) changes their order now and then.
+    """
+    model.double()
+    detector.model.double()
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        with torch.inference_mode():
+            (expected,) = model([pil_to_tensor(image).double() / 255])
+        (found,) = detector.predict([path])
+        assert len(found) == len(expected["boxes"]) >= 200
+        torch.testing.assert_close(torch.from_numpy(found.scores).double(), expected["scores"], rtol=0, atol=1e-4)
+        boxes, labels = torch.from_numpy(found.boxes).double(), torch.from_numpy(found.labels)
+        labels = labels if to_theirs is None else torch.tensor(to_theirs)[labels]
+        tolerance = 1e-4 + 1e-6 * max(image.size)  # pixels; the second part for single precision
+        for row in range(len(boxes)):
+            # Our images and scores are single precision: what is so close may come in another order.
+            tied = torch.nonzero((expected["scores"] - expected["scores"][row]).abs() < 1e-5).flatten()
+            same = (boxes[row] - expected["boxes"][tied]).abs().amax(dim=1) < tolerance
+            assert (same & (expected["labels"][tied] == labels[row])).any(), (path.name, row)
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data):
+    """Ten images, of many sizes, upright and lying."""
+    paths = sorted((shared_data / "coco-mini" / "val2017").iterdir())[:10]
+    assert len({Image.open(path).size for path in paths}) >= 5
+    return paths
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_detections_are_torchvisions(photographs, tmp_path, version):
+    model = theirs(version, classes=5)
+    run, detector = imported(model.state_dict(), tmp_path)
+    assert run.family == f"torchvision {version}"
+    assert run.config.model.p6_from == {"v1": "p5", "v2": "c5"}[version]
+    assert run.classes == ("class 1", "class 2", "class 3", "class 4", "class 5")
+    assert_same(detector, model, photographs)
+
+
+def test_names_of_the_released_v1_and_its_epsilon_of_0(photographs, tmp_path):
+    """Written before torchvision 0.14, with frozen norms, whose epsilon torchvision then sets to 0; 91 outputs."""
+    model = theirs("v1", classes=91)
+    coco = coco_categories()
+    with torch.no_grad():
+        bias = model.head.classification_head.cls_logits.bias.view(9, 91)
+        bias[:, [label for label in range(91) if label not in coco.ids]] = -100  # as trained: these never fire
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if "_head.conv." in name:
+            before, _, layer, _, kind = name.rsplit(".", 4)
+            name = f"{before}.conv.{2 * int(layer)}.{kind}"
+        elif "_blocks." in name:
+            name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+            assert name.count(".") == 4
+        state[name] = tensor
+    again = theirs("v1", classes=91, seed=1)
+    again.load_state_dict(state)  # torchvision still reads these names
+    for module in again.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.0
+    run, detector = imported(state, tmp_path)
+    assert run.classes == coco.names
+    assert_same(detector, again, photographs[:2], to_theirs=coco.ids)
+
+
+def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
+    model = theirs("v2", classes=3)
+    with torch.no_grad():
+        model.head.classification_head.cls_logits.bias.view(9, 3)[:, 0] = -100
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
+    run, detector = imported(model.state_dict(), tmp_path, classes=tmp_path / "names.txt")
+    assert run.classes == ("cat", "dog")
+    assert detector.category_ids == (1, 2)
+    assert_same(detector, model, photographs[:2], to_theirs=(1, 2))
+
+
+def test_too_many_names_are_an_error(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\ncow\nhen\n")
+    with pytest.raises(InputError, match="3 classes, and 4 are named; name them with --classes"):
+        imported(theirs("v1", classes=3).state_dict(), tmp_path, classes=tmp_path / "names.txt")
+    assert not (tmp_path / "run").exists()
