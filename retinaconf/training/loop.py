@@ -73,8 +73,8 @@ def train(
 ) -> None:
     """Train a detector into the folder `run`, going on from its `last.ckpt` if there is one.
 
-    The weights kept are the best by validation AP, or without a validation set the last. After `max_steps` steps in
-    all the run ends early, with its schedule as if it went on.
+    The weights kept are the best by AP on `val_set`, which has boxes, or without it the last. After `max_steps` steps
+    in all the run ends early, with its schedule as if it went on.
 
     Raises:
         InputError: the batch does not divide among processes and passes, or the loss is no longer finite.
@@ -193,12 +193,11 @@ def train(
                     metrics = _validate(fabric, kept, evaluator, config)
                     _append(fabric, run / METRICS, _validation_record(step, epoch_steps, metrics))
                     progress.validated(step, step / epoch_steps, metrics.overall)
-                # Without an AP (no validation split, or one without a box) the last weights are the best there are.
-                judged = metrics is not None and not math.isnan(metrics.overall["AP"])
-                score = metrics.overall["AP"] if metrics is not None and judged else math.inf
+                # Without validation the last weights are the best there are.
+                score = math.inf if metrics is None else metrics.overall["AP"]
                 if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
                     write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
-                best = max(best, score) if judged else best
+                best = best if metrics is None else max(best, score)
                 save()
                 saved_at = time.monotonic()
             elif stop:
