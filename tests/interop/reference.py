@@ -7,6 +7,7 @@ boxes are found by loops over images, levels and classes.
 import math
 from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -142,3 +143,29 @@ def detections(maps, size, classes, by_size_first, clip_first, limits_shrinking,
     boxes = torch.minimum(boxes.clamp(min=0), border)
     whole = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return boxes[whole], scores[whole], labels[whole]
+
+
+def padded(image, mean, std, bgr=False):
+    """(1, 3, H, W) double, normalised, then padded with zeros to multiples of 32."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
+    pixels = pixels.flip(0) if bgr else pixels
+    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    _, height, width = pixels.shape
+    return F.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
+
+
+def assert_same(detector, model, images, normal, rules):
+    """The same boxes, scores and labels; rows whose scores are within 1e-5 of each other in any order."""
+    detector.model.double()
+    model.double()
+    for image in images:
+        with torch.inference_mode():
+            maps = model(padded(image, *normal))
+        boxes, scores, labels = detections(maps, (image.height, image.width), model.classes, **rules)
+        (found,) = detector.predict([image])
+        assert len(found) == len(boxes) >= 80
+        torch.testing.assert_close(torch.from_numpy(found.scores).double(), scores, rtol=0, atol=1e-5)
+        for row in range(len(boxes)):
+            tied = torch.nonzero((scores - scores[row]).abs() < 1e-5).flatten()
+            same = (torch.from_numpy(found.boxes[row]) - boxes[tied]).abs().amax(dim=1) < 1e-3
+            assert (same & (labels[tied] == found.labels[row])).any()

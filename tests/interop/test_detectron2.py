@@ -5,8 +5,7 @@ import re
 
 import pytest
 import torch
-from reference import Reference
-from test_mmdetection import assert_same, images  # noqa: F401
+from reference import Reference, assert_same
 
 from retinaconf import load
 from retinaconf.errors import InputError
@@ -50,7 +49,7 @@ def reference(classes, seed=0):
     return model
 
 
-def test_detections_are_detectron2s(images, tmp_path):  # noqa: F811
+def test_detections_are_detectron2s(images, tmp_path):
     """A file like the model zoo's: a pickle of arrays."""
     model = reference(classes=4)
     arrays = {name: tensor.numpy() for name, tensor in model.named(detectron2_name).items()}

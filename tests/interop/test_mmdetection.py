@@ -1,11 +1,8 @@
 """MMDetection's RetinaNets under their exact names, imported and compared with a slow transcription of their rules."""
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from reference import Reference, detections
+from reference import Reference, assert_same
 
 from retinaconf import load
 from retinaconf.errors import InputError
@@ -45,39 +42,6 @@ def mmdetection_name(name):
         "box": f"bbox_head.retina_reg.{kind}",
         "iou": f"bbox_head.retina_iou.{kind}",
     }.get(head, name)
-
-
-def padded(image, mean, std, bgr=False):
-    """(1, 3, H, W) double, normalised, then padded with zeros to multiples of 32."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
-    pixels = pixels.flip(0) if bgr else pixels
-    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    _, height, width = pixels.shape
-    return F.pad(pixels, (0, -width % 32, 0, -height % 32))[None]
-
-
-def assert_same(detector, model, images, normal, rules):
-    """The same boxes, scores and labels; rows whose scores are within 1e-5 of each other in any order."""
-    detector.model.double()
-    model.double()
-    for image in images:
-        with torch.inference_mode():
-            maps = model(padded(image, *normal))
-        boxes, scores, labels = detections(maps, (image.height, image.width), model.classes, **rules)
-        (found,) = detector.predict([image])
-        assert len(found) == len(boxes) >= 80
-        torch.testing.assert_close(torch.from_numpy(found.scores).double(), scores, rtol=0, atol=1e-5)
-        for row in range(len(boxes)):
-            tied = torch.nonzero((scores - scores[row]).abs() < 1e-5).flatten()
-            same = (torch.from_numpy(found.boxes[row]) - boxes[tied]).abs().amax(dim=1) < 1e-3
-            assert (same & (labels[tied] == found.labels[row])).any()
-
-
-@pytest.fixture(scope="module")
-def images(shared_data):
-    """Three photographs at the size at which they enter the network."""
-    paths = sorted((shared_data / "coco-mini" / "val2017").iterdir())[:3]
-    return [Image.open(path).convert("RGB").resize((300, 200)) for path in paths]
 
 
 def imported(state, folder, meta=None, **options):
