@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,23 @@ def sweep_alpha(
         seed: of the halves and of the draws.
         progress: told after each alpha and draw.
     """
+    detections = (post_process(candidates.rescored(alpha)) for alpha in alphas)
+    return compare_alphas(detections, ground_truth, alphas, replicates, seed, progress)
+
+
+def compare_alphas(
+    detections: Iterable[Candidates],
+    ground_truth: GroundTruth,
+    alphas: tuple[float, ...],
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AlphaSweep:
+    """The same from the detections at each of `alphas`, for a detector that makes them itself."""
     everywhere = np.ones(len(ground_truth))
     curves: list[AveragePrecision] = []
-    for done, alpha in enumerate(alphas, start=1):
-        detections = post_process(candidates.rescored(alpha))
-        curves.append(AveragePrecision(match_detections(detections, ground_truth), ground_truth))
+    for done, found in enumerate(detections, start=1):
+        curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
         progress("AP at every alpha", done, len(alphas))
     levels = np.array([curve(everywhere) for curve in curves])
 
