@@ -207,6 +207,32 @@ def diagnose(
         print(f"report: {report}")
 
 
+def retrofit(
+    run: Positional[Path],
+    /,
+    data: Path,
+    out: Path,
+    quality: Literal["classification", "localization"] = "classification",
+    seed: int = 0,
+    layout: LayoutKey | None = None,
+    device: Device = "auto",
+) -> None:
+    """Give a trained RetinaNet a quality branch, trained alone: boxes and class scores stay what they are.
+
+    Args:
+        run: the folder of a run without a quality branch.
+        data: the data set's folder; the branch learns on its train split, alpha is chosen on val.
+        out: the new run's folder.
+        quality: tower that carries the branch.
+        seed: of the augmentation, and of the images that choose the weight decay.
+        layout: of the data set's folder; without it, found by looking.
+        device: where to compute.
+    """
+    from retinaconf.retrofit import retrofit_run
+
+    retrofit_run(run, data, out, quality, seed, layout, None if device == "auto" else device)
+
+
 def check(
     data: Path,
     json: Path | None = None,
@@ -261,6 +287,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "diagnose": diagnose,
+    "retrofit": retrofit,
     "check": check,
     "import": import_,
 }

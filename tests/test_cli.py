@@ -117,6 +117,7 @@ def test_version(run_cli: Callable[..., Any]):
         ("evaluate", ["--data", "--split", "--alpha", "--sweep", "--json"]),
         ("predict", ["--out", "--alpha", "--score-threshold"]),
         ("diagnose", ["--data", "--detections", "--ground-truth", "--report", "--json"]),
+        ("retrofit", ["--data", "--out", "--quality", "--seed"]),
         ("check", ["--data", "--json"]),
         ("demo", ["--out"]),
     ],

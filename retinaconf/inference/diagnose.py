@@ -15,6 +15,7 @@ from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.coverage import anchor_coverage
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import same_categories
 
@@ -47,15 +48,7 @@ def diagnose_run(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("candidates", total=len(ground_truth))
         (table,) = detector.detect(ground_truth, config, suppress=False, done=lambda n: bar.advance(task, n))
-    candidates = Candidates(
-        table.image_index,
-        table.labels,
-        table.boxes.astype(np.float64),
-        table.scores.astype(np.float64),
-        table.class_scores.astype(np.float64),
-        None if table.quality is None else table.quality.astype(np.float64),
-        source=str(run),
-    )
+    candidates = as_candidates(table, str(run))
     data = detector.config.data
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
@@ -66,3 +59,16 @@ def diagnose_run(
     )
     process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
     return diagnose(ground_truth, candidates=candidates, post_processing=process, coverage=coverage)
+
+
+def as_candidates(table: DetectionTable, source: str) -> Candidates:
+    """A detector's boxes as the diagnosis takes them; `source` is what messages name."""
+    return Candidates(
+        table.image_index,
+        table.labels,
+        table.boxes.astype(np.float64),
+        table.scores.astype(np.float64),
+        table.class_scores.astype(np.float64),
+        None if table.quality is None else table.quality.astype(np.float64),
+        source=source,
+    )

@@ -44,6 +44,17 @@ def write_config(path: Path, config: Config) -> None:
     write_aside(path, lambda aside: aside.write_text(json.dumps(config.flat(), indent=1) + "\n"))
 
 
+def metrics_line(record: dict[str, Any]) -> str:
+    """A line of `metrics.jsonl`. JSON knows no NaN: a metric that nothing decides becomes null."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(part) for name, part in value.items()}
+        return None if value != value else value
+
+    return json.dumps(known(record)) + "\n"
+
+
 def write_weights(
     path: Path, state: Mapping[str, Tensor], config: Config, classes: tuple[str, ...], category_ids: tuple[int, ...]
 ) -> None:

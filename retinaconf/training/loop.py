@@ -31,6 +31,7 @@ from retinaconf.training.checkpoint import (
     LAST,
     METRICS,
     MODEL,
+    metrics_line,
     read_state,
     write_state,
     write_weights,
@@ -259,15 +260,7 @@ def _validation_record(step: int, epoch_steps: int, metrics: Metrics) -> dict[st
 def _append(fabric: Fabric, path: Path, record: dict[str, Any]) -> None:
     if fabric.is_global_zero:
         with path.open("a") as file:
-            file.write(json.dumps(_without_nan(record)) + "\n")
-
-
-def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: a metric that nothing decides becomes null."""
-    return {
-        name: _without_nan(value) if isinstance(value, dict) else None if value != value else value
-        for name, value in record.items()
-    }
+            file.write(metrics_line(record))
 
 
 def _forget_metrics_after(path: Path, step: int) -> None:

@@ -8,7 +8,7 @@ from retinaconf.config import Config, read_config
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.errors import InputError
-from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, write_config
+from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, MODEL, write_config
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
 
@@ -50,7 +50,7 @@ def train_run(
         what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
         progress.say(f"{root}: {what}; training without validation, the last weights are kept")
         val_set = None
-    _report_dropped(dropped, progress)
+    report_dropped(dropped, progress)
     try:
         train(config, train_set, val_set, run, fabric, progress, max_steps)
     except InputError:
@@ -64,6 +64,8 @@ def _open_run(run: Path, config: Config, resume: bool) -> None:
     if (run / CONFIG).exists():
         if not resume:
             raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
+        if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
+            raise InputError(f"{run}: its model was not trained there, so training cannot go on; choose another --out")
         old, new = read_config(run / CONFIG).flat(), config.flat()
         # Loading is no part of the result: another machine may resume with other workers.
         different = [name for name in new if new[name] != old[name] and name != "data.workers"]
@@ -87,7 +89,8 @@ def _forget_run(run: Path) -> None:
         run.rmdir()
 
 
-def _report_dropped(dropped: list[str], progress: Progress) -> None:
+def report_dropped(dropped: list[str], progress: Progress) -> None:
+    """Say which records were left out: the first on the terminal, all in the log."""
     for line in dropped[:DROPPED_SHOWN]:
         progress.say(line)
     if len(dropped) > DROPPED_SHOWN:

@@ -1,0 +1,190 @@
+"""A trained RetinaNet into one with a quality branch: what `retinaconf retrofit` does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress as Bar
+
+from retinaconf.config import Config
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.data.loader import steps_per_epoch, training_batches
+from retinaconf.diagnosis.quality import AlphaSweep, compare_alphas
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+from retinaconf.inference.detector import BATCH, Detector, load
+from retinaconf.inference.diagnose import as_candidates
+from retinaconf.inference.evaluate import same_categories
+from retinaconf.inference.joint_score import sweep
+from retinaconf.training.checkpoint import (
+    CONFIG,
+    LOG,
+    METRICS,
+    MODEL,
+    Weights,
+    metrics_line,
+    write_config,
+    write_weights,
+)
+from retinaconf.training.progress import Progress
+from retinaconf.training.retrofit import Branch, Tower, collect, fit_branch
+from retinaconf.training.run import report_dropped
+
+PASSES = 2  # over the training images, each time resized and mirrored anew
+UNJUDGED_ALPHA = 0.4  # the paper's, where no validation split says better
+
+
+def retrofit_run(
+    run: Path,
+    root: Path,
+    out: Path,
+    quality: Tower = "classification",
+    seed: int = 0,
+    layout: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Give the detector of `run` a quality branch, trained alone on the split `train` of `root`, as the run `out`.
+
+    Its boxes and class scores stay what they are, bit by bit. Alpha is chosen on the split `val`, if there is one.
+    `seed` decides the augmentation, and which images choose the weight decay. `out` appears whole or not at all.
+
+    Raises:
+        InputError: the run has a branch or a joint head, the data are bad or of other categories, or `out` exists.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give at least 0")
+    detector = load(run, device)
+    config = _with_branch(detector.config, quality, run)
+    skip_bad = config.data.skip_bad
+    train_set = load_split(root, "train", skip_bad, layout)
+    has_val = "val" in find_layout(root, layout).splits(root)
+    val_set = load_split(root, "val", skip_bad, layout) if has_val else None
+    for split in (train_set, val_set):
+        if split is not None:
+            same_categories(detector, run, split)
+    train_set = check_images(train_set, skip_bad)
+    val_set = None if val_set is None else check_images(val_set, skip_bad)
+    if train_set.crowd.all():  # also where there are no boxes
+        raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
+
+    with _appearing_whole(out) as folder:
+        progress = Progress(folder / LOG)
+        report_dropped([*train_set.dropped, *(() if val_set is None else val_set.dropped)], progress)
+        branch = _learn(detector, quality, train_set, seed, progress)
+        state = detector.model.state_dict()
+        state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
+        records: list[dict[str, Any]] = [
+            {"kind": "retrofit", "step": step, "epoch": PASSES, "seed": seed, **tried}
+            for step, tried in enumerate(branch.tried, 1)
+        ]
+        if val_set is None or val_set.crowd.all():
+            what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
+            progress.say(f"{root}: {what} to choose alpha on; it is the paper's, {UNJUDGED_ALPHA}")
+            alpha = UNJUDGED_ALPHA
+        else:
+            weights = Weights(config, detector.classes, detector.category_ids, state)
+            alpha, metrics = _choose_alpha(Detector(weights, detector.device), val_set, progress)
+            record = {"kind": "val", "step": len(records), "epoch": PASSES, "alpha": alpha, **metrics.overall}
+            records.append(record | {"per_class": metrics.per_class})
+        config = config.changed(**{"inference.alpha": alpha})
+        write_config(folder / CONFIG, config)
+        write_weights(folder / MODEL, state, config, detector.classes, detector.category_ids)
+        (folder / METRICS).write_text("".join(metrics_line(record) for record in records))
+        progress.say(f"{out}: alpha {alpha:g}; `retinaconf evaluate {out}` and the others take it from there")
+
+
+def _with_branch(config: Config, quality: Tower, run: Path) -> Config:
+    """The configuration of the new run, alpha aside.
+
+    Raises:
+        InputError: the detector of `run` is none to be retrofitted.
+    """
+    if config.model.quality != "none":
+        raise InputError(f"{run}: has a quality branch already, on its {config.model.quality} tower; give a RetinaNet")
+    if config.model.class_target != "label":
+        raise InputError(f"{run}: its class score is the joint score already (joint head); give a RetinaNet")
+    return config.changed(**{"model.quality": quality, "loss.quality": "ce", "inference.joint": "product"})
+
+
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `folder` at the end, or goes where something fails."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        aside.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _learn(detector: Detector, quality: Tower, train_set: GroundTruth, seed: int, progress: Progress) -> Branch:
+    started = time.monotonic()
+    data = detector.config.data.model_copy(update={"batch_size": min(BATCH, len(train_set))})
+    steps = PASSES * steps_per_epoch(len(train_set), data.batch_size)
+    with _bar(progress) as bar:
+        task = bar.add_task("features", total=steps * data.batch_size)
+        batches = training_batches(train_set, data, seed, 0, steps)
+        cells = collect(detector.model, quality, batches, detector.device, lambda n: bar.advance(task, n))
+    progress.say(
+        f"{len(cells.images.unique())} of {len(train_set)} images: {cells.positives} positive anchors at "
+        f"{len(cells.images)} cells, {cells.patches.nbytes / 2**20:.0f} MiB, in {time.monotonic() - started:.0f} s"
+    )
+    started = time.monotonic()
+    branch = fit_branch(cells, seed)
+    held_out = min(tried["held_out"] for tried in branch.tried)
+    progress.say(
+        f"{branch.weight.numel() + branch.bias.numel():,} parameters on the {quality} tower; cross entropy on images "
+        f"held out {held_out:.4f}, of a constant {branch.constant_loss:.4f}; weight decay {branch.weight_decay:g}; "
+        f"in {time.monotonic() - started:.0f} s"
+    )
+    return branch
+
+
+def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) -> tuple[float, Metrics]:
+    """The alpha with the best AP on all of `val_set`, and COCO's metrics there."""
+    joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
+    with _bar(progress) as bar:
+        task = bar.add_task("validation", total=len(val_set))
+        tables = detector.detect(
+            val_set, detector.config.inference, list(joints.values()), done=lambda n: bar.advance(task, n)
+        )
+    compared = compare_alphas((as_candidates(table, "val") for table in tables), val_set, tuple(joints))
+    best = int(compared.AP.argmax())  # of equals the smallest alpha
+    for line in _findings(compared, best, len(val_set)):
+        progress.say(line)
+    table = tables[best]
+    metrics = CocoEvaluator(val_set)(table.image_index, table.boxes, table.scores, table.labels)
+    return compared.alphas[best], metrics
+
+
+def _bar(progress: Progress) -> Bar:
+    return Bar(console=progress.console, transient=True, disable=not progress.console.is_terminal)
+
+
+def _findings(compared: AlphaSweep, best: int, images: int) -> list[str]:
+    lines = [
+        f"val, {images} images: AP {compared.AP[0]:.3f} at alpha 0, {compared.AP[best]:.3f} at alpha "
+        f"{compared.alphas[best]:g}, the best of {len(compared.alphas)} on these very images"
+    ]
+    low, high = (100 * bound for bound in compared.interval)
+    if low != low:
+        return [*lines, "too few images to say whether that is a gain"]
+    chance = "" if low > 0 or high < 0 else ": no sure change"
+    return [
+        *lines,
+        f"chosen on one half of them, alpha {compared.best_alpha:g} changes AP on the other by "
+        f"{100 * compared.gain:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}{chance}",
+    ]
