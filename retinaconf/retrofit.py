@@ -24,6 +24,7 @@ from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.diagnose import as_candidates
 from retinaconf.inference.evaluate import same_categories
 from retinaconf.inference.joint_score import sweep
+from retinaconf.training.branch import Branch, Tower, collect, fit_branch
 from retinaconf.training.checkpoint import (
     CONFIG,
     LOG,
@@ -35,7 +36,6 @@ from retinaconf.training.checkpoint import (
     write_weights,
 )
 from retinaconf.training.progress import Progress
-from retinaconf.training.retrofit import Branch, Tower, collect, fit_branch
 from retinaconf.training.run import report_dropped
 
 PASSES = 2  # over the training images, each time resized and mirrored anew
@@ -80,7 +80,10 @@ def retrofit_run(
     with _appearing_whole(out) as folder:
         progress = Progress(folder / LOG)
         report_dropped([*train_set.dropped, *(() if val_set is None else val_set.dropped)], progress)
-        branch = _learn(detector, quality, train_set, seed, progress)
+        try:
+            branch = _learn(detector, quality, train_set, seed, progress)
+        except FloatingPointError as error:
+            raise InputError(f"{run}: {error}; its training has failed, train it anew") from None
         state = detector.model.state_dict()
         state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
         records: list[dict[str, Any]] = [
@@ -138,8 +141,11 @@ def _learn(detector: Detector, quality: Tower, train_set: GroundTruth, seed: int
         task = bar.add_task("features", total=steps * data.batch_size)
         batches = training_batches(train_set, data, seed, 0, steps)
         cells = collect(detector.model, quality, batches, detector.device, lambda n: bar.advance(task, n))
+    images = len(cells.images.unique())
+    if images < 2:
+        raise InputError(f"{train_set.source}: {images} images with objects; give at least 2")
     progress.say(
-        f"{len(cells.images.unique())} of {len(train_set)} images: {cells.positives} positive anchors at "
+        f"{images} of {len(train_set)} images: {cells.positives} positive anchors at "
         f"{len(cells.images)} cells, {cells.patches.nbytes / 2**20:.0f} MiB, in {time.monotonic() - started:.0f} s"
     )
     started = time.monotonic()

@@ -23,10 +23,10 @@ from retinaconf.evaluation.coco import METRICS
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.retrofit import retrofit_run
-from retinaconf.training.checkpoint import read_weights
+from retinaconf.training.branch import positive_cells
+from retinaconf.training.checkpoint import read_weights, write_weights
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
-from retinaconf.training.retrofit import positive_cells
 from retinaconf.training.run import train_run
 
 PLAIN = {"model.quality": "none", "inference.alpha": 0.0, "loss.quality": "l2", "inference.joint": "cls"}
@@ -126,8 +126,10 @@ def test_the_branch_tells_how_well_boxes_fit(base: Any, fitted: Any):
 
 
 def test_the_same_seed_gives_the_same_run(base: Any, tmp_path: Path):
+    shutil.copytree(base.data, tmp_path / "data")
+    (tmp_path / "data/val.json").unlink()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        retrofit_run(base.run, base.data, tmp_path / name, seed=seed, device="cpu")
+        retrofit_run(base.run, tmp_path / "data", tmp_path / name, seed=seed, device="cpu")
     a, b, c = (read_weights(tmp_path / name).state["head.quality_conv.weight"] for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -179,6 +181,12 @@ def no_boxes(data: Path) -> None:
     (data / "train.json").write_text(json.dumps(document | {"annotations": []}))
 
 
+def one_image(data: Path) -> None:
+    document = json.loads((data / "train.json").read_text())
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] == 993]
+    (data / "train.json").write_text(json.dumps(document))
+
+
 FAULTS: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
     "has a branch": (
         {"model.quality": "localization"},
@@ -189,6 +197,7 @@ FAULTS: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
     "other classes": (PLAIN, other_classes, r"its 3 categories are not the 3 that .* was trained on"),
     "no training split": (PLAIN, lambda data: (data / "train.json").unlink(), "no split 'train'"),
     "no boxes": (PLAIN, no_boxes, "no boxes to learn from"),
+    "one image": (PLAIN, one_image, r"train\.json: 1 images with objects; give at least 2"),
     "bad image": (PLAIN, lambda data: (data / "images/val-1.png").write_bytes(b"x"), r"val-1\.png: not an image"),
 }
 
@@ -206,6 +215,17 @@ def test_what_cannot_be_retrofitted_leaves_nothing(
     damage(tiny_data)
     with pytest.raises(InputError, match=message):
         retrofit_run(run, tiny_data, tmp_path / "out/run", device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} <= {"plain", "data", "out"}
+    assert not list(tmp_path.glob("out/*")) + list(tmp_path.glob("out/.*"))
+
+
+def test_a_network_whose_training_failed(tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path):
+    run = write_run(tmp_path / "plain", **PLAIN)
+    weights = read_weights(run)
+    weights.state["head.box_conv.bias"].fill_(float("nan"))
+    write_weights(run / "model.safetensors", weights.state, *weights[:3])
+    with pytest.raises(InputError, match=r"plain: its boxes are not finite; its training has failed"):
+        retrofit_run(run, tiny_data, tmp_path / "run", device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "data"}
 
 

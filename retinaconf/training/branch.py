@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retinaconf.data.loader import Batch
-from retinaconf.errors import InputError
 from retinaconf.model.anchors import PER_CELL
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import RetinaNet
@@ -58,7 +57,11 @@ class Branch(NamedTuple):
 
 @torch.no_grad()
 def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
-    """The cells of a batch that the branch is to learn from, by the frozen `network` in evaluation mode."""
+    """The cells of a batch that the branch is to learn from, by the frozen `network` in evaluation mode.
+
+    Raises:
+        FloatingPointError: boxes or features are not finite.
+    """
     maps: list[Tensor] = []  # of the five levels, (N, C, H_l, W_l)
     hook = getattr(network.head, f"{tower}_tower").register_forward_hook(lambda *call: maps.append(call[-1]))
     try:
@@ -71,7 +74,7 @@ def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
     targets = torch.full(matches.labels.shape, torch.nan, device=predicted.device)  # (N, A)
     targets[image, anchor] = iou(predicted, batch.boxes[image, matches.boxes[image, anchor]])
     if not targets[image, anchor].isfinite().all():
-        raise InputError("the network's boxes are not finite; its training has failed, train it anew")
+        raise FloatingPointError("its boxes are not finite")
 
     found = []
     for level, level_targets in zip(maps, targets.split(outputs.level_sizes, dim=1)):
@@ -81,7 +84,10 @@ def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
         rows, columns = (y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]  # (U_l, 3, 1), (U_l, 1, 3)
         patches = F.pad(level, (1, 1, 1, 1)).float()[n[:, None, None], :, rows, columns]  # (U_l, 3, 3, C)
         found.append(Cells(patches.movedim(3, 1).flatten(1), by_cell[n, y, x], batch.index[n]))
-    return _joined(found)
+    cells = _joined(found)
+    if not cells.patches.isfinite().all():
+        raise FloatingPointError("its features are not finite")
+    return cells
 
 
 def collect(
@@ -94,7 +100,7 @@ def collect(
     """The cells of all `batches`, on the CPU; of as many as give PATCH_BYTES of patches. `done` hears of each batch.
 
     Raises:
-        InputError: the network's outputs are not finite, or fewer than two images have cells.
+        FloatingPointError: boxes or features are not finite.
     """
     network.eval()
     found: list[Cells] = []
@@ -106,12 +112,7 @@ def collect(
         collected += cells.patches.nbytes
         if collected > PATCH_BYTES:
             break
-    cells = _joined(found)
-    if not cells.patches.isfinite().all():
-        raise InputError("the network's features are not finite; its training has failed, train it anew")
-    if len(cells.images.unique()) < 2:
-        raise InputError("fewer than two images with objects to learn from; give more data")
-    return cells
+    return _joined(found)
 
 
 def fit_branch(cells: Cells, seed: int = 0) -> Branch:
@@ -119,8 +120,13 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
 
     The weight decay is the one with the least loss on a share of the images (drawn by `seed`); then all are fitted.
     Weights are decayed as if all inputs had variance 1, so that it means the same for any network. Biases are not.
+
+    Raises:
+        ValueError: the cells are of fewer than two images.
     """
     images = cells.images.unique()
+    if len(images) < 2:
+        raise ValueError(f"cells of {len(images)} images; at least 2 are needed, one of them to hold out")
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     held = images[drawn[: math.ceil(HELD_OUT * len(images))]]
     is_held = torch.isin(cells.images, held)[:, None]

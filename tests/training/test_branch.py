@@ -11,13 +11,12 @@ from torch import Tensor
 
 from retinaconf.config import Config
 from retinaconf.data.loader import Batch
-from retinaconf.errors import InputError
 from retinaconf.model.head import Head
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training import retrofit
+from retinaconf.training import branch
+from retinaconf.training.branch import Cells, collect, fit_branch, positive_cells
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
-from retinaconf.training.retrofit import Cells, collect, fit_branch, positive_cells
 
 TOWERS = ["classification", "localization"]
 
@@ -144,14 +143,13 @@ def planted(seed: int = 0, count: int = 3000, width: int = 18, noise: float = 0.
     bias = torch.randn(9, generator=generator) / 2
     logits = F.linear(patches, weight, bias) + noise * torch.randn(count, 9, generator=generator)
     targets = logits.sigmoid().masked_fill(torch.rand(count, 9, generator=generator) > 1 / 3, torch.nan)
-    targets[~targets.isnan().all(1)]
     return Cells(patches, targets, torch.arange(count) // 10), weight, bias
 
 
 def test_a_planted_convolution_is_found():
     cells, weight, bias = planted()
     found = fit_branch(cells)
-    assert found.weight_decay == retrofit.WEIGHT_DECAYS[-1]  # nothing to smooth: the weakest is best
+    assert found.weight_decay == branch.WEIGHT_DECAYS[-1]  # nothing to smooth: the weakest is best
     logits, _ = answers(cells, found.weight, found.bias)
     expected, _ = answers(cells, weight, bias)
     assert (logits.sigmoid() - expected.sigmoid()).abs().max() < 0.02
@@ -219,7 +217,7 @@ def test_an_anchor_that_is_never_positive_and_a_channel_that_is_never_active():
 def test_collecting_stops_at_the_memory_it_may_use(config: Config, monkeypatch: pytest.MonkeyPatch):
     network, cpu = a_network(config, "none"), torch.device("cpu")
     one = positive_cells(network, "classification", a_batch())
-    monkeypatch.setattr(retrofit, "PATCH_BYTES", int(1.5 * one.patches.nbytes))
+    monkeypatch.setattr(branch, "PATCH_BYTES", int(1.5 * one.patches.nbytes))
     seen: list[int] = []
     cells = collect(network, "classification", (a_batch() for _ in range(9)), cpu, seen.append)
     assert seen == [2, 2]
@@ -229,13 +227,13 @@ def test_collecting_stops_at_the_memory_it_may_use(config: Config, monkeypatch: 
 def test_a_failed_network_and_too_few_images_are_refused(config: Config):
     cpu, batch = torch.device("cpu"), a_batch()
     single = Batch(batch.images[:1], batch.sizes[:1], batch.boxes[:1], batch.labels[:1], batch.index[:1])
-    with pytest.raises(InputError, match="fewer than two images"):
-        collect(a_network(config, "none"), "classification", [single], cpu)
+    with pytest.raises(ValueError, match="cells of 1 images; at least 2 are needed"):
+        fit_branch(collect(a_network(config, "none"), "classification", [single], cpu))
     broken = a_network(config, "none")
     torch.nn.init.constant_(broken.head.box_conv.bias, float("nan"))
-    with pytest.raises(InputError, match="boxes are not finite"):
+    with pytest.raises(FloatingPointError, match="boxes are not finite"):
         collect(broken, "classification", [batch], cpu)
     broken = a_network(config, "none")
     torch.nn.init.constant_(broken.head.classification_tower[0].bias, float("inf"))
-    with pytest.raises(InputError, match="features are not finite"):
+    with pytest.raises(FloatingPointError, match="features are not finite"):
         collect(broken, "classification", [batch], cpu)
