@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-_STRIDES = np.repeat([8, 16, 32, 64, 128], 9)  # (45,)
-_SIDES = 4 * _STRIDES * np.tile(2 ** (np.arange(9) % 3 / 3), 5)
+PER_CELL = 9
+STRIDES = np.repeat([8, 16, 32, 64, 128], PER_CELL)  # (45,)
+_SIDES = 4 * STRIDES * np.tile(2 ** (np.arange(9) % 3 / 3), 5)
 _RATIO_ROOTS = np.sqrt(np.tile(np.repeat([0.5, 1.0, 2.0], 3), 5))  # height to width, at equal area
-_SHAPES = np.stack([_SIDES / _RATIO_ROOTS, _SIDES * _RATIO_ROOTS], axis=1)  # (45, 2): width, height
+SHAPES = np.stack([_SIDES / _RATIO_ROOTS, _SIDES * _RATIO_ROOTS], axis=1)  # (45, 2): width, height
 
 
 def best_anchor_iou(boxes: np.ndarray, canvases: np.ndarray) -> np.ndarray:
@@ -28,7 +29,7 @@ def best_anchor_iou(boxes: np.ndarray, canvases: np.ndarray) -> np.ndarray:
     """
     sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
     best = np.zeros(len(boxes))
-    for stride, shape in zip(_STRIDES, _SHAPES):
+    for stride, shape in zip(STRIDES, SHAPES):
         last_cell = np.ceil(canvases[:, ::-1] / stride) - 1
         distance = np.abs(np.clip(np.round(centers / stride), 0, last_cell) * stride - centers)
         overlap = np.clip((sides + shape) / 2 - distance, 0, np.minimum(sides, shape)).prod(axis=1)

@@ -143,14 +143,16 @@ def _usable_part(root: Path, split: str, layout: Layout, findings: Findings) -> 
 def _compare_images(truths: dict[str, GroundTruth], findings: Findings) -> dict[str, GroundTruth]:
     """Find copies within and between splits; returns the splits without images that turned out undecodable."""
     places = [(split, truth.path(index)) for split, truth in truths.items() for index in range(len(truth))]
-    copies: dict[Path, str] = {}
+    copies: dict[tuple[str, Path], str] = {}
     for copy, first in same_content([path for _, path in places]):
         (split, path), (first_split, first_path) = places[copy], places[first]
-        what = "is listed twice" if path == first_path else f"has the same content as {first_path}"
         if split == first_split:
+            what = "is listed twice" if path == first_path else f"has the same content as {first_path}"
             _add(findings, "warning", "duplicate-image", split, [f"{path}: {what}"])
+        elif path == first_path:
+            copies[split, path] = f"{path}: is in {first_split}, too"
         else:
-            copies[path] = f"{path}: {what}, of {first_split}"
+            copies[split, path] = f"{path}: has the same content as {first_path}, of {first_split}"
     descriptors: dict[str, np.ndarray] = {}
     usable: dict[str, GroundTruth] = {}
     for split, truth in truths.items():
@@ -158,7 +160,7 @@ def _compare_images(truths: dict[str, GroundTruth], findings: Findings) -> dict[
         descriptors[split], faults = thumbnails(paths)
         for kind in dict.fromkeys(_kind(str(fault)) for fault in faults.values()):
             _add(findings, "error", kind, split, (str(f) for f in faults.values() if _kind(str(f)) == kind))
-        shared = {path: copies[path] for path in paths if path in copies}
+        shared = {path: copies[split, path] for path in paths if (split, path) in copies}
         for other in usable:  # the splits before this one
             for query, likest in same_scene(descriptors[split], descriptors[other]):
                 line = f"{paths[query]}: shows the same as {truths[other].path(likest)}, of {other}"

@@ -143,8 +143,9 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
         stream = path.open("rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file; restore it, or correct the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    except (OSError, ValueError) as error:  # ValueError: no file system holds such a name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
     with stream:
         try:
             image = Image.open(stream)

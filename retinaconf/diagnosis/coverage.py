@@ -11,26 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retinaconf.data.anchor_coverage import PER_CELL, SHAPES, STRIDES
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.overlaps import iou
 from retinaconf.diagnosis.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class AnchorGrid:
-    """RetinaNet's anchors: at each cell (x * stride, y * stride) of each level, `scales` x `ratios` boxes."""
-
-    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    base_scale: float = 4.0  # the base anchor's side in strides
-    scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
-
-    def shapes(self) -> np.ndarray:
-        """(levels, 9, 2) float64: width and height of each level's anchors."""
-        roots = np.sqrt(np.asarray(self.ratios))[:, None]
-        scales = np.asarray(self.scales)[None, :]
-        shapes = np.stack([(scales / roots).ravel(), (scales * roots).ravel()], axis=1)
-        return np.asarray(self.strides)[:, None, None] * self.base_scale * shapes
 
 
 @dataclass(frozen=True)
@@ -58,7 +42,6 @@ def anchor_coverage(
     ground_truth: GroundTruth,
     scale: np.ndarray,
     padded_size: np.ndarray,
-    grid: AnchorGrid | None = None,
     positive_iou: float = 0.5,
     progress: Progress = silent,
 ) -> Coverage:
@@ -70,11 +53,9 @@ def anchor_coverage(
         ground_truth: I images, B boxes in pixels of the files.
         scale: (I, 2) float: x and y factor by which the network's input is larger than the file.
         padded_size: (I, 2) int: height and width of the network's input, padding included.
-        grid: the anchors; RetinaNet's where None.
         positive_iou: an anchor at or above it is positive.
         progress: told after each image.
     """
-    grid = grid or AnchorGrid()
     count = len(ground_truth.boxes)
     positives, over = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     best_iou = np.full(count, np.nan)
@@ -86,7 +67,7 @@ def anchor_coverage(
         if len(rows) == 0:
             continue
         boxes = ground_truth.boxes[rows] * np.tile(scale[image], 2)
-        anchor, target, overlap, best = _relevant_anchors(boxes, padded_size[image], grid, positive_iou)
+        anchor, target, overlap, best = _relevant_anchors(boxes, padded_size[image], positive_iou)
         best_iou[rows] = best
         positive_anchors[image] = len(np.unique(anchor[overlap > positive_iou]))
 
@@ -104,38 +85,37 @@ def anchor_coverage(
 
 
 def _relevant_anchors(
-    boxes: np.ndarray, padded_size: np.ndarray, grid: AnchorGrid, positive_iou: float
+    boxes: np.ndarray, padded_size: np.ndarray, positive_iou: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(P,) anchor number, object and IoU, ordered by object and anchor, of the pairs with IoU >= `positive_iou` or the
     largest > 0 of their object; (G,) that largest IoU.
     """
-    levels = grid.shapes()
-    shape = levels.reshape(-1, 2)  # S anchor shapes, level by level
-    stride = np.repeat(np.asarray(grid.strides), levels.shape[1])
-    cells = -(-np.asarray(padded_size)[None, ::-1] // stride[:, None])  # (S, 2): columns, rows
-    per_level = cells[:: levels.shape[1]].prod(1) * levels.shape[1]
-    level_start = np.repeat(np.concatenate([[0], np.cumsum(per_level)[:-1]]), levels.shape[1])
+    cells = -(-np.asarray(padded_size)[None, ::-1] // STRIDES[:, None])  # (S, 2): columns, rows of each anchor shape
+    per_level = cells[::PER_CELL].prod(1) * PER_CELL
+    level_start = np.repeat(np.concatenate([[0], np.cumsum(per_level)[:-1]]), PER_CELL)
 
     def measure(target: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Anchor, object and IoU of all anchors of these shapes that touch these objects."""
         low, high = boxes[target, :2], boxes[target, 2:]
-        step = stride[kind][:, None]
-        first = np.clip(np.ceil((low - shape[kind] / 2) / step).astype(np.int64), 0, cells[kind])
-        last = np.clip(np.floor((high + shape[kind] / 2) / step).astype(np.int64) + 1, 0, cells[kind])
+        step = STRIDES[kind][:, None]
+        first = np.clip(np.ceil((low - SHAPES[kind] / 2) / step).astype(np.int64), 0, cells[kind])
+        last = np.clip(np.floor((high + SHAPES[kind] / 2) / step).astype(np.int64) + 1, 0, cells[kind])
         width, height = np.maximum(last - first, 0).T
         count = width * height
         each = np.repeat(np.arange(len(target)), count)
         within = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
         x, y = first[each, 0] + within % width[each], first[each, 1] + within // width[each]
         kind = kind[each]
-        centre = np.stack([x, y], axis=1) * stride[kind][:, None]
-        anchors = np.concatenate([centre - shape[kind] / 2, centre + shape[kind] / 2], axis=1)
-        number = level_start[kind] + (y * cells[kind, 0] + x) * levels.shape[1] + kind % levels.shape[1]
+        centre = np.stack([x, y], axis=1) * STRIDES[kind][:, None]
+        anchors = np.concatenate([centre - SHAPES[kind] / 2, centre + SHAPES[kind] / 2], axis=1)
+        number = level_start[kind] + (y * cells[kind, 0] + x) * PER_CELL + kind % PER_CELL
         return number, target[each], iou(anchors, boxes[target[each]])
 
     sides = boxes[:, None, 2:] - boxes[:, None, :2]
-    inside = np.minimum(sides, shape).prod(-1)
-    reachable = inside / (sides.prod(-1) + shape.prod(-1) - inside) + 1e-9  # (G, S): the IoU with centres on each other
+    inside = np.minimum(sides, SHAPES).prod(-1)
+    reachable = (
+        inside / (sides.prod(-1) + SHAPES.prod(-1) - inside) + 1e-9
+    )  # (G, S): the IoU with centres on each other
     near = measure(*np.nonzero(reachable >= positive_iou))
     best = np.zeros(len(boxes))
     np.maximum.at(best, near[1], near[2])

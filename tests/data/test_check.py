@@ -14,7 +14,6 @@ from rich.console import Console
 from retinaconf.data.check import REMEDIES, Report, check
 from retinaconf.errors import InputError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 Expected = dict[tuple[str, str, str], list[str]]  # what each record of a finding names, by severity, kind and split
 
 
@@ -80,7 +79,9 @@ def missing(folder: Folder) -> Expected:
 def no_image(folder: Folder) -> Expected:
     folder.image(2).write_text("<html>404</html>")
     folder.image(3).write_bytes(b"")
-    return {("error", "unreadable-image", "train"): ["2.png: not an image", "3.png: is empty"]}
+    folder.train["images"][13]["file_name"] = "13\0.png"
+    found = ["2.png: not an image", "3.png: is empty", "13\0.png: cannot be read (embedded null"]
+    return {("error", "unreadable-image", "train"): found}
 
 
 def size_mismatch(folder: Folder) -> Expected:
@@ -108,6 +109,11 @@ def listed_twice(folder: Folder) -> Expected:
 def copied_across(folder: Folder) -> Expected:
     folder.image(104).write_bytes(folder.image(8).read_bytes())
     return {("warning", "shared-image", "val"): [f"104.png: has the same content as {folder.image(8)}, of train"]}
+
+
+def listed_in_both(folder: Folder) -> Expected:
+    folder.val["images"][3]["file_name"] = "12.png"
+    return {("warning", "shared-image", "val"): ["12.png: is in train, too"]}
 
 
 def similar_across(folder: Folder) -> Expected:
@@ -236,7 +242,7 @@ def test_nothing_is_found_in_a_clean_folder(folder: Folder):
     assert (train.best_anchor_below_half, train.no_anchor) == (0, 0)
 
 
-@pytest.mark.parametrize("damage", [*TOGETHER, *ALONE, unused, other_classes])
+@pytest.mark.parametrize("damage", [*TOGETHER, *ALONE, unused, other_classes, listed_in_both])
 def test_each_fault_is_found_and_no_other(folder: Folder, damage: Callable[[Folder], Expected]):
     expected = damage(folder)
     compare(folder.check(), expected)
@@ -314,34 +320,6 @@ def test_a_yolo_folder(tmp_path: Path):
         ("error", "truncated-image", "val"): ["images/val/1.png"],
     }
     compare(check(tmp_path, 96, 128), expected)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared/data is absent")
-@pytest.mark.parametrize(
-    ("name", "images", "expected"),
-    [
-        # The official split has two pictures of one field of cells, a little shifted, in train and val.
-        ("bccd", 364, {("shared-image", "val"): 1}),
-        ("voc-animals", 2561, {}),
-        (
-            "coco-mini",
-            443,
-            {
-                ("tiny-box", "train"): 9,
-                ("unfit-anchors", "train"): 1,
-                ("rare-class", "train"): 16,
-                ("tiny-box", "val"): 3,
-                ("unfit-anchors", "val"): 1,
-                ("unused-class", "val"): 7,
-            },
-        ),
-    ],
-)
-def test_real_data(name: str, images: int, expected: dict[tuple[str, str], int]):
-    report = check(SHARED / name)
-    assert sum(one.images for one in report.splits.values()) == images
-    assert {(one.kind, one.split): len(one.records) for one in report.findings} == expected
-    assert not report.failed
 
 
 def test_importing_does_not_import_torch():

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from planted import truth
 
+from retinaconf.data.anchor_coverage import SHAPES, best_anchor_iou
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.diagnosis.coverage import AnchorGrid, anchor_coverage
+from retinaconf.diagnosis.coverage import anchor_coverage
 from retinaconf.diagnosis.overlaps import iou
 
 SIZE = np.array([256, 320])
 
 
-def all_anchors(grid: AnchorGrid, size: np.ndarray) -> np.ndarray:
+def all_anchors(size: np.ndarray) -> np.ndarray:
     anchors = []
-    for stride, shapes in zip(grid.strides, grid.shapes()):
+    for stride, shapes in zip((8, 16, 32, 64, 128), SHAPES.reshape(5, 9, 2)):
         rows, columns = -(-size // stride)
         for y in range(rows):
             for x in range(columns):
@@ -39,7 +40,7 @@ def test_equals_a_look_at_every_anchor(seed: int, factor: float) -> None:
     ground_truth = random_truth(seed)
     images = len(ground_truth)
     coverage = anchor_coverage(ground_truth, np.full((images, 2), factor), np.tile(SIZE, (images, 1)))
-    anchors = all_anchors(AnchorGrid(), SIZE)
+    anchors = all_anchors(SIZE)
     for image in range(images):
         rows = np.arange(*ground_truth.offsets[image : image + 2])
         rows = rows[~ground_truth.crowd[rows]]
@@ -58,6 +59,14 @@ def test_equals_a_look_at_every_anchor(seed: int, factor: float) -> None:
     assert coverage.positives[ground_truth.crowd].tolist() == [0] * images
 
 
+def test_the_best_overlap_is_the_one_that_the_check_of_a_data_set_measures() -> None:
+    ground_truth = random_truth(3)
+    coverage = anchor_coverage(ground_truth, np.ones((8, 2)), np.tile(SIZE, (8, 1)))
+    rows = ~ground_truth.crowd
+    expected = best_anchor_iou(ground_truth.boxes[rows], np.tile(SIZE, (rows.sum(), 1)))
+    assert coverage.best_iou[rows] == pytest.approx(expected)
+
+
 def test_an_object_outside_the_anchors_is_never_positive() -> None:
     ground_truth = truth([[[5000, 5000, 5010, 5010], [32, 32, 64, 64]], []])
     coverage = anchor_coverage(ground_truth, np.ones((2, 2)), np.tile(SIZE, (2, 1)))
@@ -69,7 +78,6 @@ def test_an_object_outside_the_anchors_is_never_positive() -> None:
 
 
 def test_the_grid_is_retinanets() -> None:
-    shapes = AnchorGrid().shapes()
-    assert shapes.shape == (5, 9, 2)
+    shapes = SHAPES.reshape(5, 9, 2)
     assert shapes.prod(-1)[0] == pytest.approx(np.tile([32**2, (32 * 2 ** (1 / 3)) ** 2, (32 * 2 ** (2 / 3)) ** 2], 3))
     assert sorted(set(np.round(shapes[..., 1] / shapes[..., 0], 6).ravel())) == [0.5, 1, 2]
