@@ -87,6 +87,7 @@ def evaluate(
     alpha: float | None = None,
     sweep: bool = False,
     json: Path | None = None,
+    detections: Path | None = None,
     layout: LayoutKey | None = None,
     device: Device = "auto",
 ) -> None:
@@ -99,12 +100,13 @@ def evaluate(
         alpha: exponent of the quality in the joint score, instead of the run's own.
         sweep: every alpha from 0.0 to 0.9 and every joint method, from one pass of the network.
         json: also write the numbers to this file.
+        detections: also write the detections to this file, as COCO results with the data set's image ids.
         layout: of the data set's folder; without it, found by looking.
         device: where to compute.
     """
     from retinaconf.inference.evaluate import evaluate_run, print_report
 
-    report = evaluate_run(run, data, split, alpha, sweep, layout, None if device == "auto" else device)
+    report = evaluate_run(run, data, split, alpha, sweep, layout, None if device == "auto" else device, detections)
     print_report(report)
     if json is not None:
         _write_json(json, report)

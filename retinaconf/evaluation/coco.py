@@ -62,7 +62,8 @@ class CocoEvaluator:
 
         Ties in score keep their order here, as pycocotools' stable sort does.
         """
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+        corners = boxes.astype(np.float64)
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         table = np.column_stack(
             [
                 self._image_ids[image_index].astype(np.float64),

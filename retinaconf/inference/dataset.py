@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
+from retinaconf.inference.detections import Detections
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.model.retinanet import Outputs
@@ -27,6 +29,24 @@ class DetectionTable:
     labels: np.ndarray  # (D,) int64
     class_scores: np.ndarray  # (D,) float32
     quality: np.ndarray | None  # (D,) float32
+
+    def to_coco(self, ground_truth: GroundTruth) -> list[dict[str, Any]]:
+        """COCO results records with the image and category ids of the ground truth, as `Detections.to_coco`."""
+        starts = np.searchsorted(self.image_index, np.arange(len(ground_truth) + 1))
+        records: list[dict[str, Any]] = []
+        for image_id, first, last in zip(ground_truth.image_ids.tolist(), starts, starts[1:]):
+            part = slice(first, last)
+            found = Detections(
+                self.boxes[part],
+                self.scores[part],
+                self.labels[part],
+                self.class_scores[part],
+                None if self.quality is None else self.quality[part],
+                ground_truth.classes,
+                ground_truth.category_ids,
+            )
+            records += found.to_coco(image_id)
+        return records
 
 
 def detect(

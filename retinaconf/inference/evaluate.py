@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from retinaconf.data.images import check_images
 from retinaconf.data.layouts import load_split
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
+from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score, sweep
 
@@ -27,6 +29,7 @@ def evaluate_run(
     with_sweep: bool = False,
     layout: str | None = None,
     device: str | None = None,
+    detections: Path | None = None,
 ) -> dict[str, Any]:
     """The report that `retinaconf evaluate --json` writes.
 
@@ -34,9 +37,15 @@ def evaluate_run(
     null where nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha`
     (null for other methods) and `metrics`, all from one pass of the network.
 
+    With `detections` that file gets the detections that `metrics` is about, as COCO results with the image and category
+    ids of the data set, `class_score` and, of detectors that have one, `quality`.
+
     Raises:
-        InputError: no such run or split, bad data, other categories than the run's, or an `alpha` that does not fit.
+        InputError: no such run or split, bad data, other categories than the run's, an `alpha` that does not fit, or
+            `detections` cannot be written.
     """
+    if detections is not None and not detections.parent.is_dir():  # known before the hours that a pass may take
+        raise InputError(f"{detections}: cannot be written, there is no folder {detections.parent}; make it first")
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
     ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
@@ -52,6 +61,9 @@ def evaluate_run(
     with Progress(transient=True) as bar:
         task = bar.add_task("images", total=len(ground_truth))
         tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n))
+    if detections is not None:
+        results = json.dumps(tables[0].to_coco(ground_truth))
+        write_aside(detections, lambda aside: aside.write_text(results + "\n"))
     evaluator = CocoEvaluator(ground_truth)
     metrics = {
         joint: evaluator(table.image_index, table.boxes, table.scores, table.labels)

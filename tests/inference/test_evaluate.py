@@ -1,10 +1,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+import retinaconf
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.inference.evaluate import evaluate_run, print_report
 
@@ -97,3 +100,78 @@ def test_the_tables_show_every_number(report: dict[str, Any], capsys: pytest.Cap
     report = {key: value for key, value in report.items() if key != "sweep"}
     print_report(report)
     assert "cls*obj" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def results(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The validation split's detections as a file, and the report about them."""
+    file = tmp_path_factory.mktemp("results") / "dt.json"
+    report = evaluate_run(trained.run, trained.data, "val", device="cpu", detections=file)
+    return SimpleNamespace(file=file, report=report, records=json.loads(file.read_text()))
+
+
+def test_the_detections_file_has_the_data_sets_ids_and_both_scores(results: Any, trained: Any):
+    images = {
+        image["id"]: image["file_name"] for image in json.loads((trained.data / "val.json").read_text())["images"]
+    }
+    detector = retinaconf.load(trained.run, device="cpu")
+    every = detector.predict([trained.data / "images" / name for name in images.values()])  # in one batch, as there
+    for image_id, found in zip(images, every):
+        mine = [record for record in results.records if record["image_id"] == image_id]
+        expected = found.to_coco(image_id)
+        assert [record["category_id"] for record in mine] == [record["category_id"] for record in expected]
+        for key in ("bbox", "score", "class_score", "quality"):
+            np.testing.assert_allclose([r[key] for r in mine], [r[key] for r in expected], rtol=1e-4, atol=1e-3)
+    assert {record["image_id"] for record in results.records} <= images.keys()
+    assert {record["category_id"] for record in results.records} == {3, 8, 90}
+
+
+def test_pycocotools_finds_the_reports_numbers_in_the_file(
+    results: Any, trained: Any, capsys: pytest.CaptureFixture[str]
+):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(str(trained.data / "val.json"))
+    evaluation = COCOeval(truth, truth.loadRes(str(results.file)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    ours = results.report["metrics"]
+    assert ours["AP"] > 0.05
+    places = {"AP": 0, "AP50": 1, "AP75": 2, "AP_M": 4, "AP_L": 5, "AR": 8, "AR_M": 10, "AR_L": 11}
+    for name, place in places.items():
+        if ours[name] is not None:
+            assert evaluation.stats[place] == pytest.approx(ours[name], abs=1e-9), name
+
+
+def test_diagnose_reads_the_file(results: Any, trained: Any, run_cli: Callable[..., Any], tmp_path: Path):
+    words = ["--detections", results.file, "--ground-truth", trained.data / "val.json", "--json", tmp_path / "d.json"]
+    assert run_cli("diagnose", *words).code == 0
+    document = json.loads((tmp_path / "d.json").read_text())
+    assert document["metrics"] == pytest.approx(results.report["metrics"], abs=1e-9)
+
+
+def test_the_command_writes_the_same_file(results: Any, trained: Any, run_cli: Callable[..., Any], tmp_path: Path):
+    file = tmp_path / "dt.json"
+    words = ["evaluate", trained.run, "--data", trained.data, "--device", "cpu", "--sweep", "--detections", file]
+    assert run_cli(*words).code == 0
+    assert json.loads(file.read_text()) == results.records
+    result = run_cli(*words[:-1], tmp_path / "nowhere/dt.json")
+    assert result.code == 1
+    assert "AP50" not in result.out  # told before anything is computed
+    nowhere = tmp_path / "nowhere"
+    assert (
+        result.err
+        == f"retinaconf: {nowhere / 'dt.json'}: cannot be written, there is no folder {nowhere}; make it first\n"
+    )
+    assert not nowhere.exists()
+
+
+def test_a_detector_that_finds_nothing_writes_an_empty_list(
+    write_run: Callable[..., Path], trained: Any, tmp_path: Path
+):
+    run = write_run(tmp_path / "run", **{"inference.score_threshold": 0.999})
+    evaluate_run(run, trained.data, "val", device="cpu", detections=tmp_path / "dt.json")
+    assert json.loads((tmp_path / "dt.json").read_text()) == []
