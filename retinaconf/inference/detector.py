@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from PIL import Image
 
 from retinaconf.config import Config, InferenceConfig
@@ -19,33 +27,70 @@ from retinaconf.errors import InputError
 from retinaconf.inference.dataset import DetectionTable, detect, to_original
 from retinaconf.inference.detections import Detections
 from retinaconf.inference.joint_score import JointScore, joint_score
+from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.checkpoint import Weights, read_weights
+from retinaconf.training.checkpoint import (
+    CONFIG,
+    MODEL,
+    Weights,
+    read_weights,
+    write_config,
+    write_weights,
+)
 
 BATCH = 8  # images a pass when many are given
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # owner/name
+_UNREACHED = "the Hugging Face Hub cannot be reached ({}); go online, or give a run folder"
 
 
 def load(run: str | Path, device: str | torch.device | None = None) -> Detector:
     """The detector of a run folder (or of a `model.safetensors`), on `device`: a GPU if there is one.
 
+    What is not there and reads as `owner/name`, with no local folder `owner`, is fetched from the Hugging Face Hub.
+
     Raises:
-        InputError: the folder holds no model, or one that does not fit its configuration.
+        InputError: the folder holds no model, or one that does not fit its configuration; the Hub has no such model or
+            cannot be reached.
     """
-    weights = read_weights(Path(run))
+    path = Path(run)
+    name = path.as_posix()
+    if _HUB_NAME.fullmatch(name) and not path.exists() and not path.parent.exists():
+        try:
+            return Detector.from_pretrained(name, device=device)
+        except RepositoryNotFoundError:
+            reason = "the Hugging Face Hub has no such model, or not for you; correct the name, or `hf auth login`"
+        except (LocalEntryNotFoundError, HFValidationError) as error:  # the first: neither online nor in the cache
+            reason = _UNREACHED.format(type(error).__name__)
+        except EntryNotFoundError:
+            reason = f"the model of this name on the Hugging Face Hub has no {MODEL}; it is not one of retinaconf's"
+        except OSError as error:
+            reason = _UNREACHED.format(type(error).__name__)
+        raise InputError(f"{run}: no such folder here, and {reason}")
+    weights = read_weights(path)
     try:
-        return Detector(weights, device)
+        return Detector(weights, device, best_metrics(path if path.is_dir() else path.parent))
     except InputError as error:
         raise InputError(f"{run}: {error}") from None
 
 
-class Detector:
-    """A trained network with its classes and settings."""
+class Detector(ModelHubMixin):
+    """A trained network with its classes and settings.
 
-    def __init__(self, weights: Weights, device: str | torch.device | None = None):
+    `save_pretrained(folder)` and `push_to_hub("owner/name")` write `config.json`, `model.safetensors` and a model card;
+    `from_pretrained` reads them, from either place.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        device: str | torch.device | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ):
         self.config: Config = weights.config
         self.classes = weights.classes
         self.category_ids = weights.category_ids
+        self.metrics = metrics  # of the validation that chose the weights, if that is known
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
@@ -58,6 +103,40 @@ class Detector:
             raise InputError(f"its weights do not fit its configuration ({fault}); restore it, or train anew") from None
         # Channels last makes inference faster (two thirds of the time on a CPU), and training slower.
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_config(save_directory / CONFIG, self.config)
+        write_weights(save_directory / MODEL, self.model.state_dict(), self.config, self.classes, self.category_ids)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,  # device
+    ) -> Detector:
+        device = model_kwargs.get("device")
+        if Path(model_id).is_dir():
+            return load(model_id, device)
+        file = hf_hub_download(
+            model_id,
+            MODEL,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return load(file, device)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """What `README.md` of a saved model says."""
+        return ModelCard(model_card(self.config, self.classes, self.metrics))
 
     def predict(
         self, images: Any, alpha: float | None = None, score_threshold: float | None = None
