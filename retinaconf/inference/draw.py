@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-import colorsys
 import functools
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from retinaconf.data.images import read_image
 from retinaconf.inference.detections import Detections
 
 Colour = tuple[int, int, int]
+MARGIN = 3  # pixels of a label's plate beside its text
+
+# Linear sRGB to cone responses, and their cube roots to Oklab (Ottosson 2020).
+_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_TO_OKLAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
 
 
 def draw_detections(image: Any, detections: Detections) -> Image.Image:
@@ -26,18 +43,45 @@ def draw_detections(image: Any, detections: Detections) -> Image.Image:
         label = int(detections.labels[row])
         colour = class_colour(label)
         canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
-        text = f"{detections.classes[label]} {detections.scores[row]:.2f}"
+        name, score = detections.classes[label], f"{detections.scores[row]:.2f}"
+        # On a small picture what fits: the colour, too, says the class.
+        forms = (f"{name} {score}", name, score)
+        text = next((form for form in forms if font.getlength(form) + 2 * MARGIN <= picture.width), score)
         _label(canvas, text, x1, y1, y2, colour, font, picture.size)
     return picture
 
 
-@functools.cache
 def class_colour(label: int) -> Colour:
-    """A colour of its own for every class: hues a golden ratio apart, lightness and strength in turns."""
-    hue = (0.07 + label * 0.618033988749895) % 1
-    lightness = (0.58, 0.45, 0.70)[label // 12 % 3]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, (0.90, 0.65)[label // 6 % 2])
-    return round(red * 255), round(green * 255), round(blue * 255)
+    """A colour of its own for every class; after 256 they repeat."""
+    red, green, blue = _palette()[label % 256].tolist()
+    return red, green, blue
+
+
+@functools.cache
+def _palette() -> np.ndarray:
+    """(256, 3) uint8: each colour the one that is farthest from all before it, to the eye (distance in Oklab)."""
+    steps = np.linspace(0, 255, 18).round()
+    rgb = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    oklab = np.cbrt(_linear(rgb) @ _TO_LMS.T) @ _TO_OKLAB.T
+    strong = (np.hypot(oklab[:, 1], oklab[:, 2]) > 0.12) & (oklab[:, 0] > 0.5) & (oklab[:, 0] < 0.92)
+    rgb, oklab = rgb[strong], oklab[strong]
+    chosen = [int(np.abs(rgb - (240, 135, 45)).sum(axis=1).argmin())]  # begins with orange
+    distance = np.full(len(rgb), np.inf)
+    while len(chosen) < 256:
+        distance = np.minimum(distance, np.linalg.norm(oklab - oklab[chosen[-1]], axis=1))
+        chosen.append(int(distance.argmax()))
+    return rgb[chosen].astype(np.uint8)
+
+
+def _linear(rgb: np.ndarray) -> np.ndarray:
+    """Values of sRGB, of 255, as shares of light."""
+    share = np.asarray(rgb) / 255
+    return np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
+
+
+def _text_colour(plate: Colour) -> Colour:
+    """Black or white, whichever has the larger contrast by WCAG 2 (1.4.3): both have the same at luminance 0.179."""
+    return (0, 0, 0) if _linear(np.array(plate)) @ (0.2126, 0.7152, 0.0722) > 0.179 else (255, 255, 255)
 
 
 def _label(
@@ -52,7 +96,7 @@ def _label(
 ) -> None:
     """Text on a plate of the box's colour, above the box if there is room, else below or inside, never cut off."""
     left, upper, right, lower = font.getbbox(text)
-    plate_width, plate_height = right - left + 6, lower - upper + 4
+    plate_width, plate_height = right - left + 2 * MARGIN, lower - upper + 4
     x = min(max(x, 0), max(0, size[0] - plate_width))
     if top >= plate_height:
         y = top - plate_height
@@ -61,5 +105,4 @@ def _label(
     else:
         y = min(max(top, 0), max(0, size[1] - plate_height))
     canvas.rectangle((x, y, x + plate_width - 1, y + plate_height - 1), fill=colour)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    canvas.text((x + 3 - left, y + 2 - upper), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
+    canvas.text((x + MARGIN - left, y + 2 - upper), text, fill=_text_colour(colour), font=font)

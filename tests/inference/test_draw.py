@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 
 from retinaconf.inference import draw
 from retinaconf.inference.detections import Detections
@@ -120,5 +120,50 @@ def test_neighbouring_classes_have_colours_that_differ():
     colours = [class_colour(label) for label in range(80)]
     assert len(set(colours)) == 80
     assert all(0 <= value <= 255 for colour in colours for value in colour)
-    for one, two in zip(colours, colours[1:]):  # noqa: RUF007
-        assert np.abs(np.subtract(one, two)).max() > 60
+    assert class_colour(256) == class_colour(0)
+    assert len({class_colour(label) for label in range(256)}) == 256
+
+
+@pytest.mark.parametrize(("count", "difference"), [(5, 60), (10, 35), (20, 20), (80, 9)])
+def test_colours_of_many_classes_differ_to_the_eye(count: int, difference: float):
+    """By CIE 1976's distance, of which 2.3 is just noticeable; Pillow's profiles, not ours, make L*a*b*."""
+    picture = Image.fromarray(np.array([[class_colour(label) for label in range(count)]], np.uint8))
+    lab = ImageCms.profileToProfile(
+        picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    lightness, a, b = (np.asarray(band)[0].astype(float) for band in lab.split())
+    wrapped = [(band + 128) % 256 - 128 for band in (a, b)]  # stored as signed bytes
+    table = np.stack([lightness * 100 / 255, *wrapped], axis=1)
+    distance = np.linalg.norm(table[:, None] - table, axis=2) + 1000 * np.eye(count)
+    assert distance.min() > difference
+
+
+def test_labels_can_be_read(monkeypatch: pytest.MonkeyPatch):
+    """WCAG 2.2, 1.4.3: a contrast of at least 4.5 between text and plate."""
+    written: list[Any] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, xy, text, fill, font: written.append(fill))
+    draw_detections(Image.new("RGB", (400, 400)), detections([[20, 60, 180, 90]] * 80, ("x",) * 80))
+
+    def luminance(colour: Any) -> float:
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for label, text in zip(reversed(range(80)), written, strict=True):  # the best is drawn last
+        dark, light = sorted((luminance(class_colour(label)), luminance(text)))
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"), [(200, "traffic light 0.90"), (70, "traffic light"), (40, "0.90"), (5, "0.90")]
+)
+def test_a_label_says_what_fits_on_a_small_picture(monkeypatch: pytest.MonkeyPatch, width: int, expected: str):
+    written: list[str] = []
+    original = ImageDraw.ImageDraw.text
+
+    def text(self: Any, xy: Any, text: str, **more: Any) -> None:
+        written.append(text)
+        original(self, xy, text, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw_detections(Image.new("RGB", (width, 60)), detections([[1, 20, 4, 50]], ("traffic light",)))
+    assert written == [expected]
