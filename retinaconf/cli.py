@@ -114,18 +114,18 @@ def evaluate(
 
 def predict(
     run: Positional[Path],
-    images: Positional[tuple[Path, ...]],
+    images: Positional[tuple[str, ...]],
     /,
     out: Path,
     alpha: float | None = None,
     score_threshold: float = 0.3,
     device: Device = "auto",
 ) -> None:
-    """Annotated pictures and detections.json (COCO results) of images and folders of images.
+    """Annotated pictures and detections.json (COCO results) of images, folders of images, and videos.
 
     Args:
         run: the run folder.
-        images: images, or folders of images.
+        images: images, folders of images, videos, or patterns such as 'photos/**/*.jpg'.
         out: folder for the pictures and detections.json.
         alpha: exponent of the quality in the joint score, instead of the run's own.
         score_threshold: boxes with a joint score above this are drawn; detections.json holds all.
@@ -134,7 +134,7 @@ def predict(
     from retinaconf.inference.predict import predict_files
 
     written = predict_files(run, images, out, alpha, score_threshold, None if device == "auto" else device)
-    print(f"{written} images: {out / 'detections.json'} and the pictures beside it")
+    print(f"{written:,} images: {out / 'detections.json'} and the pictures beside it")
 
 
 def diagnose(

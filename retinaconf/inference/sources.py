@@ -1,0 +1,53 @@
+"""What a person points at: files, folders, patterns and `file://` addresses, to files."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from retinaconf.errors import InputError
+from retinaconf.inference import video
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # one slash: a Path makes one of two; "C:/" is none
+
+
+def find_files(sources: Sequence[str | Path]) -> list[Path]:
+    """The files that `sources` name, in their order, each once.
+
+    A folder stands for the images in it, at any depth; a pattern (`photos/**/*.jpg`) for the images and videos that it
+    matches. What exists under a name is that, whatever characters are in it.
+
+    Raises:
+        InputError: there is no such file, a folder or pattern has no image, or it is an address on the network.
+    """
+    if not sources:
+        raise InputError("no images; give files, folders of images, or patterns such as 'photos/*.jpg'")
+    return list(dict.fromkeys(file for source in sources for file in _files(str(source))))
+
+
+def _files(source: str) -> Iterator[Path]:
+    path = Path(source)
+    if not path.exists() and (url := _URL.match(source)):
+        if url[1].lower() != "file":
+            raise InputError(f"{source}: addresses on the network are not read; download it first")
+        path = Path(url2pathname(urlsplit(source).path))
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise InputError(f"{source}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+        yield from inside
+    elif path.exists():
+        yield path
+    elif glob.has_magic(source):
+        matches = sorted(Path(name) for name in glob.glob(source, recursive=True))
+        images = [file for file in matches if file.suffix.lower() in SUFFIXES | video.SUFFIXES and file.is_file()]
+        if not images:
+            raise InputError(f"{source}: no image matches this pattern")
+        yield from images
+    else:
+        raise InputError(f"{source}: no such file or folder")
