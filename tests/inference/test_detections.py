@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,3 +73,18 @@ def test_drawing_leaves_the_image_as_it_is():
     assert image.getbbox() is None  # still black
     assert picture.getbbox() is not None
     assert detections(rows=0).draw(image).getbbox() is None
+
+
+def test_the_readmes_way_into_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pandas = pytest.importorskip("pandas")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    from_records, from_file = re.findall(r"`(pandas\.[^`]+)`", readme)
+    records = detections().to_coco(7)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/detections.json").write_text(json.dumps(records))
+    monkeypatch.chdir(tmp_path)
+    for expression in (from_records, from_file):
+        table = eval(expression, {"pandas": pandas, "records": records})
+        assert list(table.columns) == ["image_id", "category_id", "bbox", "score", "class_score", "quality"]
+        for key in table.columns:
+            np.testing.assert_allclose(table[key].tolist(), [record[key] for record in records], rtol=1e-12)
