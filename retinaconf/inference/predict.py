@@ -68,9 +68,10 @@ def predict_files(
     images = [file for file in names if file not in frames]
     records: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             if images:
                 task = bars.add_task("images", total=len(images))
             for start in range(0, len(images), BATCH):
