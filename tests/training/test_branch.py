@@ -186,7 +186,7 @@ def test_noise_is_not_learned():
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(cells.targets.shape, generator=generator).masked_fill(cells.targets.isnan(), torch.nan)
     found = fit_branch(Cells(cells.patches, noise, cells.images))
-    assert found.weight_decay >= 0.3
+    assert found.weight_decay >= 0.1
     assert found.tried[-1]["held_out"] >= found.tried[-2]["held_out"]  # stopped where it got worse
     assert found.tried[-1]["fitted"] < found.tried[-2]["fitted"]
 
