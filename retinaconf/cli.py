@@ -261,6 +261,21 @@ def check(
         raise InputError(f"{data}: training on this is impossible; the findings marked as errors say why")
 
 
+def export(run: Positional[Path], /, out: Path, raw: bool = False) -> None:
+    """An ONNX file or a torch.export program of a run, for programs without this package.
+
+    Args:
+        run: the run folder.
+        out: the file; its suffix decides, .onnx or .pt2.
+        raw: the network's outputs as they are, instead of finished detections.
+    """
+    if out.suffix not in (".onnx", ".pt2"):
+        raise UsageError(f"--out {out}: end it in .onnx (ONNX) or .pt2 (torch.export)")
+    from retinaconf.interop.export import export_run
+
+    print(export_run(run, out, raw))
+
+
 def import_(
     weights: Positional[Path],
     /,
@@ -291,6 +306,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "diagnose": diagnose,
     "retrofit": retrofit,
     "check": check,
+    "export": export,
     "import": import_,
 }
 

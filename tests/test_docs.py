@@ -27,7 +27,8 @@ from retinaconf.recipes import recipe
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
-SNIPPETS = "docs/diagnosis.md"  # for other libraries; tests/diagnosis/test_snippets.py runs them
+# For other libraries, and run by tests of their own: tests/diagnosis/test_snippets.py, tests/interop/test_export.py.
+SNIPPETS = ("docs/diagnosis.md", "docs/export.md")
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:
@@ -55,7 +56,7 @@ def a_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("document", [name for name in NAMES if blocks(name, "python") and name != SNIPPETS])
+@pytest.mark.parametrize("document", [name for name in NAMES if blocks(name, "python") and name not in SNIPPETS])
 def test_python_blocks_run_in_order(
     document: str, a_users_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,15 +38,21 @@ def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, whol
     The anchors of cell (0, 0) are centred on pixel (0, 0), as in MMDetection and torchvision. Cached: the tensor is
     shared between calls and must not be changed.
     """
-    levels = []
-    padded_height, padded_width = (side * STRIDES[2] for side in shapes[2])
+    padded = (shapes[2][0] * STRIDES[2], shapes[2][1] * STRIDES[2])
     with torch.inference_mode(False):  # whoever asks first, training can use them
-        for (height, width), stride in zip(shapes, STRIDES, strict=True):
-            down, right = (padded_height // height, padded_width // width) if whole_pixels else (stride, stride)
-            y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
-            shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-            levels.append((shifts + cell_anchors(stride, whole_pixels)).reshape(-1, 4))
+        levels = [
+            level_anchors(shape, stride, padded, whole_pixels) for shape, stride in zip(shapes, STRIDES, strict=True)
+        ]
         return torch.cat(levels).to(device)
+
+
+def level_anchors(shape: tuple[int, int], stride: int, padded: tuple[int, int], whole_pixels: bool = False) -> Tensor:
+    """(9 * H * W, 4) anchors of a level of `shape` (H, W) over a padded image of `padded` (height, width) pixels."""
+    height, width = shape
+    down, right = (padded[0] // height, padded[1] // width) if whole_pixels else (stride, stride)
+    y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
+    shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+    return (shifts + cell_anchors(stride, whole_pixels)).reshape(-1, 4)
 
 
 def level_shapes(height: int, width: int) -> tuple[tuple[int, int], ...]:

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from retinaconf.errors import InputError
-from retinaconf.model.backbone import Backbone, FoldedConv2d, FoldedNorm, fold_norms
+from retinaconf.model.backbone import Backbone, FoldedConv2d, FoldedNorm, fold_norms, make_plain
 
 
 def randomised(name, seed=0):
@@ -45,6 +45,20 @@ def test_folded_gradients_are_those_of_convolution_and_norm():
     theirs = dict(plain.named_parameters())
     for name, parameter in folded.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_plain_convolutions_give_the_same(name):
+    body = randomised(name).eval()
+    fold_norms(body)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = body(images)
+        make_plain(body)
+        after = body(images)
+    assert not any(isinstance(module, FoldedConv2d) for module in body.modules())
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
 def test_norms_that_follow_no_plain_convolution_stay():

@@ -1,0 +1,123 @@
+"""Whether an exported file gives what torch gives, on random images, near-ties aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retinaconf.errors import InputError
+from retinaconf.inference.detector import Detector
+from retinaconf.inference.joint_score import joint_score, product
+from retinaconf.inference.postprocess import Boxes, postprocess
+from retinaconf.model.boxes import iou
+
+Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+# Of float32 in another order of additions, through a hundred layers; a wrong graph differs by far more.
+RELATIVE = 1e-3  # of logits, deltas, scores, IoU
+PIXELS = 0.05  # of boxes
+PAIRS = 400  # scored above the threshold, in both images together
+
+
+def check_raw(run: Run, detector: Detector, out: Path) -> str:
+    """Compare the network's outputs; returns the largest difference as words.
+
+    Raises:
+        InputError: they differ.
+    """
+    images, sizes = _random_images()
+    given = run({"images": images, "sizes": sizes})
+    wanted = detector.model(images, sizes)._asdict()
+    largest = 0.0
+    for name, values in given.items():
+        if values.shape != wanted[name].shape:
+            raise _differs(out, f"{name} has the shape {tuple(values.shape)} instead of {tuple(wanted[name].shape)}")
+        difference = float((values - wanted[name]).abs().max())
+        if not difference <= RELATIVE * max(1.0, float(wanted[name].abs().max())):  # nor NaN
+            raise _differs(out, f"{name} by up to {difference:.2g}")
+        largest = max(largest, difference)
+    return f"{', '.join(given)} as in torch, largest difference {largest:.1e}"
+
+
+def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) -> str:
+    """Compare finished detections at a threshold low enough for hundreds; returns the largest difference as words.
+
+    Raises:
+        InputError: they differ.
+    """
+    images, sizes = _random_images()
+    config = detector.config.inference.model_copy(update={"score_threshold": 0.0})
+    joint = product(0.5, config.min_quality) if with_alpha else joint_score(config)
+    outputs = detector.model(images, sizes)
+    (candidates,) = postprocess(outputs, sizes, config, [joint], suppress=False)
+    scores = torch.cat([found.scores for found in candidates])
+    threshold = float(scores.sort(descending=True).values[min(PAIRS, len(scores) - 1)]) if len(scores) else 0.0
+    inputs = {"images": images, "sizes": sizes, "score_threshold": torch.tensor(threshold)}
+    given = run(inputs | ({"alpha": torch.tensor(0.5)} if with_alpha else {}))
+    pixels = score = 0.0
+    for n, (known, count) in enumerate(zip(candidates, given["counts"].tolist())):
+        quality = given["quality"][n, :count] if "quality" in given else None
+        boxes, scores, labels, classes = (
+            given[name][n, :count] for name in ("boxes", "scores", "labels", "class_scores")
+        )
+        found = Boxes(boxes, scores, labels, classes, quality)
+        differences = differences_from_nms(found, known, threshold, config.nms_iou, config.detections, out)
+        pixels, score = max(pixels, differences[0]), max(score, differences[1])
+    total = int(given["counts"].sum())
+    return f"{total} detections as in torch, largest difference {pixels:.1e} pixels, {score:.1e} in score"
+
+
+def differences_from_nms(
+    found: Boxes, candidates: Boxes, threshold: float, nms_iou: float, limit: int, out: Path
+) -> tuple[float, float]:
+    """How far `found` is from the best `limit` of NMS among `candidates` above a threshold, in pixels and in score.
+
+    Rounding decides between candidates that are nearly tied, so that two right lists may differ. What greedy NMS gives
+    is therefore recognised by what defines it, each up to a tolerance: it consists of candidates; no two of them in a
+    class overlap by more than `nms_iou`; and every candidate that is not in it is overlapped by a better one in it, or
+    not among the best.
+
+    Raises:
+        InputError: `found` is something else.
+    """
+    candidates = candidates.rows(candidates.scores > threshold * (1 - 2 * RELATIVE))
+    same_class = found.labels[:, None] == candidates.labels
+    if len(found.scores) and not same_class.any(dim=1).all():
+        raise _differs(out, "detections of a class that torch does not find")
+    pixels = score = 0.0
+    if len(found.scores):
+        distance = (found.boxes[:, None] - candidates.boxes).abs().amax(dim=2) + torch.where(same_class, 0.0, torch.inf)
+        pair = candidates.rows(distance.argmin(dim=1))
+        pixels = float((found.boxes - pair.boxes).abs().max())
+        fields = [(found.scores, pair.scores), (found.class_scores, pair.class_scores)]
+        if found.quality is not None and pair.quality is not None:
+            fields.append((found.quality, pair.quality))
+        score = max(float((one - other).abs().max()) for one, other in fields)
+        relative = max(float(((one - other).abs() / other).max()) for one, other in fields)
+        if not (pixels <= PIXELS and relative <= RELATIVE):
+            raise _differs(out, f"detections by up to {pixels:.2g} pixels, {score:.2g} in score")
+        overlap = iou(found.boxes[:, None], found.boxes) * (found.labels[:, None] == found.labels)
+        if float(overlap.fill_diagonal_(0).max()) > nms_iou + RELATIVE:
+            raise _differs(out, "two detections of a class overlap by more than NMS allows")
+    least = float(found.scores.min()) if len(found.scores) == limit else threshold
+    better = same_class & (found.scores[:, None] >= candidates.scores * (1 - RELATIVE))
+    itself = (found.boxes[:, None] - candidates.boxes).abs().amax(
+        dim=2
+    ) <= PIXELS  # empty boxes do not overlap even that
+    covered = (better & (itself | (iou(found.boxes[:, None], candidates.boxes) > nms_iou - RELATIVE))).any(dim=0)
+    if (~covered & (candidates.scores > least * (1 + 2 * RELATIVE))).any():
+        raise _differs(out, "detections are missing")
+    return pixels, score
+
+
+def _random_images() -> tuple[Tensor, Tensor]:
+    """Two images of different sizes; P3 has more anchors than are decoded."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 128, 160, generator=generator) * 255, torch.tensor([[128, 160], [100, 130]])
+
+
+def _differs(out: Path, what: str) -> InputError:
+    return InputError(f"{out}: not written, the exported file differs from torch ({what}); please report this as a bug")

@@ -1,0 +1,181 @@
+"""A detector as one graph of tensors, the form that a runtime without this package executes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from retinaconf.config import InferenceConfig
+from retinaconf.inference.joint_score import JointScore, joint_score
+from retinaconf.inference.postprocess import RULES, Rules
+from retinaconf.model.anchors import STRIDES, level_anchors
+from retinaconf.model.backbone import make_plain
+from retinaconf.model.boxes import decode
+from retinaconf.model.retinanet import RetinaNet
+
+Suppress = Callable[[Tensor, Tensor, float, int], Tensor]
+
+
+class RawOutputs(nn.Module):
+    """The network alone: class logits, box deltas, quality logits, anchors."""
+
+    def __init__(self, model: RetinaNet):
+        super().__init__()
+        self.model = _for_export(model)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """As `RetinaNet.forward`; `quality_logits` only with a quality branch."""
+        class_logits, box_deltas, quality_logits, anchors = zip(*_levels(self.model, images, sizes))
+        outputs = {"class_logits": torch.cat(class_logits, 1), "box_deltas": torch.cat(box_deltas, 1)}
+        if quality_logits[0] is not None:
+            outputs["quality_logits"] = torch.cat(quality_logits, 1)
+        return outputs | {"anchors": torch.cat(anchors)}
+
+
+class FinishedDetections(nn.Module):
+    """The network with the post-processing of `retinaconf.inference.postprocess` behind it.
+
+    The same steps, but for rules that clip after NMS, in shapes that do not depend on what is found, as a graph needs
+    them: S anchors, `config.candidates` of each level, and what is not above the threshold is masked instead of left
+    out.
+
+    Args:
+        model: the network.
+        config: everything but alpha and the score threshold, which are inputs.
+        suppress: `suppress`, or `suppress_node`.
+    """
+
+    def __init__(self, model: RetinaNet, config: InferenceConfig, suppress: Suppress):
+        super().__init__()
+        self.model = _for_export(model)
+        self.config = config
+        self.suppress = suppress
+
+    def forward(
+        self, images: Tensor, sizes: Tensor, score_threshold: Tensor, alpha: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The best D = `config.detections` boxes of each image, best first; an image with fewer has empty rows behind.
+
+        Args:
+            images: (N, 3, H, W), 0 to 255, H and W multiples of 32.
+            sizes: (N, 2) int64 height and width of the part that image n fills, at the top left.
+            score_threshold: () at least 0.
+            alpha: () in [0, 1]; without it, the configured joint score.
+
+        Returns:
+            `counts` (N,) of rows that are not empty, `boxes` (N, D, 4) in pixels of `images`, `scores` (N, D), `labels`
+            (N, D), `class_scores` (N, D) and, with a quality branch, `quality` (N, D). Empty rows have label -1, and
+            zeros otherwise.
+        """
+        config = self.config
+        joint = joint_score(config)
+        if alpha is not None:
+            joint = JointScore("", alpha, 1 - alpha, config.min_quality)  # type: ignore[arg-type]
+        rules = RULES[config.rules]
+        image = torch.arange(images.shape[0], device=images.device)[:, None]  # (N, 1)
+        levels = [_best(image, *level, joint, config.candidates, rules) for level in _levels(self.model, images, sizes)]
+        boxes, class_scores, quality, scores = (torch.cat(parts, dim=1) for parts in zip(*levels))  # each (N, S, ...)
+
+        limits = sizes.flip(1).repeat(1, 2).to(boxes)  # (N, 4): width, height, width, height
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        stays = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) | rules.keep_empty
+        scores = torch.where((scores > score_threshold) & stays[..., None], scores, -1.0)  # (N, S, K)
+        scores = self.suppress(boxes, scores, config.nms_iou, config.detections)
+
+        # More than there may be, so that there are always enough to take the best of.
+        ranked = F.pad(scores.flatten(1), (0, config.detections), value=-1.0)
+        best, pair = ranked.topk(config.detections, dim=1)
+        found = best > 0  # (N, D)
+        pair = torch.where(found, pair, 0)
+        row, label = pair // scores.shape[2], pair % scores.shape[2]
+        detections = {
+            "counts": found.sum(dim=1),
+            "boxes": boxes[image, row] * found[..., None],
+            "scores": best * found,
+            "labels": torch.where(found, label, -1),
+            "class_scores": class_scores[image, row, label] * found,
+        }
+        if self.model.head.quality_conv is not None:
+            detections["quality"] = quality[image, row] * found
+        return detections
+
+
+def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Scores (N, S, K) of boxes (N, S, 4), -1 where a better box of the image and class overlaps by more than allowed.
+
+    Scores of 0 and less take no part. After the best `limit` of a class the caller does not look.
+    """
+    image, row, label = (scores > 0).nonzero(as_tuple=True)
+    part = scores[image, row, label]  # (P,)
+    # In float64, so that the shift which separates images and classes costs the coordinates nothing.
+    shift = (image * scores.shape[2] + label) * (boxes.double().max() + 1)
+    shifted = boxes[image, row].double() + shift[:, None]
+    # Two empty boxes besides, which overlap nothing: torchvision declares that two boxes or more survive, and an
+    # exported program insists on what was declared.
+    kept = nms(F.pad(shifted, (0, 0, 0, 2)), F.pad(part.double(), (0, 2)), iou_threshold)
+    survives = torch.zeros(part.shape[0] + 2, dtype=torch.bool, device=boxes.device).index_fill(0, kept, True)[:-2]
+    return torch.full_like(scores, -1.0).index_put((image, row, label), torch.where(survives, part, -1.0))
+
+
+# `suppress` as one node, for which ONNX has an operator: NonMaxSuppression.
+suppress_node = torch.library.custom_op("retinaconf::suppress", suppress, mutates_args=())
+suppress_node.register_fake(lambda boxes, scores, iou_threshold, limit: torch.empty_like(scores))
+
+
+def _for_export(model: RetinaNet) -> RetinaNet:
+    """A copy whose norms are part of its convolutions, and which does not learn."""
+    plain = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    make_plain(plain)
+    return plain.requires_grad_(False)
+
+
+def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+    """Class logits (N, A_l, K), box deltas (N, A_l, 4), quality logits (N, A_l) and anchors (A_l, 4) of P3 ... P7.
+
+    Level by level, since the number of all anchors is a formula in H and W that takes the exporter minutes.
+    """
+    features = model.fpn(model.backbone(model.normalise(images, sizes)))
+    for feature, stride in zip(features, STRIDES, strict=True):
+        yield (
+            *model.head([feature]),
+            level_anchors(_sides(feature), stride, _sides(images), model.whole_pixel_anchors),
+        )
+
+
+def _sides(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[2], maps.shape[3]
+
+
+def _best(
+    image: Tensor,
+    class_logits: Tensor,
+    box_deltas: Tensor,
+    quality_logits: Tensor | None,
+    anchors: Tensor,
+    joint: JointScore,
+    candidates: int,
+    rules: Rules,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The C = `candidates` best anchors of a level, in the anchors' order; where it has fewer, all and scores of -1.
+
+    Boxes (N, C, 4), class scores (N, C, K), quality (N, C) (0 without a branch), joint scores (N, C, K).
+    """
+    quality = torch.zeros_like(class_logits[..., 0]) if quality_logits is None else torch.sigmoid(quality_logits)
+    ranking = joint(torch.sigmoid(class_logits.amax(dim=2)), None if quality_logits is None else quality)  # (N, A_l)
+    index = F.pad(ranking, (0, candidates), value=-1.0).topk(candidates, dim=1).indices.sort(dim=1).values
+    exists = index < anchors.shape[0]  # (N, C)
+    index = torch.where(exists, index, 0)
+    boxes = decode(anchors[index], box_deltas[image, index], rules.min_log_ratio)
+    class_scores, quality = torch.sigmoid(class_logits[image, index]), quality[image, index]
+    scores = joint(class_scores, None if quality_logits is None else quality[..., None])
+    scores = torch.where(exists[..., None], scores, -1.0)
+    if rules.pairs:  # all pairs of the best anchors are enough to choose from: the best pairs are among them
+        flat = scores.flatten(1)
+        best = flat.topk(candidates, dim=1)
+        scores = torch.full_like(flat, -1.0).scatter(1, best.indices, best.values).view_as(scores)
+    return boxes, class_scores, quality, scores
