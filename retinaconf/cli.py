@@ -298,6 +298,81 @@ def import_(
     print(f"{run.family}, {run.config.model.backbone}, {len(run.classes)} classes ({names}): {run.run}")
 
 
+PaperItem = Literal[
+    "table1-statistics",
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "switches",
+    "figure1",
+    "figure2",
+    "figure4",
+    "figure5",
+    "all",
+]
+
+
+@dataclass
+class PaperOptions:
+    """A table or figure of the paper on a data set, beside the published one, with a verdict on its claims."""
+
+    item: Positional[PaperItem]
+    """What to regenerate."""
+    data: Path
+    """The data set's folder."""
+    out: Path
+    """Folder for ITEM.md, ITEM.json, ITEM.png and the runs, which are used again."""
+    recipe_base: Literal["r50", "lite0"] = "r50"
+    """The recipes: the paper's, or those for CPUs and small data."""
+    schedule: Literal["1x", "2x"] = "1x"
+    """The recipes' schedule; 2x trains for twice the epochs."""
+    seeds: int = 1
+    """Trainings of each kind, with the seeds from --seed on; verdicts need two, better three or more."""
+    split: str = "val"
+    """What is evaluated: train, val or test. Training always validates on val."""
+    max_steps: int | None = None
+    """Stop every training after this many steps: to try things out."""
+    layout: LayoutKey | None = None
+    """Of the data set's folder; without it, found by looking."""
+    device: Device = "auto"
+    """Where to compute."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["retinanet-r50-1x"]
+    """Any field of the recipe of plain RetinaNet, for all detectors."""
+
+
+def paper(args: Sequence[str]) -> None:
+    """A table or figure of the paper, regenerated and compared."""
+    # The recipe decides the defaults of all other options, as for train.
+    first = _parse(PaperOptions, args, "paper")
+    base = RECIPES[f"retinanet-{first.recipe_base}" + (f"-{first.schedule}" if first.recipe_base == "r50" else "")]
+    if first.recipe_base == "lite0" and first.schedule == "2x":
+        base = base.changed(**{"schedule.epochs": 2 * base.schedule.epochs})
+    default: Any = PaperOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=base)
+    options = _parse(PaperOptions, args, "paper", default=default)
+    for name, value in (("--seeds", options.seeds), ("--max-steps", options.max_steps)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: give at least 1")
+    config = options.config if options.layout is None else options.config.changed(**{"data.layout": options.layout})
+
+    from retinaconf.paper.engine import run_paper
+
+    run_paper(
+        options.item,
+        options.out,
+        options.data,
+        config,
+        options.recipe_base,
+        options.seeds,
+        options.split,
+        options.schedule,
+        options.max_steps,
+        options.device,
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
@@ -308,6 +383,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "export": export,
     "import": import_,
+    "paper": paper,
 }
 
 
@@ -352,8 +428,8 @@ def _dispatch(args: list[str]) -> None:
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
-    if name == "train":
-        train(rest)
+    if COMMANDS[name] in (train, paper):  # which parse by themselves
+        COMMANDS[name](rest)
         return
 
     # Only parsed first: what the command writes to stderr is no complaint about its options.

@@ -120,6 +120,7 @@ def test_version(run_cli: Callable[..., Any]):
         ("retrofit", ["--data", "--out", "--quality", "--seed"]),
         ("check", ["--data", "--json"]),
         ("demo", ["--out"]),
+        ("paper", ["--data", "--out", "--seeds", "--schedule", "--recipe-base", "--optimizer.lr", "--schedule.epochs"]),
     ],
 )
 def test_every_command_explains_its_options(run_cli: Callable[..., Any], command: str, options: list[str]):

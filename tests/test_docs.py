@@ -122,6 +122,7 @@ def commands(document: str) -> Iterator[tuple[int, list[str]]]:
 def parse_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
     """The command line with nothing behind it: the exit code says whether it is understood."""
     monkeypatch.setattr("retinaconf.training.run.train_run", lambda *args: None)
+    monkeypatch.setattr("retinaconf.paper.engine.run_paper", lambda *args: None)
 
     def nothing(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)  # tyro sees the same parameters and help
@@ -131,7 +132,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
         return parsed
 
     for name, command in cli.COMMANDS.items():
-        if command is not cli.train:  # it looks at the recipe before it parses
+        if command not in (cli.train, cli.paper):  # they look at the recipe before they parse
             monkeypatch.setitem(cli.COMMANDS, name, nothing(command))
 
     def run(args: list[str]) -> int:
@@ -184,8 +185,9 @@ def test_cli_md_has_every_command_and_option() -> None:
         assert name in sections, f"docs/cli.md has no section '## `retinaconf {name} ...`'"
         parameters = inspect.signature(command).parameters.values()
         options = [p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
-        if command is cli.train:
-            options = [field.name for field in fields(cli.TrainOptions) if field.name not in ("recipe", "config")]
+        if command in (cli.train, cli.paper):
+            described = cli.TrainOptions if command is cli.train else cli.PaperOptions
+            options = [field.name for field in fields(described) if field.name not in ("recipe", "item", "config")]
         for option in options:
             assert f"`--{option.replace('_', '-')}" in sections[name], f"docs/cli.md: {name} lacks --{option}"
 

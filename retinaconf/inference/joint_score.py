@@ -24,17 +24,22 @@ class JointScore:
     ========================= ================ =======================
 
     (0, 1) gives the class score bit by bit. At `alpha = 0` eq. (11) is that, too.
+
+    The paper's released code leaves the quality out on levels that have no more anchors than are decoded, which favours
+    their boxes; `large_levels_only` does the same.
     """
 
     name: str
     quality_exponent: float
     class_exponent: float
     min_quality: float = 0.0
+    large_levels_only: bool = False
 
     @property
     def alpha(self) -> float | None:
         """Alpha of equation (11), None for another joint score or one that filters by quality."""
         plain = self.quality_exponent + self.class_exponent == 1 and self.min_quality == 0
+        plain = plain and not self.large_levels_only
         return self.quality_exponent if plain else None
 
     def __call__(self, class_scores: Tensor, quality: Tensor | None) -> Tensor:
@@ -56,6 +61,11 @@ def joint_score(config: InferenceConfig) -> JointScore:
 def product(alpha: float, min_quality: float = 0.0) -> JointScore:
     """Equation (11): quality^alpha * class^(1 - alpha)."""
     return JointScore(_named(f"product({alpha:g})", min_quality), alpha, 1 - alpha, min_quality)
+
+
+def released(alpha: float) -> JointScore:
+    """Equation (11) as the paper's released code has it: without the quality on small levels."""
+    return JointScore(f"product({alpha:g}), large levels only", alpha, 1 - alpha, large_levels_only=True)
 
 
 def sweep() -> list[JointScore]:

@@ -73,13 +73,16 @@ def postprocess(
     clip_now = rules.clip_first or not suppress
     results = []
     for joint in joints:
-        ranking = joint(best_class, quality)
+        joined = quality  # what the score takes for the quality: 1 where it leaves it out
+        if quality is not None and joint.large_levels_only:
+            joined = torch.where(_of_large_level(outputs, config), quality, 1)
+        ranking = joint(best_class, joined)
         chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
         image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
         boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float(), rules.min_log_ratio)
         class_scores = torch.sigmoid(outputs.class_logits[image, anchor].float())  # (P, K)
         chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
-        scores = joint(class_scores, None if chosen_quality is None else chosen_quality[:, None])
+        scores = joint(class_scores, None if joined is None else joined[image, anchor, None])
         taken = scores > config.score_threshold  # (P, K)
         if rules.pairs:
             _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, config.candidates)
@@ -125,6 +128,12 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
         if len(kept) >= limit or length >= len(boxes):
             return kept[:limit]
         length *= 16
+
+
+def _of_large_level(outputs: Outputs, config: InferenceConfig) -> Tensor:
+    """(A,) whether an anchor's level has more anchors than are decoded."""
+    sizes = torch.tensor(outputs.level_sizes, device=outputs.anchors.device)
+    return (sizes > config.candidates).repeat_interleave(sizes)
 
 
 def _best_of_level(ranking: Tensor, level_sizes: tuple[int, ...], config: InferenceConfig) -> Tensor:

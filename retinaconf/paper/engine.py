@@ -1,0 +1,152 @@
+"""From an item to its three files: train what is missing, evaluate, compare, write. `retinaconf paper`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinaconf.config import Config
+from retinaconf.evaluation.coco import METRICS
+from retinaconf.files import write_aside
+from retinaconf.paper import published
+from retinaconf.paper.compare import overall, paired_difference, seeds_needed, verdict
+from retinaconf.paper.figures import save_figure
+from retinaconf.paper.items import ITEMS, Claim, Contrast, Item, for_base
+from retinaconf.paper.markdown import to_markdown
+from retinaconf.paper.misalignment import statistics
+from retinaconf.paper.runs import Evaluation, Experiments
+
+Results = dict[str, list[Evaluation]]  # by row name, a seed each
+
+
+def run_paper(
+    item: str,
+    out: Path,
+    root: Path,
+    base: Config,
+    recipe_base: str = "r50",
+    seeds: int = 1,
+    split: str = "val",
+    schedule: str = "1x",
+    max_steps: int | None = None,
+    device: str = "auto",
+) -> Experiments:
+    """Regenerate an item, or `all` of them, into `out/ITEM.{md,json,png}`.
+
+    Seeds are `base.seed` and those that follow it. Runs are kept in `out/runs` and used again, whatever item asks for
+    them; stopped at any time, the same command goes on.
+
+    Args:
+        item: a key of `ITEMS`, or `all`.
+        out: the folder.
+        root: the data set's.
+        base: settings of plain RetinaNet, of which the detectors are changes.
+        recipe_base: `lite0` leaves out what needs the paper's backbones.
+        seeds: how many trainings of each kind.
+        split: what is evaluated; training always validates on `val`.
+        schedule: what `base` has, `1x` or `2x`.
+        max_steps: ends every training early: for trying things out.
+        device: where to compute.
+
+    Raises:
+        InputError: bad data, or a folder that cannot be used.
+        Interrupted: it was asked to stop.
+    """
+    experiments = Experiments(out, root, base, split, schedule, max_steps, device)
+    print(experiments.description, flush=True)
+    for name in ITEMS if item == "all" else [item]:
+        document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
+        document["recipe_base"] = recipe_base
+        text = json.dumps(document, indent=1) + "\n"
+        write_aside(out / f"{name}.json", lambda aside, text=text: aside.write_text(text))
+        save_figure(document, out / f"{name}.png")
+        page = to_markdown(document)
+        write_aside(out / f"{name}.md", lambda aside, page=page: aside.write_text(page))
+        print(f"{name}: {out / name}.md, .json, .png", flush=True)
+        for claim in document["claims"]:
+            print(f"  {claim['claim']}: {claim['verdict']}", flush=True)
+    return experiments
+
+
+def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> dict[str, Any]:
+    """Everything about an item, ready for json.dumps (docs/paper.md)."""
+    document: dict[str, Any] = {
+        "item": name,
+        "title": item.title,
+        "kind": item.kind,
+        "data": experiments.description,
+        "is_coco": experiments.is_coco,
+        "split": experiments.split,
+        "images": len(experiments.ground_truth),
+        "seeds": list(seeds),
+        "max_steps": experiments.max_steps,
+        "rows": [],
+        "claims": [],
+    }
+    if item.trainings:
+        document["statistics"] = statistics(experiments, item.trainings[0], seeds[0])
+    # Seed by seed, so that every row has its first result early.
+    found: Results = {row.name: [] for row in item.rows}
+    for seed in seeds:
+        for row in item.rows:
+            found[row.name].append(experiments.evaluate(row.training, seed)[row.joint])
+    for row in item.rows:
+        by_seed = [evaluation.metrics for evaluation in found[row.name]]
+        document["rows"].append(
+            {
+                "name": row.name,
+                "detector": row.training.detector,
+                "joint": row.joint.name,
+                "alpha": row.joint.alpha,
+                "changes": dict(row.training.changes),
+                "runs": [str(experiments.run(row.training, seed)) for seed in seeds],
+                "seeds": by_seed,
+                "mean": {metric: _mean([metrics[metric] for metrics in by_seed]) for metric in METRICS},
+                "published": None if row.published is None else published.named(row.published),
+            }
+        )
+    document["claims"] = [judge(claim, found) for claim in item.claims]
+    return document
+
+
+def judge(claim: Claim, found: Results) -> dict[str, Any]:
+    """A claim's verdict and those of its parts, with their differences and intervals."""
+    parts = [_judge_part(part, found) for part in claim.parts]
+    return {"claim": claim.text, "verdict": overall([part["verdict"] for part in parts]), "parts": parts}
+
+
+def _judge_part(part: Contrast, found: Results) -> dict[str, Any]:
+    values = sum(
+        weight * np.array([np.nan if e.metrics["AP"] is None else e.metrics["AP"] for e in found[row]])
+        for row, weight in part.weights.items()
+    )
+    draws = sum(weight * np.array([e.draws for e in found[row]]) for row, weight in part.weights.items())
+    assert isinstance(values, np.ndarray)
+    assert isinstance(draws, np.ndarray)
+    difference = paired_difference(values, draws)
+    result = verdict(difference, part.relation, part.margin)
+    needed: int | str | None = None
+    if difference.known and len(values) > 1 and result == "undecided":
+        needed = seeds_needed(difference, part.relation, part.margin) or "more images, not seeds"
+    return {
+        "text": part.text,
+        "verdict": result,
+        "difference": _known(difference.mean),
+        "interval": [_known(difference.low), _known(difference.high)],
+        "seeds": [_known(value) for value in difference.seeds],
+        "seed_spread": _known(difference.seed_spread),
+        "image_spread": _known(difference.image_spread),
+        "seeds_needed": needed,
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

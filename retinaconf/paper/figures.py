@@ -1,0 +1,195 @@
+"""The items as figures, in the style of the diagnosis's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retinaconf.diagnosis import published
+from retinaconf.diagnosis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
+from retinaconf.files import write_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def save_figure(document: dict[str, Any], path: Path) -> None:
+    """Draw the document of an item (`engine.run_paper`) into a PNG.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    draw = {
+        "rows": rows,
+        "alpha": alpha,
+        "statistics": figure2,
+        "figure1": figure1,
+        "figure2": figure2,
+        "figure4": figure4,
+        "figure5": figure5,
+    }[document["kind"]]
+    with mpl.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(document, figure)
+        write_aside(path, lambda aside: figure.savefig(aside, dpi=200, format="png"))
+
+
+def rows(document: dict[str, Any], figure: Figure) -> None:
+    """AP of every row, a dot a seed; and every difference of the claims with its interval."""
+    table = document["rows"]
+    parts = [part for claim in document["claims"] for part in claim["parts"]]
+    longest = max(len(table), len(parts))
+    figure.set_size_inches(10.5, 1.3 + 0.34 * longest)
+    left, right = figure.subplots(1, 2)
+    place = np.arange(len(table))[::-1]
+    for y, row in zip(place, table):
+        seeds = [100 * metrics["AP"] for metrics in row["seeds"] if metrics["AP"] is not None]
+        left.plot(seeds, [y] * len(seeds), "o", ms=4, color=BLUE, alpha=0.45, mew=0)
+        if row["mean"]["AP"] is not None:
+            left.plot(100 * row["mean"]["AP"], y, "|", ms=13, mew=2, color=BLUE)
+        if document["is_coco"] and row["published"]:
+            left.plot(100 * row["published"]["AP"], y, "D", ms=5, mfc="none", color=ORANGE)
+    left.plot([], [], "o", color=BLUE, alpha=0.45, mew=0, label="a seed")
+    left.plot([], [], "|", ms=13, mew=2, color=BLUE, label="mean")
+    if document["is_coco"]:
+        left.plot([], [], "D", ms=5, mfc="none", color=ORANGE, label="published")
+    left.set_yticks(place, [row["name"] for row in table])
+    left.set(xlabel="AP", ylim=(-0.7, len(table) - 0.3))
+    left.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
+    _intervals(right, parts)
+
+
+COLOURS = {"holds": GREEN, "does not hold": ORANGE, "undecided": GREY}
+
+
+def _intervals(axis: Axes, parts: list[dict[str, Any]]) -> None:
+    axis.axvline(0, color=GREY, lw=0.8, ls=":")
+    place = np.arange(len(parts))[::-1]
+    for y, part in zip(place, parts):
+        if part["interval"][0] is not None and part["difference"] is not None:
+            colour = COLOURS[part["verdict"]]
+            axis.plot([100 * end for end in part["interval"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
+            axis.plot(100 * part["difference"], y, "o", ms=5, color=colour)
+    for name, colour in COLOURS.items():
+        axis.plot([], [], "o-", color=colour, label=name)
+    axis.set_yticks(place, [part["text"] for part in parts], fontsize=8)
+    axis.set(xlabel="difference of AP in points, 95% interval", ylim=(-0.7, max(len(parts), 1) - 0.3))
+    axis.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
+
+
+def alpha(document: dict[str, Any], figure: Figure) -> None:
+    """AP against alpha for each detector, a thin line a seed; beside it the published curves."""
+    figure.set_size_inches(9, 3.6)
+    ours, theirs = figure.subplots(1, 2)
+    detectors = list(dict.fromkeys(row["detector"] for row in document["rows"]))
+    for detector, colour, marker in zip(detectors, (ORANGE, BLUE), ("s", "o")):
+        table = [row for row in document["rows"] if row["detector"] == detector]
+        name = table[0]["name"].split(",")[0]
+        alphas = [row["alpha"] for row in table]
+        for seed in range(len(document["seeds"])):
+            ours.plot(alphas, [_percent(row["seeds"][seed]["AP"]) for row in table], color=colour, lw=0.7, alpha=0.4)
+        ours.plot(alphas, [_percent(row["mean"]["AP"]) for row in table], marker + "-", color=colour, label=name)
+        known = [_percent(row["published"]["AP"]) for row in table]
+        theirs.plot(alphas, known, marker + "-", color=colour, label=name)
+    ours.set_title(f"{document['split']}, {document['images']:,} images, {len(document['seeds'])} seed(s)")
+    theirs.set_title("published: COCO val2017, R50, 1x")
+    for axis in (ours, theirs):
+        axis.set(xlabel="α: score = quality^α · class score^(1 − α)", ylabel="AP")
+        axis.legend()
+
+
+def _percent(value: float | None) -> float:
+    return float("nan") if value is None else 100 * value
+
+
+def figure1(document: dict[str, Any], figure: Figure) -> None:
+    """Score against IoU, an image a column, before NMS above, after it below."""
+    images = document["statistics"]["points"]
+    figure.set_size_inches(2.7 * max(len(images), 1), 5.4)
+    axes = figure.subplots(2, max(len(images), 1), squeeze=False, sharex=True, sharey=True)
+    for row, stage, size in zip(axes, ("before", "after"), (4, 10)):
+        for axis, image in zip(row, images):
+            points = np.array(image[stage]).reshape(-1, 2)
+            axis.axhline(0.5, color=GREY, lw=0.6, ls=":")
+            axis.axvline(0.5, color=GREY, lw=0.6, ls=":")
+            axis.scatter(points[:, 0], points[:, 1], s=size, color=BLUE, alpha=0.5, lw=0)
+            axis.set_title(f"image {image['image']}, {stage} NMS", fontsize=8)
+            axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        row[0].set_ylabel("classification score")
+    for axis in axes[-1]:
+        axis.set_xlabel("IoU with the ground truth")
+
+
+def figure2(document: dict[str, Any], figure: Figure) -> None:
+    """Share of the predictions above each threshold, all images together; ours, and the paper's ten."""
+    found = document["statistics"]
+    figure.set_size_inches(8.4, 3.5)
+    axes = figure.subplots(1, 2, sharey=True)
+    stages = {"before": published.BEFORE_NMS, "after": published.AFTER_NMS}
+    for stage, colour in (("before", BLUE), ("after", ORANGE)):
+        ours = {key: np.array(found[stage]["mean"][key]) for key in ("score", "iou")}
+        theirs = {"score": stages[stage].score.mean(0), "iou": stages[stage].iou.mean(0)}
+        for axis, means in zip(axes, (ours, theirs)):
+            if not means["score"][0]:
+                continue  # no prediction above 0.05 anywhere
+            score, iou = means["score"][1:] / means["score"][0], means["iou"] / means["score"][0]
+            axis.plot(SCORE_THRESHOLDS[1:], score, "o-", color=colour, label=f"cls > t, {stage} NMS")
+            axis.plot(IOU_THRESHOLDS, iou, "s:", color=colour, label=f"IoU > t, {stage} NMS")
+    axes[0].set_title(f"ours, {found['images']:,} images")
+    axes[1].set_title("published: ten COCO images")
+    for axis in axes:
+        axis.set(xlabel="threshold t", xticks=IOU_THRESHOLDS)
+    axes[0].set_ylabel("share of the predictions")
+    axes[0].set_ylim(bottom=0)
+    axes[1].legend()
+
+
+def figure4(document: dict[str, Any], figure: Figure) -> None:
+    """The product sqrt(IoU * cls), eq. (1), and what eq. (11) makes of it at alpha = 0.2."""
+    figure.set_size_inches(8, 3.6)
+    axes = figure.subplots(1, 2, sharey=True)
+    grid = np.linspace(0, 1, 201)
+    iou, cls = np.meshgrid(grid, grid)
+    levels = np.linspace(0, 1, 11)
+    for axis, exponent in zip(axes, (0.5, 0.2)):
+        product = iou**exponent * cls ** (1 - exponent)
+        filled = axis.contourf(iou, cls, product, levels, cmap="viridis")
+        lines = axis.contour(iou, cls, product, levels[1:-1], colors="white", linewidths=0.5)
+        axis.clabel(lines, fontsize=6.5, fmt="%.1f")
+        axis.plot([0, 1], [0, 1], color="white", lw=0.8, ls=":")
+        axis.set_title(f"IoU^{exponent:g} · cls^{1 - exponent:g}" + (", eq. (1)" if exponent == 0.5 else ""))
+        axis.set(xlabel="IoU", aspect="equal")
+    axes[0].set_ylabel("classification score")
+    figure.colorbar(filled, ax=axes, label="joint score", shrink=0.9)
+
+
+def figure5(document: dict[str, Any], figure: Figure) -> None:
+    """The sigmoid h and its slope; and the gradient of L1, L2 and cross entropy, eqs. (6) to (8), for y = 0.9."""
+    figure.set_size_inches(8, 3.3)
+    left, right = figure.subplots(1, 2)
+    z = np.linspace(-8, 8, 401)
+    h = 1 / (1 + np.exp(-z))
+    left.plot(z, h, color=BLUE, label="h(z)")
+    left.plot(z, h * (1 - h), "--", color=ORANGE, label="h′(z) = h (1 − h)")
+    left.set(xlabel="z = θx", ylim=(0, 1.02))
+    left.legend(loc="upper left")
+    target = 0.9
+    for name, gradient, colour, dash in (
+        ("cross entropy: h − y", h - target, BLUE, "-"),
+        ("L1: sign(h − y) h (1 − h)", np.sign(h - target) * h * (1 - h), ORANGE, "--"),
+        ("L2: (h − y) h (1 − h)", (h - target) * h * (1 - h), PURPLE, ":"),
+    ):
+        right.plot(h, gradient, dash, color=colour, label=name)
+    right.axhline(0, color=GREY, lw=0.6)
+    right.axvline(target, color=GREY, lw=0.6, ls=":")
+    right.set(xlabel="prediction h, target y = 0.9", ylabel="gradient / x", xlim=(0, 1), ylim=(-1, 0.3))
+    right.legend(fontsize=8, loc="lower right")

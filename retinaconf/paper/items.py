@@ -1,0 +1,243 @@
+"""What each table and figure of the paper is made of. The engine (`engine.py`) knows none of them by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retinaconf.inference.joint_score import JointScore, product, released, sweep
+from retinaconf.paper import published
+
+NAMES = {"retinanet": "RetinaNet", "iou-aware": "IoU-aware Net", "conf": "RetinaNet-Conf"}
+SMALL = 0.002  # of AP: what the paper's text reads as no difference
+R101 = "resnet101.tv_in1k"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A detector of `recipes.DETECTORS` with settings changed; those with equal settings are trained once."""
+
+    detector: str
+    changes: tuple[tuple[str, Any], ...] = ()
+    longer: bool = False  # the 2x schedule, whatever is asked for
+    paper_scale: bool = False  # only with the recipes r50: the backbone is another one
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a training, judged by one joint score."""
+
+    name: str
+    training: Training
+    joint: JointScore
+    published: published.Row | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A sum of the rows' APs whose weights add up to 0, and what is claimed of it (`compare.verdict`)."""
+
+    text: str
+    weights: dict[str, float]  # by row name
+    relation: Literal["more", "same"] = "more"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One of the guide's claims to check, or one of its switches."""
+
+    text: str
+    parts: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure. `kind` says how it is shown: rows, curves over alpha, statistics, or a formula."""
+
+    title: str
+    kind: Literal["rows", "alpha", "statistics", "figure1", "figure2", "figure4", "figure5"] = "rows"
+    rows: tuple[Row, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    trainings: tuple[Training, ...] = field(default=())  # of an item without rows
+
+    def all_trainings(self) -> list[Training]:
+        """Each training once, in the order of the rows."""
+        return list(dict.fromkeys([row.training for row in self.rows] + list(self.trainings)))
+
+
+RETINANET, IOU_AWARE, CONF = (Training(detector) for detector in ("retinanet", "iou-aware", "conf"))
+CLS = product(0.0)
+
+
+def _loss(**changes: Any) -> Training:
+    return Training("conf", tuple((f"loss.{name}", value) for name, value in changes.items()))
+
+
+def _more(better: str, worse: str, margin: float = 0.0) -> Contrast:
+    text = f"{better} > {worse}" + (f" {'+' if margin > 0 else '-'} {100 * abs(margin):g}" if margin else "")
+    return Contrast(text, {better: 1, worse: -1}, "more", margin)
+
+
+def _same(a: str, b: str) -> Contrast:
+    return Contrast(f"|{a} - {b}| < {100 * SMALL:g}", {a: 1, b: -1}, "same", SMALL)
+
+
+LOSSES = {
+    "L1": _loss(quality="l1"),
+    "Smooth L1": _loss(quality="smooth-l1"),
+    "L2": _loss(quality="l2"),
+    "GFocal": _loss(quality="gfocal"),
+    "CE_w (w = 0.0001)": _loss(quality="ce-weighted", quality_negative_weight=1e-4),
+    "CE_w (w = 0.001)": _loss(quality="ce-weighted", quality_negative_weight=1e-3),
+    "CE": CONF,
+}
+WEIGHTED = "CE_w (w = 0.0001)"
+
+
+def _table1() -> Item:
+    rows = [Row(NAMES[t.detector], t, CLS, published.TABLE1[NAMES[t.detector]]) for t in (RETINANET, IOU_AWARE, CONF)]
+    claim = Claim(
+        "1. The branch helps even unused (alpha = 0)",
+        (_more("IoU-aware Net", "RetinaNet"), _more("RetinaNet-Conf", "RetinaNet")),
+    )
+    return Item("Table 1 (section 4): three models, ranked by the class score", rows=tuple(rows), claims=(claim,))
+
+
+def _table2() -> Item:
+    rows = [Row("RetinaNet", RETINANET, CLS, published.TABLE1["RetinaNet"])]
+    rows += [Row(name, training, CLS, published.TABLE2[name]) for name, training in LOSSES.items()]
+    claims = (
+        Claim("2a. Cross entropy is the best loss", tuple(_more("CE", name) for name in LOSSES if name != "CE")),
+        Claim(
+            "2b. Regression losses are below or at the baseline",
+            tuple(_more("RetinaNet", name, -SMALL) for name in ("L1", "Smooth L1", "L2")),
+        ),
+    )
+    return Item("Table 2: losses of the confidence branch, alpha = 0", rows=tuple(rows), claims=claims)
+
+
+def _table3() -> Item:
+    rows = []
+    for alpha, numbers in ((0.0, published.TABLE2), (0.4, published.TABLE3)):
+        rows += [
+            Row(f"{name}, alpha {alpha:g}", LOSSES[name], product(alpha), numbers[name]) for name in (WEIGHTED, "CE")
+        ]
+    gain = {f"{WEIGHTED}, alpha 0.4": 1, f"{WEIGHTED}, alpha 0": -1, "CE, alpha 0.4": -1, "CE, alpha 0": 1}
+    claim = Claim(
+        "3. Positives alone are enough for cross entropy, though CE_w gains more from the product",
+        (
+            _more("CE, alpha 0.4", f"{WEIGHTED}, alpha 0.4", -SMALL),
+            Contrast("gain of CE_w by the product > gain of CE", {name: float(w) for name, w in gain.items()}),
+        ),
+    )
+    return Item("Table 3: cross entropy on positives, and on all samples", rows=tuple(rows), claims=(claim,))
+
+
+def _table4() -> Item:
+    joints = {joint.name: joint for joint in sweep()} | {"cls": CLS}
+    rows = tuple(Row(name, CONF, joints[name], numbers) for name, numbers in published.TABLE4.items())
+    claims = (
+        Claim("4a. The product with alpha = 0.4 is better than the class score", (_more("product(0.4)", "cls"),)),
+        Claim(
+            "4b. The filter obj > 0.5 hardly matters",
+            tuple(_same(f"{name}(obj>0.5)", name) for name in ("cls", "cls*obj", "product(0.4)")),
+        ),
+    )
+    return Item("Table 4: ways to join class score and object confidence", rows=rows, claims=claims)
+
+
+def _table5() -> Item:
+    rows, claims = [], []
+    for training in (IOU_AWARE, CONF):
+        name = NAMES[training.detector]
+        for tenth, numbers in enumerate(published.TABLE5[name]):
+            alpha = tenth / 10
+            rows.append(Row(f"{name}, alpha {alpha:g}", training, product(alpha), numbers))
+        flat = [_more(f"{name}, alpha {alpha:g}", f"{name}, alpha 0", -0.005) for alpha in (0.1, 0.2, 0.3, 0.4, 0.5)]
+        claims.append(Claim(f"5a. {name}: up to alpha = 0.5 nothing is lost", tuple(flat)))
+        steep = _more(f"{name}, alpha 0.6", f"{name}, alpha 0.9", 0.02)
+        claims.append(Claim(f"5b. {name}: after alpha = 0.6 AP falls steeply", (steep,)))
+    return Item("Table 5: alpha", kind="alpha", rows=tuple(rows), claims=tuple(claims))
+
+
+def _table6() -> Item:
+    alphas = {"retinanet": 0.0, "iou-aware": 0.5, "conf": 0.4}
+    rows = []
+    for detector, name in NAMES.items():
+        for suffix, training in (
+            ("base", Training(detector)),
+            ("R101", Training(detector, (("model.backbone", R101),), paper_scale=True)),
+            ("R101, 2x", Training(detector, (("model.backbone", R101),), longer=True, paper_scale=True)),
+        ):
+            label = f"{name}, {suffix}"
+            if label in published.TABLE6:
+                rows.append(Row(label, training, product(alphas[detector]), published.TABLE6[label]))
+    conf = NAMES["conf"]
+    claim = Claim(
+        "6. RetinaNet-Conf is better than RetinaNet with either backbone, and better still when trained for longer",
+        (
+            _more(f"{conf}, base", "RetinaNet, base"),
+            _more(f"{conf}, R101", "RetinaNet, R101"),
+            _more(f"{conf}, R101, 2x", f"{conf}, R101"),
+        ),
+    )
+    return Item("Table 6: backbones and schedules", rows=tuple(rows), claims=(claim,))
+
+
+def _switches() -> Item:
+    stopped = _loss(detach_quality_target=True)
+    rows = (
+        Row("gradient through the IoU, alpha 0", CONF, CLS),
+        Row("gradient stopped, alpha 0", stopped, CLS),
+        Row("gradient through the IoU, alpha 0.4", CONF, product(0.4)),
+        Row("gradient stopped, alpha 0.4", stopped, product(0.4)),
+        Row("eq. (11) on large levels only, alpha 0.4", CONF, released(0.4)),
+    )
+    claims = (
+        Claim(
+            "The gradient through the IoU target hardly matters",
+            (_same(rows[1].name, rows[0].name), _same(rows[3].name, rows[2].name)),
+        ),
+        Claim(
+            "The released code's slip on small levels hardly matters",
+            (_same(rows[4].name, rows[2].name),),
+        ),
+    )
+    return Item("The released code's switches", rows=rows, claims=claims)
+
+
+ITEMS: dict[str, Item] = {
+    "table1-statistics": Item(
+        "Table 1 (introduction): boxes before and after NMS", "statistics", trainings=(RETINANET,)
+    ),
+    "table1": _table1(),
+    "table2": _table2(),
+    "table3": _table3(),
+    "table4": _table4(),
+    "table5": _table5(),
+    "table6": _table6(),
+    "switches": _switches(),
+    "figure1": Item("Figure 1: score against IoU, before and after NMS", "figure1", trainings=(RETINANET,)),
+    "figure2": Item("Figure 2: proportions of boxes, before and after NMS", "figure2", trainings=(RETINANET,)),
+    "figure4": Item("Figure 4: the product of IoU and class score", "figure4"),
+    "figure5": Item("Figure 5: the sigmoid, and what each loss's gradient makes of it", "figure5"),
+}
+
+
+def for_base(item: Item, base: str) -> Item:
+    """The item without the rows, and the parts of claims, that a recipe base does not have."""
+    if base != "lite0":
+        return item
+    rows = tuple(row for row in item.rows if not row.training.paper_scale)
+    names = {row.name for row in rows}
+    claims = tuple(
+        Claim(claim.text, tuple(part for part in claim.parts if set(part.weights) <= names)) for claim in item.claims
+    )
+    claims = tuple(claim for claim in claims if claim.parts)
+    return Item(item.title, item.kind, rows, claims, item.trainings)
+
+
+def joints_of(training: Training) -> list[JointScore]:
+    """Every joint score that a row of any item judges this training by, each once."""
+    return list(dict.fromkeys(row.joint for item in ITEMS.values() for row in item.rows if row.training == training))

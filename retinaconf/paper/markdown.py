@@ -1,0 +1,125 @@
+"""An item's document as a page to read: the table, the verdicts, and what cannot be said."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from retinaconf.diagnosis import published
+from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, proportion_drop
+from retinaconf.evaluation.coco import METRICS
+
+SHOWN = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")  # the JSON has all ten
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The page of an item's document (`engine.run_paper`)."""
+    lines = [f"# {document['title']}", "", *_about(document), ""]
+    if document["rows"]:
+        lines += [*_rows(document), ""]
+    if "statistics" in document:
+        lines += [*_statistics(document["statistics"]), ""]
+    if document["claims"]:
+        lines += [*_claims(document), ""]
+    if document["kind"] != "rows" and document["kind"] != "statistics":
+        lines += [f"![{document['title']}]({document['item']}.png)", ""]
+    elif document["rows"]:
+        lines += [f"![AP of each row]({document['item']}.png)", ""]
+    return "\n".join(lines)
+
+
+def _about(document: dict[str, Any]) -> Iterator[str]:
+    if document["kind"] in ("figure4", "figure5"):
+        yield "A property of the formula; no detector is needed."
+        return
+    seeds = document["seeds"]
+    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    yield f"{document['data']}. Evaluated on `{document['split']}`; {named}; recipes {document['recipe_base']}."
+    if document["max_steps"] is not None:
+        yield f"\n**Every training was stopped after {document['max_steps']} steps: these numbers mean nothing.**"
+    if document["rows"] and len(seeds) == 1:
+        yield (
+            "\nOne seed: the intervals are of the images alone. Whether another training would give the same order "
+            "cannot be said, so nothing is decided; give `--seeds 3` or more."
+        )
+
+
+def _rows(document: dict[str, Any]) -> Iterator[str]:
+    where = "published" if document["is_coco"] else "published, of COCO: other data"
+    yield "| | " + " | ".join(SHOWN) + f" | AP, {where} |"
+    yield "|---|" + "---|" * (len(SHOWN) + 1)
+    for row in document["rows"]:
+        cells = [_percent(row["mean"][metric]) for metric in SHOWN]
+        by_seed = [metrics["AP"] for metrics in row["seeds"] if metrics["AP"] is not None]
+        if len(by_seed) > 1:
+            cells[0] += f" ± {100 * statistics.stdev(by_seed):.1f}"
+        target = row["published"]["AP"] if row["published"] else None
+        yield f"| {row['name']} | " + " | ".join(cells) + f" | {_percent(target)} |"
+    yield ""
+    yield "Percent; the mean over seeds, ± the standard deviation over them. The JSON has every seed."
+    if document["is_coco"] and any(row["published"] for row in document["rows"]):
+        yield ""
+        yield "| published | " + " | ".join(METRICS) + " |"
+        yield "|---|" + "---|" * len(METRICS)
+        for row in document["rows"]:
+            if row["published"]:
+                cells = [_percent(row["published"].get(metric)) for metric in METRICS]
+                yield f"| {row['name']} | " + " | ".join(cells) + " |"
+
+
+def _claims(document: dict[str, Any]) -> Iterator[str]:
+    yield "| claim | difference of AP | 95% interval | verdict | seeds to decide |"
+    yield "|---|---|---|---|---|"
+    for claim in document["claims"]:
+        yield f"| **{claim['claim']}** | | | **{claim['verdict']}** | |"
+        for part in claim["parts"]:
+            low, high = part["interval"]
+            interval = "-" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+            difference = "-" if part["difference"] is None else f"{100 * part['difference']:+.2f}"
+            needed = part["seeds_needed"]
+            needed = "" if needed is None else f"about {needed:,}" if isinstance(needed, int) else needed
+            text = part["text"].replace("|", "\\|")
+            yield f"| {text} | {difference} | {interval} | {part['verdict']} | {needed} |"
+    yield ""
+    yield (
+        "Differences in points of AP, paired over seeds and images: a bootstrap over the images, together with "
+        "Student's t over the seeds."
+    )
+
+
+def _statistics(found: dict[str, Any]) -> Iterator[str]:
+    yield f"Ten images at random, and the mean of all {found['images']:,}. IoU with an object of the box's class;"
+    yield "`any class` beside it. The last column is the mean of the paper's ten COCO images."
+    yield ""
+    yield "| stage | condition | " + " | ".join(map(str, found["shown"])) + " | mean of all | published, mean of ten |"
+    yield "|---|---|" + "---|" * (len(found["shown"]) + 2)
+    positives = [*found["positives"], "", f"{published.POSITIVE_ANCHORS.mean():.1f}"]
+    yield "| Positive_NUM | iou>0.5 | " + " | ".join(map(str, positives)) + " |"
+    for stage, theirs in (("before", published.BEFORE_NMS), ("after", published.AFTER_NMS)):
+        for name, key, thresholds in (
+            ("cls", "score", SCORE_THRESHOLDS),
+            ("iou", "iou", IOU_THRESHOLDS),
+            ("iou, any class,", "any_iou", IOU_THRESHOLDS),
+        ):
+            for index, threshold in enumerate(thresholds):
+                cells = [str(value) for value in found[stage]["shown"][key][index]]
+                target = "" if key == "any_iou" else f"{getattr(theirs, key)[:, index].mean():.1f}"
+                cells += [f"{found[stage]['mean'][key][index]:.1f}", target]
+                yield f"| {stage} NMS | {name}>{threshold:g} | " + " | ".join(cells) + " |"
+    score, iou = proportion_drop(published.BEFORE_NMS, published.AFTER_NMS)
+    yield ""
+    yield "What NMS takes from the share of such boxes, in points, on average over images (the introduction's reading):"
+    yield ""
+    yield "| | ours | published |"
+    yield "|---|---|---|"
+    for name, key, index, theirs in (("cls>0.5", "score", 1, score), ("iou>0.5", "iou", 0, iou)):
+        ours = found["drop"][key]
+        shown = "-" if ours is None else f"{100 * ours[index]:.2f}"
+        yield f"| {name} | {shown} | {100 * np.nanmean(theirs[:, index]):.2f} |"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

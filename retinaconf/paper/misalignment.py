@@ -1,0 +1,110 @@
+"""The introduction's Table 1 and Figures 1 and 2 of one run: boxes before and after NMS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from retinaconf.config import DataConfig
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.transforms import canvas, resized
+from retinaconf.diagnosis.overlaps import best_overlaps
+from retinaconf.diagnosis.paper_statistics import SCORE_THRESHOLDS, Counts, count_predictions, proportion_drop
+from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.inference.detector import load
+from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.paper.items import Training
+from retinaconf.paper.runs import Experiments, candidates
+
+MAX_IMAGES = 1000  # all candidates of them are held in memory, some 400 kB an image
+SHOWN = 10  # images with a column of their own, as in the paper
+SCATTERED = 3  # of them in Figure 1
+POINTS = 3000  # of an image and stage; more only make the file larger
+
+
+def statistics(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
+    """The numbers behind all three, kept beside the run as JSON.
+
+    Of at most 1,000 images drawn at random, and of ten of those with objects, again at random: a column each.
+
+    - `images`, `classes`: how many there are. `shown`: ids of the ten. `positives`: their anchors with IoU > 0.5.
+    - `before`, `after`: of each stage `shown` and `mean` (an image), each with `score` (cls > t), `iou` (a box of the
+      same class) and `any_iou` (of any class).
+    - `drop`: mean over images of what NMS takes from each proportion, `score` and `iou`; null without predictions.
+    - `points`: for three of the ten, those with most predictions, `image` and `before`, `after`: [IoU, score] each.
+    """
+    run = experiments.run(training, seed)
+    kept = experiments.kept(run, "statistics")
+    if not kept:
+        kept = _measure(experiments, training, seed)
+        experiments.keep(run, "statistics", kept)
+    return kept
+
+
+def _measure(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
+    run = experiments.run(training, seed)
+    print(f"statistics of {run.name}", flush=True)
+    random = np.random.default_rng(0)
+    truth = experiments.ground_truth
+    if len(truth) > MAX_IMAGES:
+        truth = truth.subset(np.sort(random.choice(len(truth), MAX_IMAGES, replace=False)))
+    detector = load(run, None if experiments.device == "auto" else experiments.device)
+    config = detector.inference_config(alpha=0.0, joint="product", score_threshold=SCORE_THRESHOLDS[0])
+    (table,) = detector.detect(truth, config, suppress=False)
+    before = candidates(table, run)
+    stages = {
+        "before": before,
+        "after": PostProcessing(config.score_threshold, config.nms_iou, config.detections)(before),
+    }
+
+    has_object = np.unique(truth.image_index[~truth.crowd])
+    shown = np.sort(random.choice(has_object, min(SHOWN, len(has_object)), replace=False))
+    document: dict[str, Any] = {
+        "images": len(truth),
+        "classes": len(truth.classes),
+        "shown": [int(truth.image_ids[image]) for image in shown],
+        "positives": [positive_anchors(truth, int(image), detector.config.data) for image in shown],
+    }
+    counts: dict[str, Counts] = {}
+    points: dict[str, Any] = {}
+    for stage, boxes in stages.items():
+        overlaps = best_overlaps(boxes, truth)
+        same, any_class = (
+            count_predictions(boxes.image_index, boxes.scores, iou, len(truth))
+            for iou in (overlaps.same_iou, overlaps.any_iou)
+        )
+        counts[stage] = same
+        columns = {"score": same.score, "iou": same.iou, "any_iou": any_class.iou}
+        document[stage] = {
+            "shown": {name: column[shown].T.tolist() for name, column in columns.items()},
+            "mean": {name: column.mean(0).tolist() for name, column in columns.items()},
+        }
+        offsets = boxes.offsets(len(truth))
+        points[stage] = [
+            np.stack([overlaps.same_iou[rows], boxes.scores[rows]], 1)[:POINTS].round(4).tolist()
+            for rows in (slice(offsets[image], offsets[image + 1]) for image in shown)
+        ]
+    busiest = np.argsort(-counts["before"].score[shown, 0], kind="stable")[:SCATTERED]
+    document["points"] = [
+        {"image": document["shown"][at], "before": points["before"][at], "after": points["after"][at]} for at in busiest
+    ]
+    predicted = counts["before"].score[:, 0] > 0
+    drops = [
+        drop[predicted].mean(0) if predicted.any() else None
+        for drop in proportion_drop(counts["before"], counts["after"])
+    ]
+    document["drop"] = dict(zip(("score", "iou"), [None if drop is None else drop.tolist() for drop in drops]))
+    return document
+
+
+def positive_anchors(truth: GroundTruth, image: int, data: DataConfig) -> int:
+    """How many anchors of an image have an IoU above 0.5 with one of its objects, before any rule of training."""
+    height, width = (int(side) for side in truth.image_sizes[image])
+    size = resized((height, width), data.short_side, data.long_side, resize=data.resize)
+    rows = slice(*truth.offsets[image : image + 2])
+    boxes = truth.boxes[rows][~truth.crowd[rows]] * (np.array([size[1], size[0]] * 2) / [width, height, width, height])
+    anchors = anchor_boxes(level_shapes(*canvas([size])), torch.device("cpu"))
+    return int((box_iou(anchors.double(), torch.from_numpy(boxes)) > 0.5).any(1).sum())

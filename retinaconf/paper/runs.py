@@ -1,0 +1,211 @@
+"""Runs of the paper's experiments: their settings, their training, and their evaluation, each done once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinaconf.config import Config, read_config
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.images import check_images
+from retinaconf.data.layouts import describe, find_layout, load_split
+from retinaconf.data.loader import steps_per_epoch
+from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
+from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.matching import match_detections
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import METRICS, CocoEvaluator
+from retinaconf.files import write_aside
+from retinaconf.inference.dataset import DetectionTable
+from retinaconf.inference.detector import load
+from retinaconf.inference.evaluate import same_categories
+from retinaconf.inference.joint_score import JointScore
+from retinaconf.paper.items import Training, joints_of
+from retinaconf.recipes import DETECTORS, SCHEDULES
+from retinaconf.training.checkpoint import CONFIG, LAST, MODEL, read_state
+from retinaconf.training.run import train_run
+
+REPLICATES = 500  # bootstrap draws of the images
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run by one joint score: COCO's ten numbers (None where nothing decides one), and AP on each draw."""
+
+    metrics: dict[str, float | None]
+    draws: np.ndarray  # (B,), NaN where a draw has no object
+
+
+class Experiments:
+    """The folder `out/runs` and the data that its runs are trained and evaluated on."""
+
+    def __init__(
+        self,
+        out: Path,
+        root: Path,
+        base: Config,
+        split: str = "val",
+        schedule: str = "1x",
+        max_steps: int | None = None,
+        device: str = "auto",
+    ):
+        """See that the data are there, and that the folder's runs are of the same data.
+
+        Raises:
+            InputError: bad data, a missing split, or a folder with runs on other data.
+        """
+        self.folder, self.root, self.split, self.device = out / "runs", root, split, device
+        self.base, self.schedule, self.max_steps = base, schedule, max_steps
+        skip_bad, layout = base.data.skip_bad, base.data.layout
+        train_set = load_split(root, "train", skip_bad, layout)
+        self.ground_truth = check_images(load_split(root, split, skip_bad, layout), skip_bad)
+        self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(self.ground_truth.classes) == 80
+        self.description = describe(root, self.ground_truth, layout)
+        if self.ground_truth.crowd.all():
+            raise InputError(f"{self.ground_truth.source}: no boxes, so nothing to evaluate on; choose another --split")
+        self._epoch_steps = steps_per_epoch(len(check_images(train_set, skip_bad)), base.data.batch_size)
+        self._digest = _digest(self.ground_truth)
+        self._same_data(out / "data.json", _digest(train_set))
+        self._made: dict[tuple[Training, int], Path] = {}
+        self.trained = 0  # trainings that this object has started or gone on with
+
+    def config(self, training: Training, seed: int) -> Config:
+        """The settings of a run: the base's, the detector's, the training's own."""
+        changes = dict(DETECTORS[training.detector]) | dict(training.changes) | {"seed": seed}
+        if training.longer and self.schedule != "2x":
+            schedule = self.base.schedule
+            changes |= {
+                "schedule.epochs": 2 * schedule.epochs,
+                "schedule.milestones": tuple(2 * epoch for epoch in schedule.milestones),
+            }
+        return self.base.changed(**changes)
+
+    def run(self, training: Training, seed: int) -> Path:
+        """The folder of a finished run: found by its settings, or trained, going on where it was stopped.
+
+        Raises:
+            InputError: training is impossible.
+            Interrupted: it was asked to stop; the same command goes on.
+        """
+        if (training, seed) not in self._made:
+            self._made[training, seed] = self._run(self.config(training, seed), training, seed)
+        return self._made[training, seed]
+
+    def _run(self, config: Config, training: Training, seed: int) -> Path:
+        steps = config.schedule.epochs * self._epoch_steps
+        steps = min(steps, self.max_steps or steps)
+        for path in sorted(self.folder.glob(f"*/{CONFIG}")):
+            if _settings(read_config(path)) == _settings(config) and _finished(path.parent, steps):
+                return path.parent
+        key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
+        words = [
+            training.detector,
+            *(str(value) for _, value in training.changes),
+            *(["2x"] if training.longer else []),
+        ]
+        name = "-".join([*words, f"seed{seed}", hashlib.sha256(key.encode()).hexdigest()[:8]])
+        self.trained += 1
+        print(f"training {name}", flush=True)
+        train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
+        return self.folder / name
+
+    def evaluate(self, training: Training, seed: int) -> dict[JointScore, Evaluation]:
+        """A run by every joint score that some item uses, from one pass of the network; kept beside the run."""
+        run = self.run(training, seed)
+        joints = joints_of(training)
+        kept = self.kept(run, "evaluation")
+        if missing := [joint for joint in joints if joint.name not in kept]:
+            kept |= self._evaluate(run, missing)
+            self.keep(run, "evaluation", kept)
+        return {joint: _evaluation(kept[joint.name]) for joint in joints}
+
+    def _evaluate(self, run: Path, joints: list[JointScore]) -> dict[str, Any]:
+        print(f"evaluating {run.name}", flush=True)
+        truth = self.ground_truth
+        detector = load(run, None if self.device == "auto" else self.device)
+        same_categories(detector, run, truth)
+        evaluator = CocoEvaluator(truth)
+        found = {}
+        for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
+            overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
+            curve = AveragePrecision(match_detections(candidates(table, run), truth), truth)
+            everything = np.arange(len(truth))
+            draws = [float(curve(draw).mean()) for draw in image_draws(everything, len(truth), REPLICATES, 0)]
+            found[joint.name] = {
+                "metrics": {name: _known(overall[name]) for name in METRICS},
+                "draws": [None if np.isnan(value) else round(value, 6) for value in draws],
+            }
+        return found
+
+    def kept(self, run: Path, what: str) -> dict[str, Any]:
+        """What was computed of a run on this split before, of the weights that it has now; {} if nothing."""
+        path = run / f"{what}-{self.split}.json"
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return document["results"] if document.get("of") == self._state(run) else {}
+
+    def keep(self, run: Path, what: str, results: dict[str, Any]) -> None:
+        """Keep what was computed, for `kept`."""
+        document = {"of": self._state(run), "results": results}
+        path = run / f"{what}-{self.split}.json"
+        write_aside(path, lambda aside: aside.write_text(json.dumps(document) + "\n"))
+
+    def _state(self, run: Path) -> dict[str, Any]:
+        weights = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
+        return {"weights": weights, "data": self._digest}
+
+    def _same_data(self, path: Path, digest: str) -> None:
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known["train"] != digest:
+                raise InputError(f"{path.parent}: its runs are of other data ({known['root']}); choose another --out")
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from None
+        document = {"root": str(self.root), "train": digest}
+        write_aside(path, lambda aside: aside.write_text(json.dumps(document, indent=1) + "\n"))
+
+
+def candidates(table: DetectionTable, run: Path) -> Candidates:
+    """A detector's boxes as the diagnosis takes them."""
+    return Candidates(
+        table.image_index,
+        table.labels,
+        table.boxes.astype(np.float64),
+        table.scores.astype(np.float64),
+        source=str(run),
+    )
+
+
+def _evaluation(kept: dict[str, Any]) -> Evaluation:
+    return Evaluation(kept["metrics"], np.array(kept["draws"], dtype=np.float64))  # null becomes NaN
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What decides a result: loading does not."""
+    return {name: value for name, value in config.flat().items() if name != "data.workers"}
+
+
+def _finished(run: Path, steps: int) -> bool:
+    return (run / MODEL).exists() and (run / LAST).exists() and read_state(run / LAST)["step"] == steps
+
+
+def _digest(ground_truth: GroundTruth) -> str:
+    """Of everything that a result on this ground truth depends on but the images' pixels."""
+    digest = hashlib.sha256(json.dumps([ground_truth.classes, ground_truth.file_names.tolist()]).encode())
+    for name in ("image_ids", "image_sizes", "image_index", "boxes", "labels", "crowd"):
+        digest.update(np.ascontiguousarray(getattr(ground_truth, name)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
