@@ -60,11 +60,9 @@ def run_paper(
     for name in ITEMS if item == "all" else [item]:
         document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
         document["recipe_base"] = recipe_base
-        text = json.dumps(document, indent=1) + "\n"
-        write_aside(out / f"{name}.json", lambda aside, text=text: aside.write_text(text))
+        _write(out / f"{name}.json", json.dumps(document, indent=1) + "\n")
         save_figure(document, out / f"{name}.png")
-        page = to_markdown(document)
-        write_aside(out / f"{name}.md", lambda aside, page=page: aside.write_text(page))
+        _write(out / f"{name}.md", to_markdown(document))
         print(f"{name}: {out / name}.md, .json, .png", flush=True)
         for claim in document["claims"]:
             print(f"  {claim['claim']}: {claim['verdict']}", flush=True)
@@ -141,6 +139,10 @@ def _judge_part(part: Contrast, found: Results) -> dict[str, Any]:
         "image_spread": _known(difference.image_spread),
         "seeds_needed": needed,
     }
+
+
+def _write(path: Path, text: str) -> None:
+    write_aside(path, lambda aside: aside.write_text(text))
 
 
 def _mean(values: list[float | None]) -> float | None:

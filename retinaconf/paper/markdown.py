@@ -115,10 +115,10 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "| | ours | published |"
     yield "|---|---|---|"
-    for name, key, index, theirs in (("cls>0.5", "score", 1, score), ("iou>0.5", "iou", 0, iou)):
+    for name, key, index, drop in (("cls>0.5", "score", 1, score), ("iou>0.5", "iou", 0, iou)):
         ours = found["drop"][key]
         shown = "-" if ours is None else f"{100 * ours[index]:.2f}"
-        yield f"| {name} | {shown} | {100 * np.nanmean(theirs[:, index]):.2f} |"
+        yield f"| {name} | {shown} | {100 * np.nanmean(drop[:, index]):.2f} |"
 
 
 def _percent(value: float | None) -> str:

@@ -55,10 +55,8 @@ def _measure(experiments: Experiments, training: Training, seed: int) -> dict[st
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=SCORE_THRESHOLDS[0])
     (table,) = detector.detect(truth, config, suppress=False)
     before = candidates(table, run)
-    stages = {
-        "before": before,
-        "after": PostProcessing(config.score_threshold, config.nms_iou, config.detections)(before),
-    }
+    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
+    stages = {"before": before, "after": process(before)}
 
     has_object = np.unique(truth.image_index[~truth.crowd])
     shown = np.sort(random.choice(has_object, min(SHOWN, len(has_object)), replace=False))
@@ -92,11 +90,10 @@ def _measure(experiments: Experiments, training: Training, seed: int) -> dict[st
         {"image": document["shown"][at], "before": points["before"][at], "after": points["after"][at]} for at in busiest
     ]
     predicted = counts["before"].score[:, 0] > 0
-    drops = [
-        drop[predicted].mean(0) if predicted.any() else None
-        for drop in proportion_drop(counts["before"], counts["after"])
-    ]
-    document["drop"] = dict(zip(("score", "iou"), [None if drop is None else drop.tolist() for drop in drops]))
+    drops = dict(zip(("score", "iou"), proportion_drop(counts["before"], counts["after"])))
+    document["drop"] = {
+        name: np.nanmean(drop[predicted], axis=0).tolist() if predicted.any() else None for name, drop in drops.items()
+    }
     return document
 
 

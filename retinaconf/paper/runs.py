@@ -26,7 +26,7 @@ from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import same_categories
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.paper.items import Training, joints_of
-from retinaconf.recipes import DETECTORS, SCHEDULES
+from retinaconf.recipes import DETECTORS
 from retinaconf.training.checkpoint import CONFIG, LAST, MODEL, read_state
 from retinaconf.training.run import train_run
 
@@ -103,11 +103,7 @@ class Experiments:
             if _settings(read_config(path)) == _settings(config) and _finished(path.parent, steps):
                 return path.parent
         key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
-        words = [
-            training.detector,
-            *(str(value) for _, value in training.changes),
-            *(["2x"] if training.longer else []),
-        ]
+        words = [training.detector, *(str(value) for _, value in training.changes)] + ["2x"] * training.longer
         name = "-".join([*words, f"seed{seed}", hashlib.sha256(key.encode()).hexdigest()[:8]])
         self.trained += 1
         print(f"training {name}", flush=True)
@@ -177,13 +173,8 @@ class Experiments:
 
 def candidates(table: DetectionTable, run: Path) -> Candidates:
     """A detector's boxes as the diagnosis takes them."""
-    return Candidates(
-        table.image_index,
-        table.labels,
-        table.boxes.astype(np.float64),
-        table.scores.astype(np.float64),
-        source=str(run),
-    )
+    boxes, scores = table.boxes.astype(np.float64), table.scores.astype(np.float64)
+    return Candidates(table.image_index, table.labels, boxes, scores, source=str(run))
 
 
 def _evaluation(kept: dict[str, Any]) -> Evaluation:
