@@ -1,0 +1,189 @@
+"""`retinaconf paper` on a tiny data set: every item rendered, trainings shared, killed and gone on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaconf.config import Config
+from retinaconf.errors import InputError
+from retinaconf.paper import runs
+from retinaconf.paper.engine import run_paper
+from retinaconf.paper.items import ITEMS, Training
+from retinaconf.paper.misalignment import positive_anchors
+from retinaconf.paper.runs import Experiments
+
+
+@pytest.fixture
+def base(tiny_config: Any) -> Config:
+    return tiny_config(**{"model.quality": "none", "inference.alpha": 0.0})
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The runs that were trained, in their order."""
+    done: list[Path] = []
+    train = runs.train_run
+
+    def counted(config: Config, root: Path, run: Path, *rest: Any) -> None:
+        done.append(run)
+        train(config, root, run, *rest)
+
+    monkeypatch.setattr(runs, "train_run", counted)
+    return done
+
+
+def go(item: str, out: Path, data: Path, base: Config, **options: Any) -> None:
+    run_paper(item, out, data, base, **({"recipe_base": "lite0", "max_steps": 2, "device": "cpu"} | options))
+
+
+def test_all_renders_every_item_and_trains_nothing_twice(
+    tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path]
+):
+    out = tmp_path / "out"
+    go("all", out, tiny_data, base)
+    # RetinaNet, IoU-aware, Conf; six more losses; the gradient stopped.
+    assert len(trainings) == len(set(trainings)) == 10
+    for name, item in ITEMS.items():
+        page, document = (out / f"{name}.md").read_text(), json.loads((out / f"{name}.json").read_text())
+        assert page.startswith(f"# {item.title}\n")
+        assert document["item"] == name
+        assert all(claim["verdict"] == "undecided" for claim in document["claims"])  # one seed
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+            assert np.asarray(picture.convert("L")).std() > 10  # something is drawn
+    assert "nan" not in (out / "table5.md").read_text().lower()
+
+    go("all", out, tiny_data, base)
+    assert len(trainings) == 10
+    evaluation = next(out.glob("runs/conf-seed0-*/evaluation-val.json"))
+    stamp = evaluation.stat().st_mtime_ns
+    go("table4", out, tiny_data, base, seeds=2)
+    assert [run.name.split("-")[1] for run in trainings[10:]] == ["seed1"]
+    assert evaluation.stat().st_mtime_ns == stamp  # and nothing is evaluated twice
+
+
+def test_a_run_made_by_hand_is_found_by_its_settings(
+    tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path]
+):
+    experiments = Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu")
+    config = experiments.config(Training("conf"), 3).changed(**{"data.workers": 1})
+    runs.train_run(config, tiny_data, tmp_path / "runs" / "mine", False, 2, "cpu")
+    assert experiments.run(Training("conf"), 3) == tmp_path / "runs" / "mine"
+    assert len(trainings) == 1
+    Experiments(tmp_path, tiny_data, base, max_steps=3, device="cpu").run(Training("conf"), 3)
+    assert len(trainings) == 2  # one step longer is another run
+
+
+def test_other_data_are_refused(tiny_data: Path, tmp_path: Path, base: Config, make_data: Callable[..., Path]):
+    Experiments(tmp_path / "out", tiny_data, base)
+    other = make_data(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="other data"):
+        Experiments(tmp_path / "out", other, base)
+
+
+def test_detectors_of_a_seed_start_from_the_same_weights(base: Config, tiny_data: Path, tmp_path: Path):
+    import torch
+
+    from retinaconf.model.retinanet import RetinaNet
+
+    experiments = Experiments(tmp_path, tiny_data, base)
+    states = []
+    for training in {training: None for item in ITEMS.values() for training in item.all_trainings()}:
+        if not training.paper_scale:
+            torch.manual_seed(4)
+            states.append(RetinaNet(experiments.config(training, 4).model, 3).state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(weights, state[name]) for name, weights in states[0].items())
+
+
+def test_schedule(base: Config, tiny_data: Path, tmp_path: Path):
+    longer = Training("conf", longer=True)
+    base = base.changed(**{"schedule.epochs": 12, "schedule.milestones": (8, 11)})
+    once = Experiments(tmp_path, tiny_data, base).config(longer, 0).schedule
+    assert (once.epochs, once.milestones) == (24, (16, 22))
+    assert Experiments(tmp_path, tiny_data, base, schedule="2x").config(longer, 0).schedule.epochs == 12
+
+
+def test_kill_9_and_go_on(tiny_data: Path, tmp_path: Path, tiny_flags: list[str], base: Config, trainings: list[Path]):
+    out = tmp_path / "out"
+    flags = " ".join(tiny_flags)
+    for detector_own in ("--model.quality classification", "--inference.alpha 0.4"):
+        flags = flags.replace(detector_own, "")
+    words = ["paper", "table1", "--recipe-base", "lite0", "--data", tiny_data, "--out", out, "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retinaconf", *map(str, words), *flags.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "table1.md").exists()
+    started = {path.parent for path in out.glob("runs/*/config.json")}
+    assert started
+
+    lite0 = json.loads((next(iter(started)) / "config.json").read_text())
+    base = Config().changed(**lite0)
+    go("table1", out, tiny_data, base, max_steps=None)
+    assert (out / "table1.md").exists()
+    assert started <= set(out.glob("runs/*"))
+    assert len(list(out.glob("runs/*"))) == 3  # the killed one was gone on with
+    assert sum(run.exists() for run in trainings) <= 3
+    killed = min(started, key=lambda run: (run / "config.json").stat().st_mtime)
+    assert "going on at step" in (killed / "log.txt").read_text() or killed not in trainings
+
+
+def test_one_line_for_what_the_user_got_wrong(run_cli: Callable[..., Any], tiny_data: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert run_cli("paper", "table7", "--data", tiny_data, "--out", out).code == 2
+    assert run_cli("paper", "table1", "--data", tiny_data, "--out", out, "--seeds", 0).code == 2
+    result = run_cli("paper", "table1", "--data", tiny_data, "--out", out, "--split", "test")
+    assert result.code == 1
+    assert "no split 'test'" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_positive_anchors_are_counted_as_one_by_one(tiny_data: Path, base: Config):
+    from retinaconf.data.layouts import load_split
+    from retinaconf.data.transforms import canvas, resized
+    from retinaconf.model.anchors import cell_anchors
+
+    truth = load_split(tiny_data, "val")
+    image = 3
+    height, width = truth.image_sizes[image]
+    size = resized((int(height), int(width)), base.data.short_side, base.data.long_side)
+    boxes = truth.boxes[truth.offsets[image] : truth.offsets[image + 1]]
+    count = 0
+    padded = canvas([size])
+    for stride in (8, 16, 32, 64, 128):
+        for y in range(0, padded[0], stride):
+            for x in range(0, padded[1], stride):
+                for anchor in cell_anchors(stride).tolist():
+                    x1, y1, x2, y2 = anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y
+                    for box in boxes:
+                        a, b, c, d = (
+                            box[0] * size[1] / width,
+                            box[1] * size[0] / height,
+                            box[2] * size[1] / width,
+                            box[3] * size[0] / height,
+                        )
+                        inside = max(0, min(x2, c) - max(x1, a)) * max(0, min(y2, d) - max(y1, b))
+                        if inside > 0.5 * ((x2 - x1) * (y2 - y1) + (c - a) * (d - b) - inside):
+                            count += 1
+                            break
+    assert positive_anchors(truth, image, base.data) == count > 0
