@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from retinaconf.config import InferenceConfig
-from retinaconf.inference.joint_score import JointScore, joint_score, product, sweep
+from retinaconf.inference.joint_score import JointScore, joint_score, product, released, sweep
 
 
 def scores(n=1000, seed=0):
@@ -69,3 +69,4 @@ def test_the_sweep_holds_the_rows_of_tables_4_and_5():
         "product(0.4)(obj>0.5)",
     ]
     assert JointScore("cls*obj", 1.0, 1.0).alpha is None
+    assert released(0.4).alpha is None

@@ -4,7 +4,7 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import batched_nms
 
 from retinaconf.config import InferenceConfig
-from retinaconf.inference.joint_score import product
+from retinaconf.inference.joint_score import product, released
 from retinaconf.inference.postprocess import postprocess, suppressed
 from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
@@ -190,3 +190,26 @@ def test_suppression_from_the_best_on_is_the_whole_suppression(count, limit):
 def test_ties_keep_their_order():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 3 + [[50.0, 50.0, 60.0, 60.0]])
     assert suppressed(boxes, torch.tensor([0, 0, 1, 0]), 0.5, 10).tolist() == [0, 2, 3]
+
+
+def test_the_released_code_leaves_the_quality_out_on_small_levels():
+    """Level by level: those with at most `candidates` anchors by cls^(1 - alpha), the others by equation (11)."""
+    out = outputs(n=1, bias=-2.0)
+    config = InferenceConfig(candidates=200)
+    assert any(size > 200 for size in out.level_sizes)
+    assert any(size <= 200 for size in out.level_sizes)
+    size = torch.tensor([CANVAS])
+    ((found,),) = postprocess(out, size, config, [released(0.4)], suppress=False)
+
+    expected, start = [], 0
+    for level in out.level_sizes:
+        rows = slice(start, start + level)
+        # Another way: a network whose objectness is certain on that level.
+        certain = out.quality_logits[:, rows] if level > 200 else torch.full((1, level), 100.0)
+        one = Outputs(out.class_logits[:, rows], out.box_deltas[:, rows], certain, out.anchors[rows], (level,))
+        expected.append(postprocess(one, size, config, [product(0.4)], suppress=False)[0][0].scores)
+        start += level
+    torch.testing.assert_close(found.scores, torch.cat(expected).sort(descending=True).values)
+    assert found.quality.max() < 1  # what is reported is what the branch says
+    ((plain,),) = postprocess(out, size, config, [product(0.4)], suppress=False)
+    assert len(found.scores) != len(plain.scores)
