@@ -155,7 +155,7 @@ def figure2(document: dict[str, Any], figure: Figure) -> None:
 
 def figure4(document: dict[str, Any], figure: Figure) -> None:
     """The product sqrt(IoU * cls), eq. (1), and what eq. (11) makes of it at alpha = 0.2."""
-    figure.set_size_inches(8, 3.6)
+    figure.set_size_inches(8.4, 4)
     axes = figure.subplots(1, 2, sharey=True)
     grid = np.linspace(0, 1, 201)
     iou, cls = np.meshgrid(grid, grid)

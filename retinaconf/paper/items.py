@@ -188,11 +188,11 @@ def _table6() -> Item:
 def _switches() -> Item:
     stopped = _loss(detach_quality_target=True)
     rows = (
-        Row("gradient through the IoU, alpha 0", CONF, CLS),
+        Row("gradient through IoU, alpha 0", CONF, CLS),
         Row("gradient stopped, alpha 0", stopped, CLS),
-        Row("gradient through the IoU, alpha 0.4", CONF, product(0.4)),
+        Row("gradient through IoU, alpha 0.4", CONF, product(0.4)),
         Row("gradient stopped, alpha 0.4", stopped, product(0.4)),
-        Row("eq. (11) on large levels only, alpha 0.4", CONF, released(0.4)),
+        Row("eq. (11) on large levels only", CONF, released(0.4)),
     )
     claims = (
         Claim(

@@ -91,7 +91,8 @@ def _claims(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _statistics(found: dict[str, Any]) -> Iterator[str]:
-    yield f"Ten images at random, and the mean of all {found['images']:,}. IoU with an object of the box's class;"
+    shown = len(found["shown"])
+    yield f"{shown} images at random, and the mean of all {found['images']:,}. IoU with an object of the box's class;"
     yield "`any class` beside it. The last column is the mean of the paper's ten COCO images."
     yield ""
     yield "| stage | condition | " + " | ".join(map(str, found["shown"])) + " | mean of all | published, mean of ten |"
@@ -102,7 +103,7 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
         for name, key, thresholds in (
             ("cls", "score", SCORE_THRESHOLDS),
             ("iou", "iou", IOU_THRESHOLDS),
-            ("iou, any class,", "any_iou", IOU_THRESHOLDS),
+            ("iou (any class)", "any_iou", IOU_THRESHOLDS),
         ):
             for index, threshold in enumerate(thresholds):
                 cells = [str(value) for value in found[stage]["shown"][key][index]]
@@ -117,8 +118,8 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, key, index, drop in (("cls>0.5", "score", 1, score), ("iou>0.5", "iou", 0, iou)):
         ours = found["drop"][key]
-        shown = "-" if ours is None else f"{100 * ours[index]:.2f}"
-        yield f"| {name} | {shown} | {100 * np.nanmean(drop[:, index]):.2f} |"
+        drop_here = "-" if ours is None else f"{100 * ours[index]:.2f}"
+        yield f"| {name} | {drop_here} | {100 * np.nanmean(drop[:, index]):.2f} |"
 
 
 def _percent(value: float | None) -> str:

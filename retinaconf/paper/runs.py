@@ -103,7 +103,8 @@ class Experiments:
             if _settings(read_config(path)) == _settings(config) and _finished(path.parent, steps):
                 return path.parent
         key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
-        words = [training.detector, *(str(value) for _, value in training.changes)] + ["2x"] * training.longer
+        told = [name.rpartition(".")[2] if value is True else str(value) for name, value in training.changes]
+        words = [training.detector, *told] + ["2x"] * training.longer
         name = "-".join([*words, f"seed{seed}", hashlib.sha256(key.encode()).hexdigest()[:8]])
         self.trained += 1
         print(f"training {name}", flush=True)
