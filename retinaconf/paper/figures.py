@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def rows(document: dict[str, Any], figure: Figure) -> None:
     table = document["rows"]
     parts = [part for claim in document["claims"] for part in claim["parts"]]
     longest = max(len(table), len(parts))
-    figure.set_size_inches(10.5, 1.3 + 0.34 * longest)
+    figure.set_size_inches(10.5, 1.3 + 0.38 * longest)
     left, right = figure.subplots(1, 2)
     place = np.arange(len(table))[::-1]
     for y, row in zip(place, table):
@@ -62,7 +63,7 @@ def rows(document: dict[str, Any], figure: Figure) -> None:
     left.plot([], [], "|", ms=13, mew=2, color=BLUE, label="mean")
     if document["is_coco"]:
         left.plot([], [], "D", ms=5, mfc="none", color=ORANGE, label="published")
-    left.set_yticks(place, [row["name"] for row in table])
+    left.set_yticks(place, [fill(row["name"], 30) for row in table], fontsize=8)
     left.set(xlabel="AP", ylim=(-0.7, len(table) - 0.3))
     left.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
     _intervals(right, parts)
@@ -81,7 +82,7 @@ def _intervals(axis: Axes, parts: list[dict[str, Any]]) -> None:
             axis.plot(100 * part["difference"], y, "o", ms=5, color=colour)
     for name, colour in COLOURS.items():
         axis.plot([], [], "o-", color=colour, label=name)
-    axis.set_yticks(place, [part["text"] for part in parts], fontsize=8)
+    axis.set_yticks(place, [fill(part["text"], 34) for part in parts], fontsize=8)
     axis.set(xlabel="difference of AP in points, 95% interval", ylim=(-0.7, max(len(parts), 1) - 0.3))
     axis.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
 
@@ -133,14 +134,16 @@ def figure2(document: dict[str, Any], figure: Figure) -> None:
     """Share of the predictions above each threshold, all images together; ours, and the paper's ten."""
     found = document["statistics"]
     figure.set_size_inches(8.4, 3.5)
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     stages = {"before": published.BEFORE_NMS, "after": published.AFTER_NMS}
+    if not found["before"]["mean"]["score"][0]:
+        axes[0].text(0.5, 0.5, "no prediction above 0.05", transform=axes[0].transAxes, ha="center", color=GREY)
     for stage, colour in (("before", BLUE), ("after", ORANGE)):
         ours = {key: np.array(found[stage]["mean"][key]) for key in ("score", "iou")}
         theirs = {"score": stages[stage].score.mean(0), "iou": stages[stage].iou.mean(0)}
         for axis, means in zip(axes, (ours, theirs)):
             if not means["score"][0]:
-                continue  # no prediction above 0.05 anywhere
+                continue
             score, iou = means["score"][1:] / means["score"][0], means["iou"] / means["score"][0]
             axis.plot(SCORE_THRESHOLDS[1:], score, "o-", color=colour, label=f"cls > t, {stage} NMS")
             axis.plot(IOU_THRESHOLDS, iou, "s:", color=colour, label=f"IoU > t, {stage} NMS")
