@@ -33,7 +33,7 @@ def run_paper(
     schedule: str = "1x",
     max_steps: int | None = None,
     device: str = "auto",
-) -> Experiments:
+) -> None:
     """Regenerate an item, or `all` of them, into `out/ITEM.{md,json,png}`.
 
     Seeds are `base.seed` and those that follow it. Runs are kept in `out/runs` and used again, whatever item asks for
@@ -66,7 +66,6 @@ def run_paper(
         print(f"{name}: {out / name}.md, .json, .png", flush=True)
         for claim in document["claims"]:
             print(f"  {claim['claim']}: {claim['verdict']}", flush=True)
-    return experiments
 
 
 def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> dict[str, Any]:

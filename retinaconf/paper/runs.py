@@ -72,7 +72,7 @@ class Experiments:
         self._digest = _digest(self.ground_truth)
         self._same_data(out / "data.json", _digest(train_set))
         self._made: dict[tuple[Training, int], Path] = {}
-        self.trained = 0  # trainings that this object has started or gone on with
+        self._evaluated: dict[tuple[Training, int], dict[JointScore, Evaluation]] = {}
 
     def config(self, training: Training, seed: int) -> Config:
         """The settings of a run: the base's, the detector's, the training's own."""
@@ -106,20 +106,22 @@ class Experiments:
         told = [name.rpartition(".")[2] if value is True else str(value) for name, value in training.changes]
         words = [training.detector, *told] + ["2x"] * training.longer
         name = "-".join([*words, f"seed{seed}", hashlib.sha256(key.encode()).hexdigest()[:8]])
-        self.trained += 1
         print(f"training {name}", flush=True)
         train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
         return self.folder / name
 
     def evaluate(self, training: Training, seed: int) -> dict[JointScore, Evaluation]:
         """A run by every joint score that some item uses, from one pass of the network; kept beside the run."""
+        if (training, seed) in self._evaluated:
+            return self._evaluated[training, seed]
         run = self.run(training, seed)
         joints = joints_of(training)
         kept = self.kept(run, "evaluation")
         if missing := [joint for joint in joints if joint.name not in kept]:
             kept |= self._evaluate(run, missing)
             self.keep(run, "evaluation", kept)
-        return {joint: _evaluation(kept[joint.name]) for joint in joints}
+        self._evaluated[training, seed] = {joint: _evaluation(kept[joint.name]) for joint in joints}
+        return self._evaluated[training, seed]
 
     def _evaluate(self, run: Path, joints: list[JointScore]) -> dict[str, Any]:
         print(f"evaluating {run.name}", flush=True)
