@@ -10,6 +10,7 @@ from retinaconf.diagnosis.diagnose import Diagnosis
 from retinaconf.diagnosis.sizes import SIZES, object_size
 
 CLEAR, SOME = 0.03, 0.01  # AP that ranking by true IoU would give: from here a clear problem, from here some
+ORDERED = 0.75  # concordance within objects from which score and fit may be said to agree
 
 
 def summarize(diagnosis: Diagnosis) -> list[str]:
@@ -41,12 +42,15 @@ def _verdict(diagnosis: Diagnosis) -> str:
     rungs = {rung.name: rung.AP for rung in diagnosis.oracles}
     gain = rungs["ranked_by_iou"] - rungs["as_is"]
     what = "candidates" if diagnosis.before else "detections"
+    within = (diagnosis.before or diagnosis.after).alignment.within
     judged = (
         "Score and localization clearly disagree"
         if gain >= CLEAR
         else "Score and localization disagree somewhat"
         if gain >= SOME
         else "Score and localization agree about as well as they can"
+        if within.concordance >= ORDERED
+        else "A better order of the boxes would gain little"  # too few on an object, or other faults are larger
     )
     return (
         f"{judged}: AP is {100 * rungs['as_is']:.1f}, and would be {100 * rungs['ranked_by_iou']:.1f} if only each "

@@ -41,6 +41,7 @@ def test_perfect_alignment() -> None:
     assert diagnosis.metrics.overall["AP"] == pytest.approx(0.9)
     assert list(rungs(diagnosis).values()) == pytest.approx([0.9] * 7)
     assert len(diagnosis.after.boxes) == 18
+    assert diagnosis.summary()[0].startswith("Score and localization agree about as well as they can")
 
 
 def test_anti_aligned() -> None:
@@ -125,6 +126,8 @@ def test_class_right() -> None:
     assert ladder["as_is"] == pytest.approx(51 / 101)  # recall 0.5 with precision 1, class 1 has no objects
     assert ladder["class_right"] == pytest.approx(1)
     assert ladder["score_is_iou"] == pytest.approx(51 / 101)
+    # One box an object: there is no order to be right or wrong.
+    assert diagnose(ground_truth, candidates=candidates).summary()[0].startswith("A better order of the boxes would")
 
 
 def test_no_duplicates() -> None:
