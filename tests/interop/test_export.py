@@ -1,15 +1,11 @@
-"""Exported files against the detector itself, on real photographs. An export takes seconds: each is made once."""
+"""Exported files against the detector itself, on real photographs."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,103 +19,8 @@ from retinaconf.data.transforms import canvas, resized
 from retinaconf.inference.joint_score import joint_score, product
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.interop import export
-from retinaconf.training.checkpoint import MODEL, read_weights, write_weights
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
-# Small pictures, and few enough candidates that every level but the last two has more anchors.
-SMALL = {"data.short_side": 128, "data.long_side": 192, "inference.candidates": 200, "inference.detections": 50}
-
-
-# Nothing installed but what the page names can be imported, and what that needs itself.
-ALONE = """
-import sys
-
-class OnlyThese:
-    def find_spec(self, name, path=None, target=None):
-        first = name.partition(".")[0]
-        allowed = {"numpy", "PIL", "onnxruntime", "flatbuffers", "google", "packaging", "defusedxml"}
-        if first not in allowed | sys.stdlib_module_names and not first.startswith("_"):
-            raise ImportError(f"no {name} here")
-
-sys.meta_path.insert(0, OnlyThese())
-for absent in ("torch", "torchvision", "timm", "onnx", "retinaconf"):
-    try:
-        __import__(absent)
-    except ImportError:
-        continue
-    sys.exit(f"{absent} could be imported")
-"""
-REPORT = """
-found = {"boxes": boxes[: counts[0]], "scores": scores[0, : counts[0]], "labels": labels[0, : counts[0]]}
-print(json.dumps({name: values.tolist() for name, values in found.items()}))
-"""
-
-
-def write_lively_run(write_run: Callable[..., Path], folder: Path, **changes: Any) -> Path:
-    """A run with random weights whose scores spread over (0, 1) and whose boxes move, so that much is found."""
-    write_run(folder, **(SMALL | changes))
-    weights = read_weights(folder)
-    state = dict(weights.state)
-    for name, factor in (("class_conv", 100.0), ("quality_conv", 100.0), ("box_conv", 20.0)):
-        if f"head.{name}.weight" in state:
-            state[f"head.{name}.weight"] = state[f"head.{name}.weight"] * factor
-    state["head.class_conv.bias"] = torch.full_like(state["head.class_conv.bias"], -1.0)
-    write_weights(folder / MODEL, state, weights.config, weights.classes, weights.category_ids)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., Path]) -> Callable[..., Any]:
-    """`exported(key)`: a run, its file, and `call(**arrays)`, the file as a function to arrays by name."""
-    folder = tmp_path_factory.mktemp("exported")
-    made: dict[str, Any] = {}
-    changes: dict[str, dict[str, Any]] = {
-        "conf.onnx": {},
-        "conf-raw.onnx": {"model.anchors": "torchvision"},
-        "torchvision.onnx": {
-            "model.quality": "none",
-            "inference.alpha": 0.0,
-            "inference.rules": "torchvision",
-            "inference.score_threshold": 0.3,
-        },
-        "conf.pt2": {},
-        "one-class.onnx": {"model.quality": "none", "inference.alpha": 0.0, "classes": {7: "thing"}},
-    }
-
-    def get(key: str) -> Any:
-        if key not in made:
-            run = write_lively_run(write_run, folder / key.replace(".", "-"), **changes[key])
-            out = folder / key
-            line = export.export_run(run, out, raw="raw" in key)
-            call, session = program(out) if out.suffix == ".pt2" else onnx_file(out)
-            made[key] = SimpleNamespace(
-                run=run, out=out, line=line, call=call, session=session, detector=retinaconf.load(run, "cpu")
-            )
-        return made[key]
-
-    return get
-
-
-def onnx_file(path: Path) -> tuple[Callable[..., Any], Any]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda **inputs: dict(zip(names, session.run(None, inputs))), session
-
-
-def program(path: Path) -> tuple[Callable[..., Any], Any]:
-    module = torch.export.load(io.BytesIO(path.read_bytes())).module()
-
-    def call(**inputs: np.ndarray) -> dict[str, np.ndarray]:
-        run_settings = {"score_threshold": np.float32(0.05), "alpha": np.float32(0.4)}  # a program has no defaults
-        outputs = module(**{name: torch.as_tensor(value) for name, value in (run_settings | inputs).items()})
-        return {name: value.numpy() for name, value in outputs.items()}
-
-    return call, None
 
 
 @pytest.fixture(scope="module")
@@ -195,15 +96,6 @@ def test_other_rules(exported: Callable[..., Any], photographs: list[np.ndarray]
             np.array_equal(outputs["scores"][n, : len(found.scores)], found.scores) for n, found in enumerate(wanted)
         )
     assert by_the_paper < 5  # else nothing was seen of them
-
-
-def test_clipping_after_nms_is_refused(
-    run_cli: Callable[..., Any], write_run: Callable[..., Path], tmp_path: Path
-) -> None:
-    run = write_run(tmp_path / "run", **{"inference.rules": "detectron2"})
-    done = run_cli("export", run, "--out", tmp_path / "model.onnx")
-    assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "--raw" in done.err
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -295,88 +187,6 @@ def test_norms_are_part_of_the_convolutions(exported: Callable[..., Any]) -> Non
     body = sum(isinstance(module, torch.nn.Conv2d) for module in ours.detector.model.backbone.modules())
     head = 5 * (2 + 3)  # levels; towers of one convolution, and those on top
     assert kinds.count("Conv") == body + 3 + 3 + 2 + head  # and the pyramid's
-
-
-@pytest.mark.parametrize("key", ["conf.onnx", "one-class.onnx"])
-def test_the_page_s_inference_needs_no_torch(key: str, exported: Callable[..., Any], tmp_path: Path) -> None:
-    ours = exported(key)
-    (tmp_path / "model.onnx").write_bytes(ours.out.read_bytes())
-    pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-    photo = Image.fromarray(pixels).resize((373, 251), Image.Resampling.BICUBIC)
-    exif = photo.getexif()
-    exif[0x0112] = 6  # lying on its side
-    photo.save(tmp_path / "photo.jpg", exif=exif)
-
-    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
-    (snippet,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE + snippet + REPORT], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    *shown, report = done.stdout.splitlines()
-    given = {name: np.array(values) for name, values in json.loads(report).items()}
-
-    (wanted,) = ours.detector.predict(tmp_path / "photo.jpg")
-    assert len(wanted) > 10
-    np.testing.assert_array_equal(given["labels"], wanted.labels)
-    np.testing.assert_allclose(given["scores"], wanted.scores, atol=1e-5)
-    np.testing.assert_allclose(given["boxes"], wanted.boxes, atol=1e-3)
-    assert [line.split()[0] for line in shown] == [wanted.classes[label] for label in wanted.labels]
-
-
-def test_the_command(
-    run_cli: Callable[..., Any], exported: Callable[..., Any], tmp_path: Path, monkeypatch: Any
-) -> None:
-    ours = exported("conf.onnx")
-    monkeypatch.setattr(export, "_onnx", lambda *args: ours.out.read_bytes())  # it takes seconds
-    done = run_cli("export", ours.run, "--out", tmp_path / "model.onnx")
-    assert (done.code, done.err) == (0, "")
-    assert "detections as in torch, largest difference" in done.out
-    assert len(done.out.splitlines()) == 1
-    assert (tmp_path / "model.onnx").read_bytes() == ours.out.read_bytes()
-
-
-def test_a_file_that_differs_is_not_written(
-    run_cli: Callable[..., Any],
-    write_run: Callable[..., Path],
-    exported: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: Any,
-) -> None:
-    """Of the same network with other weights."""
-    run = write_run(tmp_path / "run", **SMALL)
-    for kind, raw in (("conf.onnx", ()), ("conf-raw.onnx", ("--raw",))):
-        monkeypatch.setattr(export, "_onnx", lambda *args, kind=kind: exported(kind).out.read_bytes())
-        done = run_cli("export", run, "--out", tmp_path / "model.onnx", *raw)
-        assert (done.code, done.out) == (1, "")
-        assert "not written, the exported file differs from torch" in done.err
-        assert len(done.err.splitlines()) == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_what_the_user_can_get_wrong(
-    run_cli: Callable[..., Any], write_run: Callable[..., Path], tmp_path: Path, monkeypatch: Any
-) -> None:
-    run = write_run(tmp_path / "run", **SMALL)
-
-    def complaint(code: int, *words: Any) -> str:
-        done = run_cli("export", *words)
-        assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
-        return str(done.err)
-
-    wrong_suffix = complaint(2, run, "--out", tmp_path / "model.pb")
-    assert ".onnx" in wrong_suffix
-    assert ".pt2" in wrong_suffix
-    assert "give a run folder" in complaint(1, tmp_path / "nothing", "--out", tmp_path / "model.onnx")
-    assert "a folder that exists" in complaint(1, run, "--out", tmp_path / "no-folder/model.onnx")
-    monkeypatch.setattr(export, "_onnx", lambda *args: torch.ones(2) @ torch.ones(3))
-    assert "torch cannot export a detector on test_resnet (RuntimeError" in complaint(
-        1, run, "--out", tmp_path / "model.onnx"
-    )
-    found = export.importlib.util.find_spec
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    assert "onnxscript; pip install 'retinaconf[onnx]'" in complaint(1, run, "--out", tmp_path / "model.onnx")
 
 
 def test_tensor_exponents_give_the_joint_score_of_numbers() -> None:
