@@ -116,7 +116,7 @@ SETTINGS = {
     "missing weights": (["--model.weights", "nowhere.pth"], ["nowhere.pth: no such file with weights"]),
     "weights that are none": (
         ["--model.weights", __file__],
-        ["test_bad_input.py: refused, it holds more than tensors"],
+        ["test_bad_input.py: not a readable file of weights"],
     ),
     "batch in parts": (["--optimizer.accumulate", "3"], ["data.batch-size 4 does not divide", "change one of them"]),
     "loss not finite": (
