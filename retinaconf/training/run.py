@@ -65,7 +65,7 @@ def _open_run(run: Path, config: Config, resume: bool) -> None:
         if not resume:
             raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
         if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
-            raise InputError(f"{run}: its model was not trained there, so training cannot go on; choose another --out")
+            raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
         old, new = read_config(run / CONFIG).flat(), config.flat()
         # Loading is no part of the result: another machine may resume with other workers.
         different = [name for name in new if new[name] != old[name] and name != "data.workers"]
