@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -127,10 +128,30 @@ suppress_node = torch.library.custom_op("retinaconf::suppress", suppress, mutate
 suppress_node.register_fake(lambda boxes, scores, iou_threshold, limit: torch.empty_like(scores))
 
 
+class _EvenSame(Conv2dSame):
+    """TensorFlow's "same" convolution where the stride divides the sides, as it does in images of multiples of 32.
+
+    The padding is then the same at every size; as a formula in H and W it takes the exporter hours.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        paddings = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation):
+            total = max((kernel - 1) * dilation + 1 - stride, 0)
+            paddings.append((total // 2, total - total // 2))
+        vertical, horizontal = paddings
+        x = F.pad(x, (*horizontal, *vertical))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 def _for_export(model: RetinaNet) -> RetinaNet:
-    """A copy whose norms are part of its convolutions, and which does not learn."""
+    """A copy whose norms are part of its convolutions, whose paddings are numbers, and which does not learn."""
     plain = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     make_plain(plain)
+    for module in plain.modules():
+        if isinstance(module, Conv2dSame):
+            module.__class__ = _EvenSame
     return plain.requires_grad_(False)
 
 
