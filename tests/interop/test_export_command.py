@@ -34,8 +34,10 @@ def test_a_file_that_differs_is_not_written(
 ) -> None:
     """Of the same network with other weights."""
     run = write_run(tmp_path / "run", **SMALL)
-    for kind, raw in (("conf.onnx", ()), ("conf-raw.onnx", ("--raw",))):
-        monkeypatch.setattr(export, "_onnx", lambda *args, kind=kind: exported(kind).out.read_bytes())
+    # Both made before the exporter is replaced.
+    others = [(exported("conf.onnx").out.read_bytes(), ()), (exported("conf-raw.onnx").out.read_bytes(), ("--raw",))]
+    for other, raw in others:
+        monkeypatch.setattr(export, "_onnx", lambda *args, other=other: other)
         done = run_cli("export", run, "--out", tmp_path / "model.onnx", *raw)
         assert (done.code, done.out) == (1, "")
         assert "not written, the exported file differs from torch" in done.err
