@@ -42,7 +42,7 @@ class TrainOptions:
     resume: bool = False
     """Go on with the run in --out where it stopped."""
     max_steps: int | None = None
-    """Stop after this many steps in all."""
+    """Stop after this many steps in all; within the first epoch, without validation."""
     device: Device = "auto"
     """Where to compute."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]

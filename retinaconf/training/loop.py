@@ -75,7 +75,7 @@ def train(
     """Train a detector into the folder `run`, going on from its `last.ckpt` if there is one.
 
     The weights kept are the best by AP on `val_set`, which has boxes, or without it the last. After `max_steps` steps
-    in all the run ends early, with its schedule as if it went on.
+    in all the run ends early, with its schedule as if it went on; within the first epoch, without validation.
 
     Raises:
         InputError: the batch does not divide among processes and passes, or the loss is no longer finite.
@@ -190,7 +190,8 @@ def train(
             if step % epoch_steps == 0 or step == last_step:
                 kept = network if averaged is None else averaged.module
                 metrics = None
-                if evaluator is not None:
+                # Stopped within its first epoch, a run tries things out; a pass over COCO's val would take far longer.
+                if evaluator is not None and step >= epoch_steps:
                     metrics = _validate(fabric, kept, evaluator, config)
                     _append(fabric, run / METRICS, _validation_record(step, epoch_steps, metrics))
                     progress.validated(step, step / epoch_steps, metrics.overall)

@@ -103,6 +103,17 @@ def test_resuming_where_nothing_is_starts_a_run(tiny_data: Path, tiny_config: An
     assert (tmp_path / "run/model.safetensors").exists()
 
 
+def test_stopped_within_its_first_epoch_a_run_is_not_validated(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    assert lines(run, "val") == []
+    first = read_weights(run).state
+    train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
+    assert [line["step"] for line in lines(run, "val")] == [2]
+    kept = read_weights(run).state
+    assert not all(torch.equal(kept[name], tensor) for name, tensor in first.items())
+
+
 @pytest.mark.parametrize("what", ["no split 'val'", "no boxes in the split 'val'"])
 def test_without_validation_the_last_weights_are_kept(tiny_data: Path, tiny_config: Any, tmp_path: Path, what: str):
     if what == "no split 'val'":
