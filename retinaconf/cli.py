@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-import io
 import json as jsonlib
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import ValidationError
 from tyro.conf import Positional
 
 from retinaconf import __version__
-from retinaconf.config import Config, validation_message
+from retinaconf.config import Config
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.files import write_aside
+from retinaconf.options import UsageError, parse
 from retinaconf.recipes import RECIPES, recipe
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -52,13 +48,13 @@ class TrainOptions:
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
     # The recipe decides the defaults of all other options.
-    first = args[0] if args and args[0] in RECIPES else _parse(TrainOptions, args, "train").recipe
+    first = args[0] if args and args[0] in RECIPES else parse(TrainOptions, args, "train").recipe
     try:
         config = recipe(first)
     except InputError as error:
         raise UsageError(str(error)) from None
     default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=config)
-    options = _parse(TrainOptions, args, "train", default=default)
+    options = parse(TrainOptions, args, "train", default=default)
     if options.max_steps is not None and options.max_steps < 1:
         raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
 
@@ -346,12 +342,12 @@ class PaperOptions:
 def paper(args: Sequence[str]) -> None:
     """A table or figure of the paper, regenerated and compared."""
     # The recipe decides the defaults of all other options, as for train.
-    first = _parse(PaperOptions, args, "paper")
+    first = parse(PaperOptions, args, "paper")
     base = RECIPES[f"retinanet-{first.recipe_base}" + (f"-{first.schedule}" if first.recipe_base == "r50" else "")]
     if first.recipe_base == "lite0" and first.schedule == "2x":
         base = base.changed(**{"schedule.epochs": 2 * base.schedule.epochs})
     default: Any = PaperOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=base)
-    options = _parse(PaperOptions, args, "paper", default=default)
+    options = parse(PaperOptions, args, "paper", default=default)
     for name, value in (("--seeds", options.seeds), ("--max-steps", options.max_steps)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value}: give at least 1")
@@ -385,10 +381,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_,
     "paper": paper,
 }
-
-
-class UsageError(Exception):
-    """The command line is not understood."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -437,48 +429,7 @@ def _dispatch(args: list[str]) -> None:
     def bound(*args: Any, **kwargs: Any) -> Callable[[], None]:
         return functools.partial(COMMANDS[name], *args, **kwargs)
 
-    _parse(bound, rest, name)()
-
-
-def _parse(target: Callable[..., Any], args: Sequence[str], command: str, **options: Any) -> Any:
-    """What tyro makes of the options of a command; its complaint, a box of many lines, becomes one.
-
-    Raises:
-        UsageError: the options are not understood, or a value does not fit.
-    """
-    box = io.StringIO()
-    try:
-        with redirect_stderr(box):
-            return tyro.cli(target, args=args, prog=f"retinaconf {command}", **options)
-    except ValidationError as error:
-        complaint = validation_message(error)
-    except SystemExit as stop:
-        if stop.code != 2:  # --help
-            raise
-        invalid = next((error for error in _before(stop) if isinstance(error, ValidationError)), None)
-        complaint = validation_message(invalid) if invalid else _first_paragraph(box.getvalue())
-    raise UsageError(f"{complaint}; `retinaconf {command} --help` lists the options")
-
-
-def _before(error: BaseException) -> Iterator[BaseException]:
-    """The errors in whose handling this one was raised."""
-    while error.__context__ is not None:
-        error = error.__context__
-        yield error
-
-
-def _first_paragraph(box: str) -> str:
-    """What tyro's box says first, and the option that it thinks was meant."""
-    rows = [row.strip("│ ") for row in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
-
-    def is_text(row: str) -> bool:  # and neither a rule nor empty
-        return row.strip("─-") != ""
-
-    below_title = dropwhile(lambda row: not is_text(row), rows[1:])
-    text = " ".join(takewhile(is_text, below_title)).rstrip(".")
-    if "Perhaps you meant:" in rows:
-        text += f"; perhaps you meant {rows[rows.index('Perhaps you meant:') + 1]}"
-    return text
+    parse(bound, rest, name)()
 
 
 def _usage() -> str:
