@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from retinaconf.errors import InputError
 
-QualityLoss = Literal["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]
+QualityLoss = Literal[
+    "l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted", "varifocal", "gfocal-all", "ce-near", "ce-ranked"
+]
 Resize = Literal["antialias", "bilinear", "torchvision"]
 JointMethod = Literal["product", "cls", "cls*obj"]
 
@@ -108,7 +110,7 @@ class LossConfig(Section):
     focal_gamma: float = Field(2.0, ge=0)
     """Focusing exponent of the focal, quality focal and GFocal losses."""
     quality: QualityLoss = "ce"
-    """Loss of the quality branch, over positives; `ce-weighted` adds negatives with target 0."""
+    """Loss of the quality branch: the first five over positives, the others beyond them, too (`quality_loss.py`)."""
     quality_negative_weight: float = Field(1e-4, ge=0)
     """Weight of a negative in `ce-weighted`."""
     quality_weight: float = Field(1.0, ge=0)

@@ -20,8 +20,8 @@ from retinaconf.data.loader import Batch
 from retinaconf.model.anchors import PER_CELL
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.losses import cross_entropy
 from retinaconf.training.matching import match
+from retinaconf.training.quality_loss import cross_entropy
 
 Tower = Literal["classification", "localization"]
 

@@ -1,4 +1,4 @@
-"""The losses of section 3.2, over a whole batch at once and always in float32.
+"""The losses of section 3.2, over a whole batch at once and always in float32; the quality branch's: `quality_loss.py`.
 
 Each is a sum divided by `normaliser`, the number of positive anchors in the whole batch (at least 1), which the
 caller knows: with several processes or accumulated passes it is the count over all of them.
@@ -16,6 +16,7 @@ from retinaconf.config import LossConfig, ModelConfig
 from retinaconf.model.boxes import decode, encode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.matching import NEGATIVE, Matches
+from retinaconf.training.quality_loss import beyond_positives, gfocal, quality_loss
 
 
 def detection_losses(
@@ -40,10 +41,7 @@ def detection_losses(
     if outputs.quality_logits is not None:
         target = overlap.detach() if loss.detach_quality_target else overlap
         quality = quality_loss(outputs.quality_logits[image, anchor].float(), target, loss)
-        if loss.quality == "ce-weighted":
-            negatives = outputs.quality_logits[matches.labels == NEGATIVE].float()
-            quality = quality + loss.quality_negative_weight * F.softplus(negatives).sum()
-        terms["quality"] = loss.quality_weight * quality
+        terms["quality"] = loss.quality_weight * (quality + beyond_positives(outputs, matches, boxes, loss))
     return {name: term / normaliser for name, term in terms.items()}
 
 
@@ -68,36 +66,6 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: fl
     """
     positive = _at_labels(logits, labels)
     return _background_loss(logits, labels, beta) + gfocal(positive, quality, beta).sum()
-
-
-def quality_loss(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
-    """Loss of the quality branch over P positives, summed: equation (9) or another row of the paper's Table 2.
-
-    `logits` (P,), `target` (P,) in [0, 1]; the gradient flows into both.
-    """
-    if config.quality == "gfocal":
-        return gfocal(logits, target, config.focal_gamma).sum()
-    if config.quality in ("ce", "ce-weighted"):
-        return cross_entropy(logits, target).sum()
-    quality = torch.sigmoid(logits)
-    if config.quality == "l1":
-        return (quality - target).abs().sum()
-    if config.quality == "smooth-l1":
-        return F.smooth_l1_loss(quality, target, reduction="sum")
-    return ((quality - target) ** 2).sum()
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy with a soft target, equation (9): -y log p - (1 - y) log(1 - p).
-
-    In the logit its gradient is p - y, equation (8); in the target -x, which is what reaches the box branch.
-    """
-    return F.softplus(logits) - target * logits
-
-
-def gfocal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """GFocal loss, equation (13): |y - p|^gamma times the cross entropy."""
-    return (target - torch.sigmoid(logits)).abs() ** gamma * cross_entropy(logits, target)
 
 
 def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:

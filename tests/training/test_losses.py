@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,17 +7,13 @@ from retinaconf.config import LossConfig, ModelConfig
 from retinaconf.model.boxes import decode, encode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.losses import (
-    cross_entropy,
     detection_losses,
     focal_loss,
-    gfocal,
     quality_focal_loss,
-    quality_loss,
 )
 from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
 
 N, A, K = 3, 40, 5
-LOSSES = ["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]
 
 
 def random_case(seed=0):
@@ -77,53 +71,6 @@ def test_extreme_logits_stay_finite():
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
-
-
-def test_equations_6_to_8():
-    """Gradients in the logit x: sign(h - y) h (1 - h), (h - y) h (1 - h) (of half the square), h - y."""
-    x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
-    y = torch.linspace(0, 1, 25, dtype=torch.float64)
-    h = torch.sigmoid(x).detach()
-    slopes = {"l1": torch.sign(h - y) * h * (1 - h), "l2": 2 * (h - y) * h * (1 - h), "ce": h - y}
-    for kind, expected in slopes.items():
-        (gradient,) = torch.autograd.grad(quality_loss(x, y, LossConfig(quality=kind)), x)
-        torch.testing.assert_close(gradient, expected)
-
-
-def test_why_cross_entropy():
-    """However wrong a saturated output is, L1 and L2 no longer move it."""
-    x, y = torch.tensor([15.0], requires_grad=True), torch.tensor([0.0])
-    slopes = {
-        kind: torch.autograd.grad(quality_loss(x, y, LossConfig(quality=kind)), x)[0].item()
-        for kind in ("l1", "l2", "ce")
-    }
-    assert slopes["ce"] == pytest.approx(1, abs=1e-6)
-    assert slopes["l1"] < 1e-6
-    assert slopes["l2"] < 1e-6
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_quality_losses_by_hand(kind):
-    x, y = torch.tensor([math.log(3.0)], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)  # p = 0.75
-    entropy = -(0.5 * math.log(0.75) + 0.5 * math.log(0.25))
-    expected = {
-        "l1": 0.25,
-        "smooth-l1": 0.03125,
-        "l2": 0.0625,
-        "gfocal": 0.0625 * entropy,
-        "ce": entropy,
-        "ce-weighted": entropy,
-    }
-    assert quality_loss(x, y, LossConfig(quality=kind)).item() == pytest.approx(expected[kind])
-
-
-def test_cross_entropy_and_gfocal_against_torch_in_both_arguments():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, generator=generator, dtype=torch.float64, requires_grad=True)
-    y = torch.rand(50, generator=generator, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(cross_entropy(x, y), F.binary_cross_entropy_with_logits(x, y, reduction="none"))
-    assert torch.autograd.gradcheck(lambda a, b: gfocal(a, b, 2.0), (x, y))
-    torch.testing.assert_close(gfocal(x, torch.sigmoid(x), 2.0), torch.zeros_like(x))  # its minimum
 
 
 def network_case(seed=0, quality=True):

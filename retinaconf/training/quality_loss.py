@@ -1,0 +1,116 @@
+"""What the quality branch learns, and where: equation (9), Table 2 of the paper, and losses that know background.
+
+Equation (9) counts positive anchors only, so that the branch is never told what it is to say elsewhere, where inference
+asks it as well. The paper's conclusion of section 4 leaves open which loss would count negatives, too. Four that do:
+
+=============== ============================================ ==========================================================
+`loss.quality`  at positives, with the IoU y of the box      beyond them
+=============== ============================================ ==========================================================
+`ce-weighted`   cross entropy, equation (9)                  cross entropy with 0 at all negatives, times a small weight
+`varifocal`     y times cross entropy (VarifocalNet, eq. 2)  0.75 p^gamma times cross entropy with 0 at all negatives
+`gfocal-all`    GFocal, equation (13)                        p^gamma times cross entropy with 0 at all negatives
+`ce-near`       cross entropy, equation (9)                  cross entropy with y where the box covers an object by half
+`ce-ranked`     cross entropy, equation (9)                  cross entropy with y at as many anchors as are positive:
+                                                             the others with the best class scores
+=============== ============================================ ==========================================================
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retinaconf.config import LossConfig
+from retinaconf.model.boxes import decode, iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.matching import NEGATIVE, Matches
+
+VARIFOCAL_ALPHA = 0.75  # weight of its negatives, as published
+NEAR_IOU = 0.5  # of a predicted box with some object
+
+
+def quality_loss(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    """Loss of the quality branch over P positives, summed: equation (9), or another of `config.quality`.
+
+    `logits` (P,), `target` (P,) in [0, 1]; the gradient flows into both.
+    """
+    if config.quality in ("gfocal", "gfocal-all"):
+        return gfocal(logits, target, config.focal_gamma).sum()
+    if config.quality in ("ce", "ce-weighted", "ce-near", "ce-ranked"):
+        return cross_entropy(logits, target).sum()
+    if config.quality == "varifocal":
+        return (target.detach() * cross_entropy(logits, target)).sum()
+    quality = torch.sigmoid(logits)
+    if config.quality == "l1":
+        return (quality - target).abs().sum()
+    if config.quality == "smooth-l1":
+        return F.smooth_l1_loss(quality, target, reduction="sum")
+    return ((quality - target) ** 2).sum()
+
+
+def beyond_positives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
+    """Loss of the quality branch over anchors that are not positive, summed; 0 where `config.quality` has none.
+
+    `boxes` (N, G, 4) is the ground truth. Targets are constants: no gradient flows into the boxes.
+    """
+    assert outputs.quality_logits is not None
+    logits = outputs.quality_logits
+    if config.quality in ("ce-weighted", "varifocal", "gfocal-all"):
+        negatives = logits[matches.labels == NEGATIVE].float()
+        if config.quality == "ce-weighted":
+            return config.quality_negative_weight * F.softplus(negatives).sum()
+        background = gfocal(negatives, torch.zeros_like(negatives), config.focal_gamma).sum()
+        return VARIFOCAL_ALPHA * background if config.quality == "varifocal" else background
+    if config.quality in ("ce-near", "ce-ranked"):
+        where = _near if config.quality == "ce-near" else _ranked
+        image, anchor, target = where(outputs, matches, boxes)
+        return cross_entropy(logits[image, anchor].float(), target).sum()
+    return logits.new_zeros((), dtype=torch.float32)
+
+
+@torch.no_grad()
+def _near(outputs: Outputs, matches: Matches, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, anchor and IoU of the boxes that cover an object by half though their anchors are not positive."""
+    found = []
+    for image, deltas in enumerate(outputs.box_deltas):  # an image at a time: A x G pairs
+        best = _best_iou(decode(outputs.anchors, deltas.float()), boxes[image])
+        anchor = torch.nonzero((best >= NEAR_IOU) & (matches.labels[image] < 0)).flatten()
+        found.append((torch.full_like(anchor, image), anchor, best[anchor]))
+    images, anchors, targets = zip(*found)
+    return torch.cat(images), torch.cat(anchors), torch.cat(targets)
+
+
+@torch.no_grad()
+def _ranked(outputs: Outputs, matches: Matches, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, anchor and IoU of the boxes that inference would rank first among those that are not positive.
+
+    Of the whole batch as many as it has positives.
+    """
+    scores = outputs.class_logits.amax(dim=2).masked_fill(matches.labels >= 0, -torch.inf)  # (N, A)
+    others = int((matches.labels < 0).sum())
+    index = scores.flatten().topk(min(matches.positives, others), sorted=False).indices
+    image, anchor = index // scores.shape[1], index % scores.shape[1]
+    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())  # (P, 4)
+    target = iou(predicted[:, None], boxes[image]).amax(dim=1) if boxes.shape[1] else predicted.new_zeros(len(index))
+    return image, anchor, target
+
+
+def _best_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
+    """(A,) IoU of boxes (A, 4) with the object of (G, 4) that each fits best."""
+    if not len(boxes):
+        return predicted.new_zeros(len(predicted))
+    return iou(predicted[:, None], boxes).amax(dim=1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy with a soft target, equation (9): -y log p - (1 - y) log(1 - p).
+
+    In the logit its gradient is p - y, equation (8); in the target -x, which is what reaches the box branch.
+    """
+    return F.softplus(logits) - target * logits
+
+
+def gfocal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """GFocal loss, equation (13): |y - p|^gamma times the cross entropy."""
+    return (target - torch.sigmoid(logits)).abs() ** gamma * cross_entropy(logits, target)
