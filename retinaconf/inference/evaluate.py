@@ -35,7 +35,7 @@ def evaluate_run(
 
     Keys: `run`, `data`, `split`, `images`, `joint` (the joint score's name), `metrics` (the ten numbers, fractions,
     null where nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha`
-    (null for other methods) and `metrics`, all from one pass of the network.
+    (null for other methods), `metrics` and `per_class`, all from one pass of the network.
 
     With `detections` that file gets the detections that `metrics` is about, as COCO results with the image and category
     ids of the data set, `class_score` and, of detectors that have one, `quality`.
@@ -73,10 +73,7 @@ def evaluate_run(
     report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split, "images": len(ground_truth)}
     report |= {"joint": configured.name, **_as_json(metrics[configured])}
     if with_sweep:
-        report["sweep"] = [
-            {"joint": joint.name, "alpha": joint.alpha, "metrics": _as_json(metrics[joint])["metrics"]}
-            for joint in sweep()
-        ]
+        report["sweep"] = [{"joint": joint.name, "alpha": joint.alpha, **_as_json(metrics[joint])} for joint in sweep()]
     return report
 
 

@@ -25,7 +25,7 @@ def test_the_reports_keys(report: dict[str, Any], trained: Any):
     assert (report["split"], report["images"], report["joint"]) == ("val", 4, "product(0.4)")
     assert list(report["metrics"]) == list(METRICS)
     assert list(report["per_class"]) == ["red", "green", "blue"]
-    assert all(list(row) == ["joint", "alpha", "metrics"] for row in report["sweep"])
+    assert all(list(row) == ["joint", "alpha", "metrics", "per_class"] for row in report["sweep"])
     assert all(list(row["metrics"]) == list(METRICS) for row in report["sweep"])
 
 
@@ -50,6 +50,7 @@ def test_a_row_of_the_sweep_is_what_evaluation_with_its_alpha_gives(report: dict
     alone = evaluate_run(trained.run, trained.data, "val", alpha=alpha, device="cpu")
     (row,) = [row for row in report["sweep"] if row["alpha"] == alpha]
     assert alone["metrics"] == row["metrics"]
+    assert alone["per_class"] == row["per_class"]
     assert alone["joint"] == row["joint"]
     assert "sweep" not in alone
 
