@@ -307,6 +307,7 @@ PaperItem = Literal[
     "figure2",
     "figure4",
     "figure5",
+    "open-question",
     "all",
 ]
 

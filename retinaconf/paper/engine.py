@@ -14,7 +14,7 @@ from retinaconf.files import write_aside
 from retinaconf.paper import published
 from retinaconf.paper.compare import overall, paired_difference, seeds_needed, verdict
 from retinaconf.paper.figures import save_figure
-from retinaconf.paper.items import ITEMS, Claim, Contrast, Item, for_base
+from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
 from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
 from retinaconf.paper.runs import Evaluation, Experiments
@@ -34,7 +34,7 @@ def run_paper(
     max_steps: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Regenerate an item, or `all` of them, into `out/ITEM.{md,json,png}`.
+    """Regenerate an item, or `all` of the paper's, into `out/ITEM.{md,json,png}`.
 
     Seeds are `base.seed` and those that follow it. Runs are kept in `out/runs` and used again, whatever item asks for
     them; stopped at any time, the same command goes on.
@@ -57,7 +57,7 @@ def run_paper(
     """
     experiments = Experiments(out, root, base, split, schedule, max_steps, device)
     print(experiments.description, flush=True)
-    for name in ITEMS if item == "all" else [item]:
+    for name in ALL if item == "all" else [item]:
         document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
         document["recipe_base"] = recipe_base
         _write(out / f"{name}.json", json.dumps(document, indent=1) + "\n")

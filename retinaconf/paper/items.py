@@ -207,6 +207,39 @@ def _switches() -> Item:
     return Item("The released code's switches", rows=rows, claims=claims)
 
 
+BEYOND_POSITIVES = {
+    "CE": CONF,
+    WEIGHTED: LOSSES[WEIGHTED],
+    "varifocal": _loss(quality="varifocal"),
+    "GFocal, all anchors": _loss(quality="gfocal-all"),
+    "CE, near boxes": _loss(quality="ce-near"),
+    "CE, best ranked": _loss(quality="ce-ranked"),
+}
+
+
+def _open_question() -> Item:
+    rows = [Row("RetinaNet", RETINANET, CLS), Row("joint head", Training("joint"), CLS)]
+    rows += [
+        Row(f"{name}, alpha {alpha:g}", training, product(alpha))
+        for name, training in BEYOND_POSITIVES.items()
+        for alpha in (0.0, 0.2, 0.4, 0.6)
+    ]
+    claims = tuple(
+        Claim(
+            f"{name} is better than cross entropy on positives, and than RetinaNet",
+            (
+                _more(f"{name}, alpha 0.4", "CE, alpha 0.4"),
+                _more(f"{name}, alpha 0.4", "RetinaNet"),
+                _more(f"{name}, alpha 0", "RetinaNet"),
+            ),
+        )
+        for name in BEYOND_POSITIVES
+        if name != "CE"
+    )
+    claims += (Claim("The joint head is better than RetinaNet", (_more("joint head", "RetinaNet"),)),)
+    return Item("The open question: losses of object confidence beyond positives", rows=tuple(rows), claims=claims)
+
+
 ITEMS: dict[str, Item] = {
     "table1-statistics": Item(
         "Table 1 (introduction): boxes before and after NMS", "statistics", trainings=(RETINANET,)
@@ -222,7 +255,9 @@ ITEMS: dict[str, Item] = {
     "figure2": Item("Figure 2: proportions of boxes, before and after NMS", "figure2", trainings=(RETINANET,)),
     "figure4": Item("Figure 4: the product of IoU and class score", "figure4"),
     "figure5": Item("Figure 5: the sigmoid, and what each loss's gradient makes of it", "figure5"),
+    "open-question": _open_question(),
 }
+ALL = [name for name in ITEMS if name != "open-question"]  # what the paper has
 
 
 def for_base(item: Item, base: str) -> Item:

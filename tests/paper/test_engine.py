@@ -20,7 +20,7 @@ from retinaconf.config import Config, read_config
 from retinaconf.errors import InputError
 from retinaconf.paper import runs
 from retinaconf.paper.engine import run_paper
-from retinaconf.paper.items import ITEMS, Training
+from retinaconf.paper.items import ALL, ITEMS, Training
 from retinaconf.paper.misalignment import positive_anchors
 from retinaconf.paper.runs import Experiments
 
@@ -60,7 +60,8 @@ def test_all_renders_every_item_and_trains_nothing_twice(
     go("all", out, tiny_data, base)
     # RetinaNet, IoU-aware, Conf; six more losses; the gradient stopped.
     assert len(trainings) == len(set(trainings)) == 10
-    for name, item in ITEMS.items():
+    for name in ALL:
+        item = ITEMS[name]
         page, document = (out / f"{name}.md").read_text(), json.loads((out / f"{name}.json").read_text())
         assert page.startswith(f"# {item.title}\n")
         assert document["item"] == name
@@ -77,6 +78,9 @@ def test_all_renders_every_item_and_trains_nothing_twice(
     stamp = evaluation.stat().st_mtime_ns
     go("table4", out, tiny_data, base, seeds=2)
     assert [run.name.split("-")[1] for run in trainings[10:]] == ["seed1"]
+    go("open-question", out, tiny_data, base)  # the joint head, and four losses
+    assert len(trainings) == 11 + 5
+    assert (out / "open-question.png").exists()
     assert evaluation.stat().st_mtime_ns == stamp  # and nothing is evaluated twice
 
 
