@@ -12,6 +12,7 @@ from retinaconf.config import Config
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.files import write_aside
 from retinaconf.paper import published
+from retinaconf.paper.background import qualities
 from retinaconf.paper.compare import overall, paired_difference, seeds_needed, verdict
 from retinaconf.paper.figures import save_figure
 from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
@@ -105,6 +106,8 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
                 "published": None if row.published is None else published.named(row.published),
             }
         )
+    if item.asked:
+        document["qualities"] = {name: qualities(experiments, asked, seeds[0]) for name, asked in item.asked.items()}
     document["claims"] = [judge(claim, found) for claim in item.claims]
     return document
 

@@ -36,6 +36,7 @@ def save_figure(document: dict[str, Any], path: Path) -> None:
         "figure2": figure2,
         "figure4": figure4,
         "figure5": figure5,
+        "open-question": open_question,
     }[document["kind"]]
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
@@ -196,3 +197,26 @@ def figure5(document: dict[str, Any], figure: Figure) -> None:
     right.axvline(target, color=GREY, lw=0.6, ls=":")
     right.set(xlabel="prediction h, target y = 0.9", ylabel="gradient / x", xlim=(0, 1), ylim=(-1, 0.3))
     right.legend(fontsize=8, loc="lower right")
+
+
+def open_question(document: dict[str, Any], figure: Figure) -> None:
+    """AP against alpha of each loss; and what its branch says of boxes by their IoU, against what it ought to say."""
+    figure.set_size_inches(10, 4)
+    left, right = figure.subplots(1, 2)
+    table = {row["name"]: row for row in document["rows"]}
+    for name, dash in (("RetinaNet", "--"), ("joint head", ":")):
+        left.axhline(_percent(table[name]["mean"]["AP"]), color=GREY, lw=1.2, ls=dash, label=name)
+    for number, (name, found) in enumerate(document["qualities"].items()):
+        curve = [row for label, row in table.items() if label.startswith(f"{name}, alpha ")]
+        colour, marker = f"C{number}", "osD^vP"[number % 6]
+        average = [_percent(row["mean"]["AP"]) for row in curve]
+        left.plot([row["alpha"] for row in curve], average, marker + "-", ms=5, color=colour, label=name)
+        edges = np.array(found["edges"])
+        means = [np.nan if mean is None else mean for mean in found["quality"]]
+        right.plot((edges[:-1] + edges[1:]) / 2, means, marker + "-", ms=5, color=colour, label=name)
+    right.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+    left.set_title(f"{document['split']}, {document['images']:,} images, {len(document['seeds'])} seed(s)")
+    left.set(xlabel="α: score = quality^α · class score^(1 − α)", ylabel="AP")
+    right.set(xlabel="IoU with the best object, before NMS", ylabel="mean quality", xlim=(0, 1), ylim=(0, 1))
+    left.legend(fontsize=7)
+    right.legend(fontsize=7)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from retinaconf.inference.joint_score import JointScore, product, released, sweep
@@ -53,13 +53,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Item:
-    """A table or figure. `kind` says how it is shown: rows, curves over alpha, statistics, or a formula."""
+    """A table or figure. `kind` says how it is shown: rows, curves over alpha, statistics, a formula ..."""
 
     title: str
-    kind: Literal["rows", "alpha", "statistics", "figure1", "figure2", "figure4", "figure5"] = "rows"
+    kind: Literal["rows", "alpha", "statistics", "figure1", "figure2", "figure4", "figure5", "open-question"] = "rows"
     rows: tuple[Row, ...] = ()
     claims: tuple[Claim, ...] = ()
     trainings: tuple[Training, ...] = field(default=())  # of an item without rows
+    asked: dict[str, Training] = field(default_factory=dict)  # by name: whose branch is asked what it says where
 
     def all_trainings(self) -> list[Training]:
         """Each training once, in the order of the rows."""
@@ -237,7 +238,8 @@ def _open_question() -> Item:
         if name != "CE"
     )
     claims += (Claim("The joint head is better than RetinaNet", (_more("joint head", "RetinaNet"),)),)
-    return Item("The open question: losses of object confidence beyond positives", rows=tuple(rows), claims=claims)
+    title = "The open question: losses of object confidence beyond positives"
+    return Item(title, "open-question", tuple(rows), claims, asked=BEYOND_POSITIVES)
 
 
 ITEMS: dict[str, Item] = {
@@ -270,7 +272,7 @@ def for_base(item: Item, base: str) -> Item:
         Claim(claim.text, tuple(part for part in claim.parts if set(part.weights) <= names)) for claim in item.claims
     )
     claims = tuple(claim for claim in claims if claim.parts)
-    return Item(item.title, item.kind, rows, claims, item.trainings)
+    return replace(item, rows=rows, claims=claims)
 
 
 def joints_of(training: Training) -> list[JointScore]:

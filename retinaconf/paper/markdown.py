@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ def to_markdown(document: dict[str, Any]) -> str:
         lines += [*_rows(document), ""]
     if "statistics" in document:
         lines += [*_statistics(document["statistics"]), ""]
+    if "qualities" in document:
+        lines += [*_qualities(document["qualities"]), ""]
     if document["claims"]:
         lines += [*_claims(document), ""]
-    if document["kind"] != "rows" and document["kind"] != "statistics":
+    if document["kind"] not in ("rows", "statistics"):
         lines += [f"![{document['title']}]({document['item']}.png)", ""]
     elif document["rows"]:
         lines += [f"![AP of each row]({document['item']}.png)", ""]
@@ -120,6 +123,27 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
         ours = found["drop"][key]
         drop_here = "-" if ours is None else f"{100 * ours[index]:.2f}"
         yield f"| {name} | {drop_here} | {100 * np.nanmean(drop[:, index]):.2f} |"
+
+
+def _qualities(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    first = next(iter(found.values()))
+    edges = first["edges"]
+    yield (
+        "What the branch says where: means over the boxes before NMS with a class score above 0.05, by their IoU with "
+        f"the object of any class that they fit best ({first['images']:,} images, the first seed). Equation (9) trains "
+        "the branch on positive anchors alone. The last column is what NMS needs: the rank correlation with the IoU "
+        "among the boxes of one object, from IoU 0.5 on; the mean over objects."
+    )
+    yield ""
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    yield "| loss | | " + " | ".join(names) + " | rank correlation |"
+    yield "|---|---|" + "---|" * (len(names) + 1)
+    for loss, measured in found.items():
+        yield f"| {loss} | boxes | " + " | ".join(f"{count:,}" for count in measured["count"]) + " | |"
+        for name, key in (("class score", "class_score"), ("quality", "quality")):
+            cells = ["-" if mean is None else f"{mean:.2f}" for mean in measured[key]]
+            rank = measured[f"{key}_rank"]
+            yield f"| {loss} | {name} | " + " | ".join(cells) + f" | {'-' if rank is None else f'{rank:.2f}'} |"
 
 
 def _percent(value: float | None) -> str:

@@ -48,9 +48,7 @@ def _measure(experiments: Experiments, training: Training, seed: int) -> dict[st
     run = experiments.run(training, seed)
     print(f"statistics of {run.name}", flush=True)
     random = np.random.default_rng(0)
-    truth = experiments.ground_truth
-    if len(truth) > MAX_IMAGES:
-        truth = truth.subset(np.sort(random.choice(len(truth), MAX_IMAGES, replace=False)))
+    truth = sample(experiments.ground_truth, random)
     detector = load(run, None if experiments.device == "auto" else experiments.device)
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=SCORE_THRESHOLDS[0])
     (table,) = detector.detect(truth, config, suppress=False)
@@ -95,6 +93,13 @@ def _measure(experiments: Experiments, training: Training, seed: int) -> dict[st
         name: np.nanmean(drop[predicted], axis=0).tolist() if predicted.any() else None for name, drop in drops.items()
     }
     return document
+
+
+def sample(truth: GroundTruth, random: np.random.Generator) -> GroundTruth:
+    """At most 1,000 of the images, in their order."""
+    if len(truth) <= MAX_IMAGES:
+        return truth
+    return truth.subset(np.sort(random.choice(len(truth), MAX_IMAGES, replace=False)))
 
 
 def positive_anchors(truth: GroundTruth, image: int, data: DataConfig) -> int:

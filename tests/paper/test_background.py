@@ -1,0 +1,72 @@
+"""What the branch says where, against loops over boxes and scipy's correlation."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torchvision.ops import box_iou
+
+from retinaconf.inference.detector import load
+from retinaconf.paper.background import CLASS_SCORE, IOU_EDGES, qualities
+from retinaconf.paper.items import CONF
+from retinaconf.paper.runs import Experiments
+
+
+def test_means_by_iou_and_the_order_among_the_boxes_of_an_object(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    experiments = Experiments(tmp_path, trained.data, trained.config, device="cpu")
+    monkeypatch.setattr(experiments, "run", lambda training, seed: run)
+    found = qualities(experiments, CONF, 0)
+
+    truth = experiments.ground_truth
+    detector = load(run, "cpu")
+    config = detector.inference_config(alpha=0.0, score_threshold=CLASS_SCORE)
+    (table,) = detector.detect(truth, config, suppress=False)
+    bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    objects: dict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
+    for image, box, score, quality in zip(table.image_index, table.boxes, table.class_scores, table.quality):
+        targets = truth.boxes[truth.image_index == image]
+        overlaps = box_iou(torch.from_numpy(box)[None].double(), torch.from_numpy(targets))[0]
+        best = float(overlaps.max()) if len(overlaps) else 0.0
+        place = next(n for n, edge in enumerate(IOU_EDGES[1:]) if best < edge or edge == 1)
+        bins[place].append((score, quality))
+        if best >= 0.5:
+            objects[image, int(overlaps.argmax())].append((best, score, quality))
+
+    assert found["boxes"] == len(table.boxes) > 100
+    assert found["count"] == [len(bins[n]) for n in range(len(IOU_EDGES) - 1)]
+    filled = [n for n, count in enumerate(found["count"]) if count]
+    assert len(filled) >= 5
+    for column, name in enumerate(("class_score", "quality")):
+        means = [np.mean([row[column] for row in bins[n]]) for n in filled]
+        assert [found[name][n] for n in filled] == pytest.approx(means, abs=1e-6)
+        ranks = [
+            spearmanr([row[0] for row in rows], [row[1 + column] for row in rows]).statistic
+            for rows in objects.values()
+            if len({row[0] for row in rows}) > 1
+        ]
+        assert found[f"{name}_rank"] == pytest.approx(np.mean(ranks), abs=1e-6)
+
+    (run / "qualities-val.json").write_text((run / "qualities-val.json").read_text().replace('"boxes": ', '"boxes": 1'))
+    assert qualities(experiments, CONF, 0)["boxes"] != found["boxes"]  # kept, not measured again
+
+
+def test_a_branch_that_nothing_asks(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No box reaches the class score: counts of 0, means unknown."""
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    experiments = Experiments(tmp_path, trained.data, trained.config, device="cpu")
+    monkeypatch.setattr(experiments, "run", lambda training, seed: run)
+    monkeypatch.setattr("retinaconf.paper.background.CLASS_SCORE", 0.9999)
+    found = qualities(experiments, CONF, 0)
+    assert found["boxes"] == sum(found["count"]) == 0
+    assert set(found["quality"]) == {None}
+    assert found["quality_rank"] is None
