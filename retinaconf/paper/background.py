@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,10 @@ def qualities(experiments: Experiments, training: Training, seed: int) -> dict[s
     - `class_score_rank`, `quality_rank`: Spearman's correlation with the IoU among boxes of one object (IoU >= 0.5),
       which is what NMS chooses by; the mean over objects.
     """
-    run = experiments.run(training, seed)
-    kept = experiments.kept(run, "qualities")
-    if not kept:
-        kept = _measure(experiments, training, seed)
-        experiments.keep(run, "qualities", kept)
-    return kept
+    return experiments.measured(training, seed, "qualities", _measure)
 
 
-def _measure(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
-    run = experiments.run(training, seed)
-    print(f"qualities of {run.name}", flush=True)
+def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
     truth = sample(experiments.ground_truth, np.random.default_rng(0))
     detector = load(run, None if experiments.device == "auto" else experiments.device)
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=CLASS_SCORE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,17 +37,10 @@ def statistics(experiments: Experiments, training: Training, seed: int) -> dict[
     - `drop`: mean over images of what NMS takes from each proportion, `score` and `iou`; null without predictions.
     - `points`: for three of the ten, those with most predictions, `image` and `before`, `after`: [IoU, score] each.
     """
-    run = experiments.run(training, seed)
-    kept = experiments.kept(run, "statistics")
-    if not kept:
-        kept = _measure(experiments, training, seed)
-        experiments.keep(run, "statistics", kept)
-    return kept
+    return experiments.measured(training, seed, "statistics", _measure)
 
 
-def _measure(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
-    run = experiments.run(training, seed)
-    print(f"statistics of {run.name}", flush=True)
+def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
     random = np.random.default_rng(0)
     truth = sample(experiments.ground_truth, random)
     detector = load(run, None if experiments.device == "auto" else experiments.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,18 @@ class Experiments:
                 "draws": [None if np.isnan(value) else round(value, 6) for value in draws],
             }
         return found
+
+    def measured(
+        self, training: Training, seed: int, what: str, measure: Callable[[Experiments, Path], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` finds of a run, kept beside it as JSON: measured once."""
+        run = self.run(training, seed)
+        kept = self.kept(run, what)
+        if not kept:
+            print(f"{what} of {run.name}", flush=True)
+            kept = measure(self, run)
+            self.keep(run, what, kept)
+        return kept
 
     def kept(self, run: Path, what: str) -> dict[str, Any]:
         """What was computed of a run on this split before, of the weights that it has now; {} if nothing."""
