@@ -51,19 +51,22 @@ def _about(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _rows(document: dict[str, Any]) -> Iterator[str]:
+    has_published = any(row["published"] for row in document["rows"])
     where = "published" if document["is_coco"] else "published, of COCO: other data"
-    yield "| | " + " | ".join(SHOWN) + f" | AP, {where} |"
-    yield "|---|" + "---|" * (len(SHOWN) + 1)
+    columns = [*SHOWN, *([f"AP, {where}"] if has_published else [])]
+    yield "| | " + " | ".join(columns) + " |"
+    yield "|---|" + "---|" * len(columns)
     for row in document["rows"]:
         cells = [_percent(row["mean"][metric]) for metric in SHOWN]
         by_seed = [metrics["AP"] for metrics in row["seeds"] if metrics["AP"] is not None]
         if len(by_seed) > 1:
             cells[0] += f" ± {100 * statistics.stdev(by_seed):.1f}"
-        target = row["published"]["AP"] if row["published"] else None
-        yield f"| {row['name']} | " + " | ".join(cells) + f" | {_percent(target)} |"
+        if has_published:
+            cells.append(_percent(row["published"]["AP"] if row["published"] else None))
+        yield f"| {row['name']} | " + " | ".join(cells) + " |"
     yield ""
     yield "Percent; the mean over seeds, ± the standard deviation over them. The JSON has every seed."
-    if document["is_coco"] and any(row["published"] for row in document["rows"]):
+    if document["is_coco"] and has_published:
         yield ""
         yield "| published | " + " | ".join(METRICS) + " |"
         yield "|---|" + "---|" * len(METRICS)

@@ -81,6 +81,8 @@ def test_all_renders_every_item_and_trains_nothing_twice(
     go("open-question", out, tiny_data, base)  # the joint head, and four losses
     assert len(trainings) == 11 + 5
     assert (out / "open-question.png").exists()
+    assert "published" not in (out / "open-question.md").read_text()  # the paper has no such rows
+    assert "published" in (out / "table2.md").read_text()
     assert evaluation.stat().st_mtime_ns == stamp  # and nothing is evaluated twice
 
 
