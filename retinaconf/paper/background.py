@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.correlation import rank_correlation
 from retinaconf.diagnosis.overlaps import best_overlaps
-from retinaconf.inference.detector import load
+from retinaconf.inference.detector import Detector, load
 from retinaconf.paper.items import Training
 from retinaconf.paper.misalignment import sample
 from retinaconf.paper.runs import Experiments, candidates
@@ -20,23 +21,27 @@ CLASS_SCORE = 0.05  # boxes below it are no detections at alpha = 0
 
 
 def qualities(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
-    """Qualities and class scores by IoU, of the boxes before NMS that plain RetinaNet would rank; kept beside the run.
+    """`by_overlap` of a run, kept beside it."""
+    return experiments.measured(training, seed, "qualities", _measure)
+
+
+def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
+    truth = sample(experiments.ground_truth, np.random.default_rng(0))
+    return by_overlap(load(run, None if experiments.device == "auto" else experiments.device), truth)
+
+
+def by_overlap(detector: Detector, truth: GroundTruth) -> dict[str, Any]:
+    """Qualities and class scores by IoU, of the boxes before NMS that plain RetinaNet would rank.
 
     - `images`, `boxes`: how many. `edges`: of the IoU with an object of any class.
     - `count`, `class_score`, `quality`: by bin, the last two means, null in an empty bin.
     - `class_score_rank`, `quality_rank`: Spearman's correlation with the IoU among boxes of one object (IoU >= 0.5),
       which is what NMS chooses by; the mean over objects.
     """
-    return experiments.measured(training, seed, "qualities", _measure)
-
-
-def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
-    truth = sample(experiments.ground_truth, np.random.default_rng(0))
-    detector = load(run, None if experiments.device == "auto" else experiments.device)
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=CLASS_SCORE)
     (table,) = detector.detect(truth, config, suppress=False)
     assert table.quality is not None
-    overlaps = best_overlaps(candidates(table, run), truth)
+    overlaps = best_overlaps(candidates(table, Path("detector")), truth)
     overlap, target = overlaps.any_iou, overlaps.any_object
     bins = np.digitize(overlap, IOU_EDGES[1:-1])
     count = np.bincount(bins, minlength=len(IOU_EDGES) - 1)

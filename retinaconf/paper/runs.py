@@ -133,12 +133,9 @@ class Experiments:
         found = {}
         for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
             overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
-            curve = AveragePrecision(match_detections(candidates(table, run), truth), truth)
-            everything = np.arange(len(truth))
-            draws = [float(curve(draw).mean()) for draw in image_draws(everything, len(truth), REPLICATES, 0)]
             found[joint.name] = {
                 "metrics": {name: _known(overall[name]) for name in METRICS},
-                "draws": [None if np.isnan(value) else round(value, 6) for value in draws],
+                "draws": [None if np.isnan(value) else round(value, 6) for value in replicates(table, truth)],
             }
         return found
 
@@ -185,6 +182,13 @@ class Experiments:
             raise InputError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from None
         document = {"root": str(self.root), "train": digest}
         write_aside(path, lambda aside: aside.write_text(json.dumps(document, indent=1) + "\n"))
+
+
+def replicates(table: DetectionTable, truth: GroundTruth) -> list[float]:
+    """AP on each bootstrap draw of the images, NaN where a draw has no object; the same draws for any detector."""
+    curve = AveragePrecision(match_detections(candidates(table, Path("detections")), truth), truth)
+    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
+    return [float(curve(draw).mean()) for draw in draws]
 
 
 def candidates(table: DetectionTable, run: Path) -> Candidates:

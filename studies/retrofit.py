@@ -1,6 +1,6 @@
 """What a branch added to a trained RetinaNet gains, by tower and seed, on images that chose nothing.
 
-    python benchmarks/retrofit.py RUN --data ROOT --out DIR [--seeds 3] [--split test]
+    python studies/retrofit.py RUN --data ROOT --out DIR [--seeds 3] [--split test]
 
 Retrofits RUN into DIR/TOWER-SEED (used again where it is there) and evaluates at alpha 0 and at the alpha that each
 retrofit chose on `val`. The interval of the mean difference is paired over seeds and images
@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from retinaconf.data.layouts import load_split
-from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
-from retinaconf.diagnosis.matching import match_detections
+from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import product
 from retinaconf.paper.compare import paired_difference
-from retinaconf.paper.runs import REPLICATES, candidates
+from retinaconf.paper.runs import replicates
 from retinaconf.retrofit import retrofit_run
 
 
@@ -30,12 +29,12 @@ def gain(run: Path, root: Path, split: str) -> tuple[float, np.ndarray, np.ndarr
     detector = load(run)
     truth = load_split(root, split)
     alpha = detector.config.inference.alpha
-    images = np.arange(len(truth))
     values, draws = [], []
+    evaluator = CocoEvaluator(truth)
     for table in detector.detect(truth, detector.config.inference, [product(0.0), product(alpha)]):
-        curve = AveragePrecision(match_detections(candidates(table, run), truth), truth)
-        values.append(float(curve(np.ones(len(truth))).mean()))
-        draws.append([float(curve(draw).mean()) for draw in image_draws(images, len(truth), REPLICATES, 0)])
+        metrics = evaluator(table.image_index, table.boxes, table.scores, table.labels)
+        values.append(metrics.overall["AP"])
+        draws.append(replicates(table, truth))
     return alpha, np.array(values), np.array(draws)
 
 

@@ -1,0 +1,182 @@
+"""Which loss makes the quality branch the better factor of the score, on detectors that do not move.
+
+    python studies/frozen_losses.py RUN [RUN ...] --data ROOT --out DIR [--split val]
+
+Two trainings from scratch differ by more than what their losses of the branch do. Here the detectors are the plain
+RetinaNets RUN ..., frozen, and only the branch learns: one 3x3 convolution on the classification tower, from the
+tower's maps of the training images (PASSES times, resized and mirrored as in training), with the same steps for each
+loss. What this leaves out is what a loss does to the tower and to the boxes.
+
+Writes DIR/LOSS-RUN, a run folder that the other commands take, used again where it is there, and DIR/SPLIT.json; prints
+AP by alpha, the change of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs and images
+(`retinaconf/paper/compare.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retinaconf.config import LossConfig
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.layouts import load_split
+from retinaconf.data.loader import Batch, steps_per_epoch, training_batches
+from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.files import write_aside
+from retinaconf.inference.detector import Detector, load
+from retinaconf.inference.joint_score import product
+from retinaconf.model.boxes import decode, iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.paper.background import by_overlap
+from retinaconf.paper.compare import paired_difference
+from retinaconf.paper.items import BEYOND_POSITIVES
+from retinaconf.paper.runs import replicates
+from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
+from retinaconf.training.matching import Matches, match
+from retinaconf.training.quality_loss import beyond_positives, quality_loss
+
+PASSES = 2
+EPOCHS = 12  # over what the passes saw
+RATE = 2e-3
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+class Seen(NamedTuple):
+    """A training batch as the frozen network sees it."""
+
+    boxes: Tensor  # (N, G, 4)
+    outputs: Outputs
+    maps: list[Tensor]  # of the classification tower, five levels (N, C, H_l, W_l)
+    matches: Matches
+    targets: Tensor  # (P,) IoU of each positive's predicted box with its object
+
+
+@torch.no_grad()
+def seen(detector: Detector, batch: Batch) -> Seen:
+    maps: list[Tensor] = []
+    hook = detector.model.head.classification_tower.register_forward_hook(lambda *call: maps.append(call[-1]))
+    outputs = detector.model(batch.images, batch.sizes)
+    hook.remove()
+    matches = match(outputs.anchors, batch.boxes, batch.labels)
+    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
+    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor])
+    targets = iou(predicted, batch.boxes[image, matches.boxes[image, anchor]])
+    return Seen(batch.boxes, outputs, maps, matches, targets)
+
+
+def fitted_branch(batches: list[Seen], loss: LossConfig) -> nn.Conv2d:
+    """The convolution with a small `loss`, by AdamW; the same steps for any."""
+    torch.manual_seed(0)
+    branch = nn.Conv2d(batches[0].maps[0].shape[1], 9, 3, padding=1)
+    nn.init.normal_(branch.weight, std=0.01)
+    nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+    branch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(branch.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * len(batches))
+    for _ in range(EPOCHS):
+        for index in torch.randperm(len(batches)).tolist():
+            batch = batches[index]
+            by_level = [branch(level).flatten(2).transpose(1, 2).flatten(1) for level in batch.maps]
+            outputs = batch.outputs._replace(quality_logits=torch.cat(by_level, dim=1))
+            positive = quality_loss(outputs.quality_logits[batch.matches.labels >= 0], batch.targets, loss)
+            total = positive + beyond_positives(outputs, batch.matches, batch.boxes, loss)
+            optimizer.zero_grad()
+            (total / max(1, len(batch.targets))).backward()
+            optimizer.step()
+            schedule.step()
+    return branch
+
+
+def fit(run: Path, root: Path, out: Path) -> None:
+    """A run folder for every loss that has none, from one pass of the network."""
+    missing = {name: training for name, training in BEYOND_POSITIVES.items() if not _folder(out, name, run).exists()}
+    if not missing:
+        return
+    detector = load(run)
+    train_set = load_split(root, "train")
+    data = detector.config.data
+    steps = PASSES * steps_per_epoch(len(train_set), data.batch_size)
+    batches = [seen(detector, batch) for batch in training_batches(train_set, data, 0, 0, steps)]
+    for name, training in missing.items():
+        config = detector.config.changed(**{"model.quality": "classification"} | dict(training.changes))
+        branch = fitted_branch(batches, config.loss)
+        state = detector.model.state_dict()
+        state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
+        folder = _folder(out, name, run)
+        folder.mkdir(parents=True)
+        write_config(folder / CONFIG, config)
+        write_weights(folder / MODEL, state, config, detector.classes, detector.category_ids)
+
+
+def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
+    """AP, by class, and on each draw of the images, at each alpha; and what the branch says by IoU."""
+    detector = load(run)
+    evaluator = CocoEvaluator(truth)
+    tables = detector.detect(truth, detector.config.inference, [product(alpha) for alpha in ALPHAS])
+    rows = []
+    for alpha, table in zip(ALPHAS, tables):
+        metrics = evaluator(table.image_index, table.boxes, table.scores, table.labels)
+        row = {"alpha": alpha, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
+        rows.append(row | {"draws": [round(value, 5) for value in replicates(table, truth)]})
+    return {"rows": rows, "qualities": by_overlap(detector, truth)}
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Of each loss, over the frozen detectors."""
+    for name, results in found.items():
+        print(f"\n{name}")
+        values, draws = (
+            np.array([[row[key] for row in result["rows"]] for result in results]) for key in ("AP", "draws")
+        )  # (S, alphas), (S, alphas, B)
+        classes = [[list(row["per_class"].values()) for row in result["rows"]] for result in results]
+        by_class = 100 * np.mean(classes, axis=0)  # (alphas, K)
+        for index, alpha in enumerate(ALPHAS):
+            line = f"  alpha {alpha:g}: AP {100 * values[:, index].mean():.2f}"
+            if index:
+                gain = paired_difference(values[:, index] - values[:, 0], draws[:, index] - draws[:, 0])
+                line += f", {100 * gain.mean:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}); "
+                changes = zip(results[0]["rows"][0]["per_class"], by_class[index] - by_class[0])
+                line += ", ".join(f"{label} {change:+.1f}" for label, change in changes)
+            print(line)
+        qualities = [result["qualities"] for result in results]
+        edges = qualities[0]["edges"]
+        means = np.nanmean(np.array([each["quality"] for each in qualities], dtype=float), axis=0)
+        print(
+            "  quality: " + ", ".join(f"{low:g} to {high:g} {q:.2f}" for low, high, q in zip(edges, edges[1:], means))
+        )
+        ranks = (np.mean([each[key] for each in qualities]) for key in ("quality_rank", "class_score_rank"))
+        print("  rank correlation with IoU within an object: quality {:.2f}, class score {:.2f}".format(*ranks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", default="val")
+    options = parser.parse_args()
+    truth = load_split(options.data, options.split)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in BEYOND_POSITIVES}
+    for run in options.runs:
+        fit(run, options.data, options.out)
+        for name, results in found.items():
+            results.append(measure(_folder(options.out, name, run), truth))
+            print(f"{name} on {run.name}", flush=True)
+    text = json.dumps({"runs": [run.name for run in options.runs], "losses": found})
+    write_aside(options.out / f"{options.split}.json", lambda aside: aside.write_text(text + "\n"))
+    report(found)
+
+
+def _folder(out: Path, loss: str, run: Path) -> Path:
+    words = "".join(letter if letter.isalnum() else "-" for letter in loss.lower())
+    return out / f"{words}-{run.name}"
+
+
+if __name__ == "__main__":
+    main()
