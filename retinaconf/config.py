@@ -18,7 +18,7 @@ QualityLoss = Literal[
     "l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted", "varifocal", "gfocal-all", "ce-near", "ce-ranked"
 ]
 Resize = Literal["antialias", "bilinear", "torchvision"]
-JointMethod = Literal["product", "cls", "cls*obj"]
+JointMethod = Literal["product", "proportional", "cls", "cls*obj"]
 
 
 class Section(BaseModel):
@@ -163,7 +163,8 @@ class InferenceConfig(Section):
     alpha: float = Field(0.0, ge=0, le=1)
     """Exponent of the quality in the joint score quality^alpha * class^(1 - alpha), equation (11)."""
     joint: JointMethod = "product"
-    """Joint score of Table 4: equation (11), the class score alone, or the plain product of both."""
+    """Joint score: equation (11); the same for an anchor's best class, with the others in proportion; of Table 4 the
+    class score alone, or the plain product of both."""
     min_quality: float = Field(0.0, ge=0, lt=1)
     """Drop boxes with a quality at or below this: Table 4's `obj > 0.5`."""
     score_threshold: float = Field(0.05, ge=0, lt=1)

@@ -7,9 +7,9 @@ RetinaNets RUN ..., frozen, and only the branch learns: one 3x3 convolution on t
 tower's maps of the training images (PASSES times, resized and mirrored as in training), with the same steps for each
 loss. What this leaves out is what a loss does to the tower and to the boxes.
 
-Writes DIR/LOSS-RUN, a run folder that the other commands take, used again where it is there, and DIR/SPLIT.json; prints
-AP by alpha, the change of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs and images
-(`retinaconf/paper/compare.py`).
+Writes DIR/LOSS-RUN, a run folder that the other commands take, used again where it is there, and DIR/SPLIT.json;
+prints AP by joint score, the change of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs
+and images (`retinaconf/paper/compare.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from retinaconf.data.loader import Batch, steps_per_epoch, training_batches
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
-from retinaconf.inference.joint_score import product
+from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.paper.background import by_overlap
@@ -44,7 +44,8 @@ from retinaconf.training.quality_loss import beyond_positives, quality_loss
 PASSES = 2
 EPOCHS = 12  # over what the passes saw
 RATE = 2e-3
-ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)
+ALPHAS = (0.2, 0.4, 0.6, 0.8)
+JOINTS = [product(0.0), *map(product, ALPHAS), *map(proportional, ALPHAS)]
 
 
 class Seen(NamedTuple):
@@ -115,14 +116,14 @@ def fit(run: Path, root: Path, out: Path) -> None:
 
 
 def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
-    """AP, by class, and on each draw of the images, at each alpha; and what the branch says by IoU."""
+    """AP, by class, and on each draw of the images, by each joint score; and what the branch says by IoU."""
     detector = load(run)
     evaluator = CocoEvaluator(truth)
-    tables = detector.detect(truth, detector.config.inference, [product(alpha) for alpha in ALPHAS])
+    tables = detector.detect(truth, detector.config.inference, JOINTS)
     rows = []
-    for alpha, table in zip(ALPHAS, tables):
+    for joint, table in zip(JOINTS, tables):
         metrics = evaluator(table.image_index, table.boxes, table.scores, table.labels)
-        row = {"alpha": alpha, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
+        row = {"joint": joint.name, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
         rows.append(row | {"draws": [round(value, 5) for value in replicates(table, truth)]})
     return {"rows": rows, "qualities": by_overlap(detector, truth)}
 
@@ -133,11 +134,11 @@ def report(found: dict[str, list[dict[str, Any]]]) -> None:
         print(f"\n{name}")
         values, draws = (
             np.array([[row[key] for row in result["rows"]] for result in results]) for key in ("AP", "draws")
-        )  # (S, alphas), (S, alphas, B)
+        )  # (S, joints), (S, joints, B)
         classes = [[list(row["per_class"].values()) for row in result["rows"]] for result in results]
-        by_class = 100 * np.mean(classes, axis=0)  # (alphas, K)
-        for index, alpha in enumerate(ALPHAS):
-            line = f"  alpha {alpha:g}: AP {100 * values[:, index].mean():.2f}"
+        by_class = 100 * np.mean(classes, axis=0)  # (joints, K)
+        for index, joint in enumerate(JOINTS):
+            line = f"  {joint.name}: AP {100 * values[:, index].mean():.2f}"
             if index:
                 gain = paired_difference(values[:, index] - values[:, 0], draws[:, index] - draws[:, 0])
                 line += f", {100 * gain.mean:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}); "

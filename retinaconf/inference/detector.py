@@ -26,7 +26,7 @@ from retinaconf.data.transforms import Augmentation, apply, canvas, resized
 from retinaconf.errors import InputError
 from retinaconf.inference.dataset import DetectionTable, detect, to_original
 from retinaconf.inference.detections import Detections
-from retinaconf.inference.joint_score import JointScore, joint_score
+from retinaconf.inference.joint_score import WITH_ALPHA, JointScore, joint_score
 from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.model.retinanet import RetinaNet
@@ -148,8 +148,7 @@ class Detector(ModelHubMixin):
         Raises:
             InputError: an image cannot be read, or `alpha` is not in [0, 1] or has no quality branch to weigh.
         """
-        # An alpha asks for equation (11), whatever the run's own joint score.
-        changes = {"alpha": alpha, "joint": None if alpha is None else "product", "score_threshold": score_threshold}
+        changes = {"alpha": alpha, "score_threshold": score_threshold}
         config = self.inference_config(**{name: value for name, value in changes.items() if value is not None})
         sources = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         found: list[Detections] = []
@@ -158,11 +157,14 @@ class Detector(ModelHubMixin):
         return found
 
     def inference_config(self, **changes: Any) -> InferenceConfig:
-        """The run's inference settings with some changed.
+        """The run's inference settings with some changed. An `alpha` asks for equation (11) where the run's joint score
+        has none.
 
         Raises:
             InputError: a value does not fit, or it needs a quality branch and there is none.
         """
+        if "alpha" in changes and self.config.inference.joint not in WITH_ALPHA:
+            changes = {"joint": "product"} | changes
         return self.config.changed(**{f"inference.{name}": value for name, value in changes.items()}).inference
 
     def detect(

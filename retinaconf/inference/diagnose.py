@@ -37,7 +37,7 @@ def diagnose_run(
         InputError: no such run or split, bad data, other categories than the run's, or a wrong `alpha`.
     """
     detector = load(run, device)
-    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
     same_categories(detector, run, ground_truth)
     if len(ground_truth) > images:

@@ -47,7 +47,7 @@ def evaluate_run(
     if detections is not None and not detections.parent.is_dir():  # known before the hours that a pass may take
         raise InputError(f"{detections}: cannot be written, there is no folder {detections.parent}; make it first")
     detector = load(run, device)
-    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha, "joint": "product"}))
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
     same_categories(detector, run, ground_truth)
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad)

@@ -82,7 +82,7 @@ def postprocess(
         boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float(), rules.min_log_ratio)
         class_scores = torch.sigmoid(outputs.class_logits[image, anchor].float())  # (P, K)
         chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
-        scores = joint(class_scores, None if joined is None else joined[image, anchor, None])
+        scores = joint.of_classes(class_scores, None if joined is None else joined[image, anchor])
         taken = scores > config.score_threshold  # (P, K)
         if rules.pairs:
             _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, config.candidates)

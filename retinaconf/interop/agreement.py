@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import Detector
-from retinaconf.inference.joint_score import joint_score, product
+from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.model.boxes import iou
 
@@ -49,8 +49,9 @@ def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) 
         InputError: they differ.
     """
     images, sizes = _random_images()
-    config = detector.config.inference.model_copy(update={"score_threshold": 0.0})
-    joint = product(0.5, config.min_quality) if with_alpha else joint_score(config)
+    changes = {"score_threshold": 0.0} | ({"alpha": 0.5} if with_alpha else {})
+    config = detector.config.inference.model_copy(update=changes)
+    joint = joint_score(config)
     outputs = detector.model(images, sizes)
     (candidates,) = postprocess(outputs, sizes, config, [joint], suppress=False)
     scores = torch.cat([found.scores for found in candidates])

@@ -18,6 +18,7 @@ from retinaconf.config import Config
 from retinaconf.errors import InputError
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
+from retinaconf.inference.joint_score import WITH_ALPHA
 from retinaconf.inference.postprocess import RULES
 from retinaconf.interop.agreement import check_detections, check_raw
 from retinaconf.interop.exportable import FinishedDetections, RawOutputs, suppress, suppress_node
@@ -87,8 +88,8 @@ def export_run(run: Path, out: Path, raw: bool = False) -> str:
 def _settings(config: Config) -> Tensors:
     """The inputs that a user may tune, with the run's values."""
     settings = {"score_threshold": torch.tensor(config.inference.score_threshold)}
-    # Another joint score than equation (11) has no alpha; it stays as it is configured.
-    if config.model.quality != "none" and config.inference.joint == "product":
+    # A joint score without alpha stays as it is configured.
+    if config.model.quality != "none" and config.inference.joint in WITH_ALPHA:
         settings["alpha"] = torch.tensor(config.inference.alpha)
     return settings
 

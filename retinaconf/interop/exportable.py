@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class FinishedDetections(nn.Module):
         config = self.config
         joint = joint_score(config)
         if alpha is not None:
-            joint = JointScore("", alpha, 1 - alpha, config.min_quality)  # type: ignore[arg-type]
+            joint = replace(joint, quality_exponent=alpha, class_exponent=1 - alpha)  # type: ignore[arg-type]
         rules = RULES[config.rules]
         image = torch.arange(images.shape[0], device=images.device)[:, None]  # (N, 1)
         levels = [_best(image, *level, joint, config.candidates, rules) for level in _levels(self.model, images, sizes)]
@@ -193,7 +194,7 @@ def _best(
     index = torch.where(exists, index, 0)
     boxes = decode(anchors[index], box_deltas[image, index], rules.min_log_ratio)
     class_scores, quality = torch.sigmoid(class_logits[image, index]), quality[image, index]
-    scores = joint(class_scores, None if quality_logits is None else quality[..., None])
+    scores = joint.of_classes(class_scores, None if quality_logits is None else quality)
     scores = torch.where(exists[..., None], scores, -1.0)
     if rules.pairs:  # all pairs of the best anchors are enough to choose from: the best pairs are among them
         flat = scores.flatten(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from retinaconf.inference.joint_score import JointScore, product, released, sweep
+from retinaconf.inference.joint_score import JointScore, product, proportional, released, sweep
 from retinaconf.paper import published
 
 NAMES = {"retinanet": "RetinaNet", "iou-aware": "IoU-aware Net", "conf": "RetinaNet-Conf"}
@@ -220,18 +220,17 @@ BEYOND_POSITIVES = {
 
 def _open_question() -> Item:
     rows = [Row("RetinaNet", RETINANET, CLS), Row("joint head", Training("joint"), CLS)]
-    rows += [
-        Row(f"{name}, alpha {alpha:g}", training, product(alpha))
-        for name, training in BEYOND_POSITIVES.items()
-        for alpha in (0.0, 0.2, 0.4, 0.6)
-    ]
+    joints = [product(0.0), product(0.4), product(0.6), *(proportional(alpha) for alpha in (0.4, 0.6, 0.8))]
+    for name, training in BEYOND_POSITIVES.items():
+        rows += [Row(f"{name}, {joint.name}", training, joint) for joint in joints]
     claims = tuple(
         Claim(
             f"{name} is better than cross entropy on positives, and than RetinaNet",
             (
-                _more(f"{name}, alpha 0.4", "CE, alpha 0.4"),
-                _more(f"{name}, alpha 0.4", "RetinaNet"),
-                _more(f"{name}, alpha 0", "RetinaNet"),
+                _more(f"{name}, product(0.4)", "CE, product(0.4)"),
+                _more(f"{name}, proportional(0.6)", "CE, product(0.4)"),
+                _more(f"{name}, proportional(0.6)", "RetinaNet"),
+                _more(f"{name}, product(0)", "RetinaNet"),
             ),
         )
         for name in BEYOND_POSITIVES

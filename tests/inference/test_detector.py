@@ -146,6 +146,12 @@ def test_an_alpha_replaces_any_joint_score(write_run: Any, image: Image.Image, t
     np.testing.assert_array_equal(asked.scores, asked.class_scores)
 
 
+def test_an_alpha_leaves_a_joint_score_that_has_one(write_run: Any, tmp_path: Path):
+    detector = retinaconf.load(write_run(tmp_path / "run", **{"inference.joint": "proportional"}), device="cpu")
+    assert detector.inference_config(alpha=0.7).joint == "proportional"
+    assert detector.inference_config(alpha=0.7, joint="product").joint == "product"
+
+
 def test_the_score_threshold_is_exclusive_and_replaces_the_runs(detector: Detector, image: Image.Image):
     (every,) = detector.predict(image, score_threshold=0)
     threshold = float(every.scores[len(every) // 2])

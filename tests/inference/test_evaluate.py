@@ -12,6 +12,7 @@ from retinaconf.evaluation.coco import METRICS
 from retinaconf.inference.evaluate import evaluate_run, print_report
 
 METHODS = ["cls(obj>0.5)", "cls*obj", "cls*obj(obj>0.5)", "product(0.4)(obj>0.5)"]
+METHODS += [f"proportional(0.{tenth})" for tenth in (2, 4, 6, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_report_is_json_without_nan(report: dict[str, Any]):
 
 def test_the_sweep_is_ten_alphas_and_the_other_methods(report: dict[str, Any]):
     rows = report["sweep"]
-    assert [row["alpha"] for row in rows] == [round(0.1 * n, 1) for n in range(10)] + [None] * 4
+    assert [row["alpha"] for row in rows] == [round(0.1 * n, 1) for n in range(10)] + [None] * 8
     assert [row["joint"] for row in rows[:10]] == ["product(0)", *(f"product(0.{n})" for n in range(1, 10))]
     assert [row["joint"] for row in rows[10:]] == METHODS
     assert len({row["metrics"]["AP"] for row in rows}) > 3  # they do differ

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from retinaconf.config import InferenceConfig
-from retinaconf.inference.joint_score import JointScore, joint_score, product, released, sweep
+from retinaconf.inference.joint_score import JointScore, joint_score, product, proportional, released, sweep
 
 
 def scores(n=1000, seed=0):
@@ -47,6 +47,35 @@ def test_table_4_by_hand(config, expected):
     assert score.item() == pytest.approx(expected)
 
 
+def test_proportional_by_hand():
+    """The best class 0.36 with quality 0.81 at alpha 0.5: 0.54, 1.5 times as much, and so is the other: 0.02 to 0.03.
+
+    Equation (11) gives it sqrt(0.02 * 0.81) = 0.127, as if the box had been found to fit an object of that class.
+    """
+    cls, quality = torch.tensor([[0.36, 0.02, 0.0]]), torch.tensor([0.81])
+    torch.testing.assert_close(proportional(0.5).of_classes(cls, quality), torch.tensor([[0.54, 0.03, 0.0]]))
+    assert product(0.5).of_classes(cls, quality)[0, 1].item() == pytest.approx(0.0162**0.5)
+
+
+def test_proportional_is_the_product_at_the_best_class_and_keeps_the_ratios():
+    cls, quality = scores()
+    best = cls.amax(1, keepdim=True)
+    for alpha in (0.0, 0.3, 1.0):
+        joint = joint_score(InferenceConfig(joint="proportional", alpha=alpha)).of_classes(cls, quality[:, 0])
+        torch.testing.assert_close(joint.amax(1, keepdim=True), product(alpha)(best, quality))
+        torch.testing.assert_close(joint * best, cls * joint.amax(1, keepdim=True))
+
+
+def test_proportional_at_its_edges():
+    cls, quality = scores()
+    assert torch.equal(proportional(0.0).of_classes(cls, quality[:, 0]), cls)
+    assert proportional(0.4).of_classes(cls, None) is cls
+    assert torch.equal(proportional(0.6).of_classes(0 * cls, quality[:, 0]), 0 * cls)  # scores that underflow
+    assert (proportional(0.6, min_quality=0.5).of_classes(cls, quality[:, 0])[quality[:, 0] <= 0.5] == 0).all()
+    one = cls[:, :1]
+    torch.testing.assert_close(proportional(0.4).of_classes(one, quality[:, 0]), product(0.4)(one, quality))
+
+
 def test_without_a_branch_it_is_the_class_score():
     cls, _ = scores()
     assert product(0.4)(cls, None) is cls
@@ -67,6 +96,11 @@ def test_the_sweep_holds_the_rows_of_tables_4_and_5():
         "cls*obj",
         "cls*obj(obj>0.5)",
         "product(0.4)(obj>0.5)",
+        "proportional(0.2)",
+        "proportional(0.4)",
+        "proportional(0.6)",
+        "proportional(0.8)",
     ]
     assert JointScore("cls*obj", 1.0, 1.0).alpha is None
     assert released(0.4).alpha is None
+    assert proportional(0.4).alpha is None

@@ -4,7 +4,7 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import batched_nms
 
 from retinaconf.config import InferenceConfig
-from retinaconf.inference.joint_score import product, released
+from retinaconf.inference.joint_score import product, proportional, released
 from retinaconf.inference.postprocess import postprocess, suppressed
 from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
@@ -47,6 +47,8 @@ def slow(outputs, n, size, config, joint):
                 continue
             for k in range(class_scores.shape[1]):
                 score = joint(class_scores[a, k], None if quality is None else quality[a]).item()
+                if joint.proportional:
+                    score = best[a] * (class_scores[a, k] / class_scores[a].max()).item()
                 if score > config.score_threshold:
                     found.append((score, a, k, box))
         start += level
@@ -60,15 +62,15 @@ def slow(outputs, n, size, config, joint):
     return [found[i][:3] for i in kept], [found[i][3] for i in kept]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("joint", [product(0.0), product(0.4), product(1.0), proportional(0.7)], ids=lambda j: j.name)
 @pytest.mark.parametrize("bias", [-6.0, -3.5, -1.0])
-def test_against_the_rules_written_as_loops(alpha, bias):
+def test_against_the_rules_written_as_loops(joint, bias):
     out = outputs(bias=bias)
     config = InferenceConfig(candidates=200, detections=50)
     sizes = torch.tensor([[128, 160], [100, 130]])
-    (images,) = postprocess(out, sizes, config, [product(alpha)])
+    (images,) = postprocess(out, sizes, config, [joint])
     for n in range(2):
-        expected, boxes = slow(out, n, sizes[n].tolist(), config, product(alpha))
+        expected, boxes = slow(out, n, sizes[n].tolist(), config, joint)
         assert len(images[n].scores) == len(expected)
         torch.testing.assert_close(images[n].scores, torch.tensor([e[0] for e in expected]))
         assert images[n].labels.tolist() == [e[2] for e in expected]

@@ -64,6 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
             "inference.score_threshold": 0.3,
         },
         "conf.pt2": {},
+        "proportional.onnx": {"inference.joint": "proportional"},
         "one-class.onnx": {"model.quality": "none", "inference.alpha": 0.0, "classes": {7: "thing"}},
     }
 

@@ -84,6 +84,19 @@ def test_detections_are_those_of_torch(
 
 
 @pytest.mark.slow
+def test_the_proportional_joint_score(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
+    ours = exported("proportional.onnx")
+    unlike_the_product = 0
+    for inputs in batches(photographs, 4):
+        outputs = ours.call(**inputs, alpha=np.array(0.7, np.float32))
+        wanted = by_torch(ours.detector, inputs, alpha=0.7)
+        assert_same(outputs, wanted)
+        product = by_torch(ours.detector, inputs, alpha=0.7, joint="product")
+        unlike_the_product += sum(not torch.equal(a.scores, b.scores) for a, b in zip(wanted, product))
+    assert unlike_the_product > 0
+
+
+@pytest.mark.slow
 def test_other_rules(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
     """Of a level the best pairs instead of the best anchors, and boxes without area stay."""
     ours = exported("torchvision.onnx")
