@@ -6,6 +6,7 @@ exactly what the uninterrupted one would have seen, and two processes together s
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -177,6 +178,12 @@ class _Sampler(torch.utils.data.Sampler[Plan]):
         return self.plans
 
 
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach every process; the batches under way must still arrive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
         PlannedBatches(ground_truth),
@@ -185,6 +192,7 @@ def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Ite
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     try:
         yield from loader

@@ -148,12 +148,20 @@ def test_killed_before_its_first_checkpoint_starts_over(scenes, uninterrupted, t
     same_run(run, uninterrupted)
 
 
-def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, uninterrupted, tmp_path, number):
+    """Loading processes get the signal, too, as from a terminal or a scheduler."""
     run = tmp_path / "interrupted"
-    process = subprocess.Popen(command(scenes, run), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(scenes, run),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     while not (run / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=240)
     if process.returncode == 0:
         pytest.skip("the run ended before the signal came")
