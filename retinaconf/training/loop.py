@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,8 @@ def train(
     network = RetinaNet(config.model, len(train_set.classes))
     network.to(memory_format=_memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
+    if fabric.device.type == "cpu" and config.precision != "32":
+        depthwise_in_32_bits(network)
     optimizer = build_optimizer(network, config)
 
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
@@ -218,6 +220,23 @@ def _memory_format(network: nn.Module, config: Config, device: torch.device) -> 
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     tensor_cores = device.type == "cuda" and config.precision != "32"
     return torch.channels_last if depthwise or tensor_cores else torch.contiguous_format
+
+
+def depthwise_in_32_bits(network: nn.Module) -> None:
+    """Leave depthwise convolutions out of mixed precision, in place. For CPUs: there their backward pass in bfloat16
+    takes several times as long as in 32 bits, more than the rest of the step gains (`benchmarks/precision.py`).
+    """
+
+    def in_32_bits(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return forward(x.float())
+
+        return call
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = in_32_bits(module.forward)  # type: ignore[method-assign, assignment]
 
 
 def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config) -> Metrics:
