@@ -25,7 +25,7 @@ def qualities(experiments: Experiments, training: Training, seed: int) -> dict[s
     return experiments.measured(training, seed, "qualities", _measure)
 
 
-def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
+def _measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     truth = sample(experiments.ground_truth, np.random.default_rng(0))
     return by_overlap(load(run, None if experiments.device == "auto" else experiments.device), truth)
 

@@ -200,23 +200,35 @@ def figure5(document: dict[str, Any], figure: Figure) -> None:
 
 
 def open_question(document: dict[str, Any], figure: Figure) -> None:
-    """AP against alpha of each loss; and what its branch says of boxes by their IoU, against what it ought to say."""
-    figure.set_size_inches(10, 4)
-    left, right = figure.subplots(1, 2)
+    """AP against alpha of each loss, by both joint scores; and what its branch says of boxes by their IoU."""
+    figure.set_size_inches(12.5, 4)
+    product, proportional, right = figure.subplots(1, 3)
     table = {row["name"]: row for row in document["rows"]}
-    for name, dash in (("RetinaNet", "--"), ("joint head", ":")):
-        left.axhline(_percent(table[name]["mean"]["AP"]), color=GREY, lw=1.2, ls=dash, label=name)
     for number, (name, found) in enumerate(document["qualities"].items()):
-        curve = [row for label, row in table.items() if label.startswith(f"{name}, alpha ")]
-        colour, marker = f"C{number}", "osD^vP"[number % 6]
-        average = [_percent(row["mean"]["AP"]) for row in curve]
-        left.plot([row["alpha"] for row in curve], average, marker + "-", ms=5, color=colour, label=name)
+        style = {"color": f"C{number}", "marker": "osD^vP"[number % 6], "ms": 5, "label": name}
+        for axis, joint in ((product, "product"), (proportional, "proportional")):
+            # At alpha = 0 both are the class score.
+            alphas = {0.0: table[f"{name}, product(0)"]}
+            alphas |= {_alpha_of(row): row for row in table.values() if row["name"].startswith(f"{name}, {joint}(")}
+            axis.plot(sorted(alphas), [_percent(alphas[a]["mean"]["AP"]) for a in sorted(alphas)], **style)
         edges = np.array(found["edges"])
         means = [np.nan if mean is None else mean for mean in found["quality"]]
-        right.plot((edges[:-1] + edges[1:]) / 2, means, marker + "-", ms=5, color=colour, label=name)
+        right.plot((edges[:-1] + edges[1:]) / 2, means, **style)
+    for axis, title in (
+        (product, "quality^α · class^(1 − α)"),
+        (proportional, "the same for the best class, others in proportion"),
+    ):
+        for name, dash in (("RetinaNet", "--"), ("joint head", ":")):
+            axis.axhline(_percent(table[name]["mean"]["AP"]), color=GREY, lw=1.2, ls=dash, label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set(xlabel="α", ylabel="AP")
     right.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    left.set_title(f"{document['split']}, {document['images']:,} images, {len(document['seeds'])} seed(s)")
-    left.set(xlabel="α: score = quality^α · class score^(1 − α)", ylabel="AP")
-    right.set(xlabel="IoU with the best object, before NMS", ylabel="mean quality", xlim=(0, 1), ylim=(0, 1))
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    right.set_title("what the branch says of boxes before NMS", fontsize=9)
+    right.set(xlabel="IoU with the best object", ylabel="mean quality", xlim=(0, 1), ylim=(0, 1))
+    proportional.sharey(product)
+    product.legend(fontsize=7)
+
+
+def _alpha_of(row: dict[str, Any]) -> float:
+    """Of a joint score that is named by it: `proportional(0.6)`."""
+    return float(row["joint"].partition("(")[2].rstrip(")"))

@@ -40,7 +40,7 @@ def statistics(experiments: Experiments, training: Training, seed: int) -> dict[
     return experiments.measured(training, seed, "statistics", _measure)
 
 
-def _measure(experiments: Experiments, run: Path) -> dict[str, Any]:
+def _measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     random = np.random.default_rng(0)
     truth = sample(experiments.ground_truth, random)
     detector = load(run, None if experiments.device == "auto" else experiments.device)

@@ -29,9 +29,11 @@ from retinaconf.inference.joint_score import JointScore
 from retinaconf.paper.items import Training, joints_of
 from retinaconf.recipes import DETECTORS
 from retinaconf.training.checkpoint import CONFIG, LAST, MODEL, read_state
+from retinaconf.training.checkpoint import METRICS as METRICS_LOG
 from retinaconf.training.run import train_run
 
 REPLICATES = 500  # bootstrap draws of the images
+TRIED = 8  # images that are evaluated where trainings end within their first epoch
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ class Experiments:
         self.base, self.schedule, self.max_steps = base, schedule, max_steps
         skip_bad, layout = base.data.skip_bad, base.data.layout
         train_set = load_split(root, "train", skip_bad, layout)
-        self.ground_truth = check_images(load_split(root, split, skip_bad, layout), skip_bad)
-        self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(self.ground_truth.classes) == 80
-        self.description = describe(root, self.ground_truth, layout)
-        if self.ground_truth.crowd.all():
-            raise InputError(f"{self.ground_truth.source}: no boxes, so nothing to evaluate on; choose another --split")
+        truth = check_images(load_split(root, split, skip_bad, layout), skip_bad)
+        self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(truth.classes) == 80
+        self.description = describe(root, truth, layout)
+        if truth.crowd.all():
+            raise InputError(f"{truth.source}: no boxes, so nothing to evaluate on; choose another --split")
         self._epoch_steps = steps_per_epoch(len(check_images(train_set, skip_bad)), base.data.batch_size)
-        self._digest = _digest(self.ground_truth)
+        if max_steps is not None and max_steps < self._epoch_steps:  # it tries things out, as in `train`
+            truth = truth.subset(np.unique(truth.image_index[~truth.crowd])[:TRIED])
+        self.ground_truth = truth
+        self._digest = _digest(truth)
         self._same_data(out / "data.json", _digest(train_set))
         self._made: dict[tuple[Training, int], Path] = {}
         self._evaluated: dict[tuple[Training, int], dict[JointScore, Evaluation]] = {}
@@ -94,15 +99,23 @@ class Experiments:
             Interrupted: it was asked to stop; the same command goes on.
         """
         if (training, seed) not in self._made:
-            self._made[training, seed] = self._run(self.config(training, seed), training, seed)
+            found = [path for path in self.found(training, seed) if (path / MODEL).exists()]
+            self._made[training, seed] = found[0] if found else self._train(training, seed)
         return self._made[training, seed]
 
-    def _run(self, config: Config, training: Training, seed: int) -> Path:
+    def found(self, training: Training, seed: int) -> list[Path]:
+        """Folders of runs with these settings that took all their steps, with their weights or without them."""
+        config = self.config(training, seed)
         steps = config.schedule.epochs * self._epoch_steps
         steps = min(steps, self.max_steps or steps)
-        for path in sorted(self.folder.glob(f"*/{CONFIG}")):
-            if _settings(read_config(path)) == _settings(config) and _finished(path.parent, steps):
-                return path.parent
+        return [
+            path.parent
+            for path in sorted(self.folder.glob(f"*/{CONFIG}"))
+            if _settings(read_config(path)) == _settings(config) and _steps_taken(path.parent) == steps
+        ]
+
+    def _train(self, training: Training, seed: int) -> Path:
+        config = self.config(training, seed)
         key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
         told = [name.rpartition(".")[2] if value is True else str(value) for name, value in training.changes]
         words = [training.detector, *told] + ["2x"] * training.longer
@@ -113,62 +126,49 @@ class Experiments:
 
     def evaluate(self, training: Training, seed: int) -> dict[JointScore, Evaluation]:
         """A run by every joint score that some item uses, from one pass of the network; kept beside the run."""
-        if (training, seed) in self._evaluated:
-            return self._evaluated[training, seed]
-        run = self.run(training, seed)
-        joints = joints_of(training)
-        kept = self.kept(run, "evaluation")
-        if missing := [joint for joint in joints if joint.name not in kept]:
-            kept |= self._evaluate(run, missing)
-            self.keep(run, "evaluation", kept)
-        self._evaluated[training, seed] = {joint: _evaluation(kept[joint.name]) for joint in joints}
+        if (training, seed) not in self._evaluated:
+            names = {joint: joint.name for joint in joints_of(training)}
+            kept = self.measured(training, seed, "evaluation", _evaluate, tuple(names.values()))
+            self._evaluated[training, seed] = {joint: _evaluation(kept[name]) for joint, name in names.items()}
         return self._evaluated[training, seed]
 
-    def _evaluate(self, run: Path, joints: list[JointScore]) -> dict[str, Any]:
-        print(f"evaluating {run.name}", flush=True)
-        truth = self.ground_truth
-        detector = load(run, None if self.device == "auto" else self.device)
-        same_categories(detector, run, truth)
-        evaluator = CocoEvaluator(truth)
-        found = {}
-        for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
-            overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
-            found[joint.name] = {
-                "metrics": {name: _known(overall[name]) for name in METRICS},
-                "draws": [None if np.isnan(value) else round(value, 6) for value in replicates(table, truth)],
-            }
-        return found
-
     def measured(
-        self, training: Training, seed: int, what: str, measure: Callable[[Experiments, Path], dict[str, Any]]
+        self,
+        training: Training,
+        seed: int,
+        what: str,
+        measure: Callable[[Experiments, Path, Training], dict[str, Any]],
+        wanted: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        """What `measure` finds of a run, kept beside it as JSON: measured once."""
+        """What `measure` finds of a run, kept beside it as JSON: measured once, or again if a `wanted` key is missing.
+
+        Of a run whose weights have been deleted, what was kept is used; only where it is not enough is it trained anew.
+        """
+        for run in self.found(training, seed):
+            kept = self._kept(run, what)
+            if kept and all(key in kept for key in wanted):
+                return kept
         run = self.run(training, seed)
-        kept = self.kept(run, what)
-        if not kept:
-            print(f"{what} of {run.name}", flush=True)
-            kept = measure(self, run)
-            self.keep(run, what, kept)
+        print(f"{what} of {run.name}", flush=True)
+        kept = measure(self, run, training)
+        self._keep(run, what, kept)
         return kept
 
-    def kept(self, run: Path, what: str) -> dict[str, Any]:
-        """What was computed of a run on this split before, of the weights that it has now; {} if nothing."""
+    def _kept(self, run: Path, what: str) -> dict[str, Any]:
+        """What was computed of a run on this split before, of the weights that it has now, if it has; {} if nothing."""
         path = run / f"{what}-{self.split}.json"
         try:
             document = json.loads(path.read_text())
-        except (OSError, ValueError):
+            of, results = document["of"], document["results"]
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
-        return document["results"] if document.get("of") == self._state(run) else {}
+        same_weights = not (run / MODEL).exists() or of.get("weights") == _weights_digest(run)
+        return results if same_weights and of.get("data") == self._digest else {}
 
-    def keep(self, run: Path, what: str, results: dict[str, Any]) -> None:
-        """Keep what was computed, for `kept`."""
-        document = {"of": self._state(run), "results": results}
+    def _keep(self, run: Path, what: str, results: dict[str, Any]) -> None:
+        document = {"of": {"weights": _weights_digest(run), "data": self._digest}, "results": results}
         path = run / f"{what}-{self.split}.json"
         write_aside(path, lambda aside: aside.write_text(json.dumps(document) + "\n"))
-
-    def _state(self, run: Path) -> dict[str, Any]:
-        weights = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
-        return {"weights": weights, "data": self._digest}
 
     def _same_data(self, path: Path, digest: str) -> None:
         if path.exists():
@@ -182,6 +182,21 @@ class Experiments:
             raise InputError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from None
         document = {"root": str(self.root), "train": digest}
         write_aside(path, lambda aside: aside.write_text(json.dumps(document, indent=1) + "\n"))
+
+
+def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
+    truth, joints = experiments.ground_truth, joints_of(training)
+    detector = load(run, None if experiments.device == "auto" else experiments.device)
+    same_categories(detector, run, truth)
+    evaluator = CocoEvaluator(truth)
+    found = {}
+    for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
+        overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
+        found[joint.name] = {
+            "metrics": {name: _known(overall[name]) for name in METRICS},
+            "draws": [None if np.isnan(value) else round(value, 5) for value in replicates(table, truth)],
+        }
+    return found
 
 
 def replicates(table: DetectionTable, truth: GroundTruth) -> list[float]:
@@ -206,8 +221,18 @@ def _settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if name != "data.workers"}
 
 
-def _finished(run: Path, steps: int) -> bool:
-    return (run / MODEL).exists() and (run / LAST).exists() and read_state(run / LAST)["step"] == steps
+def _steps_taken(run: Path) -> int | None:
+    """By the checkpoint, or without it by what was logged; None where a file is missing or damaged."""
+    try:
+        if (run / LAST).exists():
+            return int(read_state(run / LAST)["step"])
+        return int(json.loads((run / METRICS_LOG).read_text().splitlines()[-1])["step"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _weights_digest(run: Path) -> str:
+    return hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
 
 
 def _digest(ground_truth: GroundTruth) -> str:

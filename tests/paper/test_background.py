@@ -22,9 +22,8 @@ from retinaconf.paper.runs import Experiments
 def test_means_by_iou_and_the_order_among_the_boxes_of_an_object(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    run = Path(shutil.copytree(trained.run, tmp_path / "runs" / "mine"))
     experiments = Experiments(tmp_path, trained.data, trained.config, device="cpu")
-    monkeypatch.setattr(experiments, "run", lambda training, seed: run)
     found = qualities(experiments, CONF, 0)
 
     truth = experiments.ground_truth
@@ -34,7 +33,7 @@ def test_means_by_iou_and_the_order_among_the_boxes_of_an_object(
     bins: dict[int, list[tuple[float, float]]] = defaultdict(list)
     objects: dict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
     for image, box, score, quality in zip(table.image_index, table.boxes, table.class_scores, table.quality):
-        targets = truth.boxes[truth.image_index == image]
+        targets = truth.boxes[(truth.image_index == image) & ~truth.crowd]
         overlaps = box_iou(torch.from_numpy(box)[None].double(), torch.from_numpy(targets))[0]
         best = float(overlaps.max()) if len(overlaps) else 0.0
         place = next(n for n, edge in enumerate(IOU_EDGES[1:]) if best < edge or edge == 1)
@@ -62,9 +61,8 @@ def test_means_by_iou_and_the_order_among_the_boxes_of_an_object(
 
 def test_a_branch_that_nothing_asks(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No box reaches the class score: counts of 0, means unknown."""
-    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    shutil.copytree(trained.run, tmp_path / "runs" / "mine")
     experiments = Experiments(tmp_path, trained.data, trained.config, device="cpu")
-    monkeypatch.setattr(experiments, "run", lambda training, seed: run)
     monkeypatch.setattr("retinaconf.paper.background.CLASS_SCORE", 0.9999)
     found = qualities(experiments, CONF, 0)
     assert found["boxes"] == sum(found["count"]) == 0

@@ -98,6 +98,48 @@ def test_a_run_made_by_hand_is_found_by_its_settings(
     assert len(trainings) == 2  # one step longer is another run
 
 
+def test_what_was_measured_of_a_run_outlives_its_weights(
+    tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path]
+):
+    go("table1", tmp_path, tiny_data, base, seeds=2)
+    page = (tmp_path / "table1.md").read_text()
+    for name in ("model.safetensors", "last.ckpt", "log.txt"):
+        for path in tmp_path.glob(f"runs/*/{name}"):
+            path.unlink()
+    for item in ("table1", "table4"):  # of the same runs
+        go(item, tmp_path, tiny_data, base, seeds=2)
+    assert len(trainings) == 6
+    assert (tmp_path / "table1.md").read_text() == page
+    # What is not known yet needs the weights: the runs are trained anew, in their places.
+    go("figure1", tmp_path, tiny_data, base, seeds=2)
+    assert trainings[6:] == [trainings[0]]
+    go("table1", tmp_path, tiny_data, base, seeds=3)
+    assert len(trainings) == 6 + 1 + 3
+
+
+def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, tmp_path: Path, base: Config):
+    experiments = Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu")
+    training = Training("retinanet")
+    experiments.evaluate(training, 0)
+    run = experiments.run(training, 0)
+    path = run / "evaluation-val.json"
+    for damage in ({"weights": "of another run"}, {"data": "of another split"}):
+        document = json.loads(path.read_text())
+        expected = json.dumps(document)
+        path.write_text(json.dumps(document | {"of": document["of"] | damage}))
+        Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu").evaluate(training, 0)
+        assert path.read_text() == expected + "\n"
+
+
+def test_trying_out_evaluates_a_few_images(
+    tiny_data: Path, tmp_path: Path, base: Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs, "TRIED", 2)
+    base = base.changed(**{"data.batch_size": 1})
+    assert len(Experiments(tmp_path, tiny_data, base, max_steps=2).ground_truth) == 2
+    assert len(Experiments(tmp_path, tiny_data, base).ground_truth) > 2
+
+
 def test_other_data_are_refused(tiny_data: Path, tmp_path: Path, base: Config, make_data: Callable[..., Path]):
     Experiments(tmp_path / "out", tiny_data, base)
     other = make_data(tmp_path / "other", seed=1)
