@@ -85,7 +85,7 @@ class DataConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """The images of a training batch are resized by one further factor drawn from this range (log-uniform)."""
+    """Training images are resized by a further factor drawn from this range (log-uniform)."""
     batch_size: int = Field(16, ge=1)
     """Images a training step, over all processes and accumulated passes together."""
     workers: int = Field(2, ge=0)

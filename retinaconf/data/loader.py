@@ -1,7 +1,7 @@
 """Batches: which images, at which size, in which order; then their pixels and boxes.
 
-Order and augmentation are functions of (seed, epoch, step, image), never of a generator's state, so that a resumed run
-sees exactly what the uninterrupted one would have seen, and two processes together see what one would.
+Order and augmentation are functions of (seed, epoch, image), never of a generator's state, so that a resumed run sees
+exactly what the uninterrupted one would have seen, and two processes together see what one would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
-from retinaconf.data.transforms import Augmentation, apply, augmentation, canvas, resized, scale_factor
+from retinaconf.data.transforms import Augmentation, apply, augmentation, canvas, resized
 from retinaconf.errors import InputError
 
 # Batches are sorted by aspect ratio within blocks of this many, which keeps padding small and the order random.
@@ -103,9 +103,7 @@ def epoch_plans(ground_truth: GroundTruth, config: DataConfig, seed: int, epoch:
     blocks = np.array_split(order, range(size * BATCHES_SORTED_TOGETHER, len(order), size * BATCHES_SORTED_TOGETHER))
     batches = np.concatenate([block[np.argsort(ratio[block], kind="stable")] for block in blocks]).reshape(-1, size)
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
-    return [
-        _training_plan(ground_truth, config, seed, epoch, step, batch) for step, batch in enumerate(batches[shuffled])
-    ]
+    return [_training_plan(ground_truth, config, seed, epoch, batch) for batch in batches[shuffled]]
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -164,12 +162,11 @@ def evaluation_batches(
     return _load(ground_truth, plans, config.workers)
 
 
-def _training_plan(gt: GroundTruth, config: DataConfig, seed: int, epoch: int, step: int, batch: np.ndarray) -> Plan:
-    factor = scale_factor(config, np.random.default_rng([seed, epoch, 3, step]))
+def _training_plan(gt: GroundTruth, config: DataConfig, seed: int, epoch: int, batch: np.ndarray) -> Plan:
     changes = []
     for i in batch:
         size = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
-        changes.append(augmentation(size, factor, config, np.random.default_rng([seed, epoch, 2, int(i)])))
+        changes.append(augmentation(size, config, np.random.default_rng([seed, epoch, 2, int(i)])))
     return Plan(tuple(int(i) for i in batch), tuple(changes), canvas([(c.height, c.width) for c in changes]))
 
 

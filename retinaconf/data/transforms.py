@@ -33,13 +33,9 @@ def resized(
     return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
-def scale_factor(config: DataConfig, rng: np.random.Generator) -> float:
-    """A random draw for a training batch: its images share it, so that padding stays small."""
-    return math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
-
-
-def augmentation(size: tuple[int, int], factor: float, config: DataConfig, rng: np.random.Generator) -> Augmentation:
-    """A random draw for a training image of `size` (height, width), in a batch of this `scale_factor`."""
+def augmentation(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Augmentation:
+    """A random draw for a training image of `size` (height, width)."""
+    factor = math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
     target = resized(size, config.short_side, config.long_side, factor, config.resize)
     return Augmentation(*target, rng.random() < config.flip, config.resize)
 
