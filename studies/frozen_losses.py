@@ -33,9 +33,9 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
-from retinaconf.paper.background import by_overlap
 from retinaconf.paper.compare import paired_difference
 from retinaconf.paper.items import BEYOND_POSITIVES
+from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
 from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
 from retinaconf.training.matching import Matches, match
@@ -125,7 +125,7 @@ def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
         metrics = evaluator(table.image_index, table.boxes, table.scores, table.labels)
         row = {"joint": joint.name, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
         rows.append(row | {"draws": [round(value, 5) for value in replicates(table, truth)]})
-    return {"rows": rows, "qualities": by_overlap(detector, truth)}
+    return {"rows": rows, "qualities": by_overlap(class_ranked(detector, truth), truth)}
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> None:

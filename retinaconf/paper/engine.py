@@ -12,12 +12,12 @@ from retinaconf.config import Config
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.files import write_aside
 from retinaconf.paper import published
-from retinaconf.paper.background import qualities
 from retinaconf.paper.compare import overall, paired_difference, seeds_needed, verdict
 from retinaconf.paper.figures import save_figure
 from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
 from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
+from retinaconf.paper.quality import qualities
 from retinaconf.paper.runs import Evaluation, Experiments
 
 Results = dict[str, list[Evaluation]]  # by row name, a seed each

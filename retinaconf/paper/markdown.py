@@ -13,6 +13,7 @@ from retinaconf.diagnosis import published
 from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, proportion_drop
 from retinaconf.evaluation.coco import METRICS
 
+USES = {"both": "both", "nms": "NMS alone", "ranking": "ranking alone"}
 SHOWN = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")  # the JSON has all ten
 
 
@@ -24,7 +25,7 @@ def to_markdown(document: dict[str, Any]) -> str:
     if "statistics" in document:
         lines += [*_statistics(document["statistics"]), ""]
     if "qualities" in document:
-        lines += [*_qualities(document["qualities"]), ""]
+        lines += [*_qualities(document["qualities"]), "", *_uses(document["qualities"]), ""]
     if document["claims"]:
         lines += [*_claims(document), ""]
     if document["kind"] not in ("rows", "statistics"):
@@ -147,6 +148,24 @@ def _qualities(found: dict[str, dict[str, Any]]) -> Iterator[str]:
             cells = ["-" if mean is None else f"{mean:.2f}" for mean in measured[key]]
             rank = measured[f"{key}_rank"]
             yield f"| {loss} | {name} | " + " | ".join(cells) + f" | {'-' if rank is None else f'{rank:.2f}'} |"
+
+
+def _uses(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield (
+        "What the quality gives in each use of the score: points of AP more than by the class score alone, on these "
+        "boxes. In NMS it decides which of the boxes that overlap stays; in the ranking, which detection comes first. "
+        "The last row is an oracle's: the IoU itself in the quality's place, on the boxes of the first loss's detector."
+    )
+    yield ""
+    alphas = next(iter(found.values()))["uses"]["alphas"]
+    yield "| loss | AP | " + " | ".join(f"{use}, α = {a:g}" for use in USES.values() for a in alphas) + " |"
+    yield "|---|---|" + "---|" * (len(USES) * len(alphas))
+    rows = {loss: (measured["uses"], "quality") for loss, measured in found.items()}
+    first = next(iter(found))
+    rows["a perfect quality"] = (found[first]["uses"], "perfect")
+    for name, (uses, quality) in rows.items():
+        cells = [f"{100 * gain:+.1f}" for use in USES for gain in uses[quality][use]]
+        yield f"| {name} | {100 * uses['AP']:.1f} | " + " | ".join(cells) + " |"
 
 
 def _percent(value: float | None) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
+from retinaconf.data.layouts import load_split
+from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.detector import load
-from retinaconf.paper.background import CLASS_SCORE, IOU_EDGES, qualities
 from retinaconf.paper.items import CONF
+from retinaconf.paper.quality import CLASS_SCORE, IOU_EDGES, by_use, class_ranked, qualities
 from retinaconf.paper.runs import Experiments
 
 
@@ -63,8 +65,33 @@ def test_a_branch_that_nothing_asks(trained: Any, tmp_path: Path, monkeypatch: p
     """No box reaches the class score: counts of 0, means unknown."""
     shutil.copytree(trained.run, tmp_path / "runs" / "mine")
     experiments = Experiments(tmp_path, trained.data, trained.config, device="cpu")
-    monkeypatch.setattr("retinaconf.paper.background.CLASS_SCORE", 0.9999)
+    monkeypatch.setattr("retinaconf.paper.quality.CLASS_SCORE", 0.9999)
     found = qualities(experiments, CONF, 0)
     assert found["boxes"] == sum(found["count"]) == 0
     assert set(found["quality"]) == {None}
     assert found["quality_rank"] is None
+
+
+def test_the_uses_of_the_score_are_those_of_torchvisions_nms_and_cocos_ap(trained: Any):
+    detector, truth = load(trained.run, "cpu"), load_split(trained.data, "val")
+    boxes = class_ranked(detector, truth)
+    assert boxes.quality is not None
+    found = by_use(boxes, truth)
+
+    def average_precision(suppress_by: np.ndarray, rank_by: np.ndarray) -> float:
+        kept: list[int] = []
+        for image in range(len(truth)):
+            rows = np.flatnonzero(boxes.image_index == image)
+            columns = (boxes.boxes[rows], suppress_by[rows], boxes.labels[rows])
+            stay = rows[batched_nms(*map(torch.from_numpy, columns), 0.5).numpy()]
+            kept += sorted(stay, key=lambda row: -rank_by[row])[:100]
+        columns = (boxes.image_index[kept], boxes.boxes[kept], rank_by[kept], boxes.labels[kept])
+        return CocoEvaluator(truth)(*columns).overall["AP"]
+
+    plain = boxes.scores
+    joint = boxes.quality**0.6 * plain**0.4
+    at = found["alphas"].index(0.6)
+    assert found["AP"] == pytest.approx(average_precision(plain, plain))
+    for use, scores in (("both", (joint, joint)), ("nms", (joint, plain)), ("ranking", (plain, joint))):
+        assert found["quality"][use][at] == pytest.approx(average_precision(*scores) - found["AP"])
+    assert found["perfect"]["both"][at] > max(found["quality"]["both"])
