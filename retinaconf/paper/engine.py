@@ -19,6 +19,7 @@ from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
 from retinaconf.paper.quality import qualities
 from retinaconf.paper.runs import Evaluation, Experiments
+from retinaconf.recipes import RECIPES
 
 Results = dict[str, list[Evaluation]]  # by row name, a seed each
 
@@ -60,7 +61,7 @@ def run_paper(
     print(experiments.description, flush=True)
     for name in ALL if item == "all" else [item]:
         document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
-        document["recipe_base"] = recipe_base
+        document |= {"recipe_base": recipe_base, "settings": _settings(base, recipe_base, schedule)}
         _write(out / f"{name}.json", json.dumps(document, indent=1) + "\n")
         save_figure(document, out / f"{name}.png")
         _write(out / f"{name}.md", to_markdown(document))
@@ -110,6 +111,16 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
         document["qualities"] = {name: qualities(experiments, asked, seeds[0]) for name, asked in item.asked.items()}
     document["claims"] = [judge(claim, found) for claim in item.claims]
     return document
+
+
+def _settings(base: Config, recipe_base: str, schedule: str) -> dict[str, Any]:
+    """What the runs were trained with otherwise than by the recipe; seed and loading aside."""
+    recipe = RECIPES[f"retinanet-{recipe_base}" + (f"-{schedule}" if recipe_base == "r50" else "")].flat()
+    return {
+        name: value
+        for name, value in base.flat().items()
+        if value != recipe[name] and name not in ("seed", "data.workers")
+    }
 
 
 def judge(claim: Claim, found: Results) -> dict[str, Any]:

@@ -42,6 +42,9 @@ def _about(document: dict[str, Any]) -> Iterator[str]:
     seeds = document["seeds"]
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     yield f"{document['data']}. Evaluated on `{document['split']}`; {named}; recipes {document['recipe_base']}."
+    if document["settings"]:
+        told = [f"`{name}` {_setting(value)}" for name, value in document["settings"].items()]
+        yield f"\nOtherwise than the recipe: {', '.join(told)}."
     if document["max_steps"] is not None:
         yield f"\n**Every training was stopped after {document['max_steps']} steps: these numbers mean nothing.**"
     if document["rows"] and len(seeds) == 1:
@@ -49,6 +52,10 @@ def _about(document: dict[str, Any]) -> Iterator[str]:
             "\nOne seed: the intervals are of the images alone. Whether another training would give the same order "
             "cannot be said, so nothing is decided; give `--seeds 3` or more."
         )
+
+
+def _setting(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _rows(document: dict[str, Any]) -> Iterator[str]:

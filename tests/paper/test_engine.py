@@ -65,6 +65,8 @@ def test_all_renders_every_item_and_trains_nothing_twice(
         page, document = (out / f"{name}.md").read_text(), json.loads((out / f"{name}.json").read_text())
         assert page.startswith(f"# {item.title}\n")
         assert document["item"] == name
+        assert document["settings"]["data.short_side"] == base.data.short_side
+        assert f"`data.short_side` {base.data.short_side}" in page or item.kind in ("figure4", "figure5")
         assert all(claim["verdict"] == "undecided" for claim in document["claims"])  # one seed
         with Image.open(out / f"{name}.png") as picture:
             assert min(picture.size) > 200
