@@ -19,7 +19,7 @@ from retinaconf.config import Config
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.files import write_aside
 from retinaconf.options import UsageError, parse
-from retinaconf.recipes import RECIPES, recipe
+from retinaconf.recipes import RECIPES, paper_recipe, recipe
 
 Device = Literal["auto", "cpu", "cuda"]
 LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
@@ -344,9 +344,7 @@ def paper(args: Sequence[str]) -> None:
     """A table or figure of the paper, regenerated and compared."""
     # The recipe decides the defaults of all other options, as for train.
     first = parse(PaperOptions, args, "paper")
-    base = RECIPES[f"retinanet-{first.recipe_base}" + (f"-{first.schedule}" if first.recipe_base == "r50" else "")]
-    if first.recipe_base == "lite0" and first.schedule == "2x":
-        base = base.changed(**{"schedule.epochs": 2 * base.schedule.epochs})
+    base = paper_recipe(first.recipe_base, first.schedule)
     default: Any = PaperOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=base)
     options = parse(PaperOptions, args, "paper", default=default)
     for name, value in (("--seeds", options.seeds), ("--max-steps", options.max_steps)):

@@ -90,3 +90,11 @@ def recipe(name: str) -> Config:
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def paper_recipe(base: str, schedule: str) -> Config:
+    """Plain RetinaNet for the paper's items, `base` `r50` or `lite0`, `schedule` `1x` or, twice the epochs, `2x`."""
+    if base == "r50":
+        return RECIPES[f"retinanet-r50-{schedule}"]
+    lite = RECIPES[f"retinanet-{base}"]
+    return lite.changed(**{"schedule.epochs": 2 * lite.schedule.epochs}) if schedule == "2x" else lite

@@ -5,7 +5,7 @@ import pytest
 
 from retinaconf.config import config_from_flat
 from retinaconf.errors import InputError
-from retinaconf.recipes import RECIPES, recipe
+from retinaconf.recipes import RECIPES, paper_recipe, recipe
 
 DETECTORS = ("retinanet", "iou-aware", "joint", "conf")
 PAPER = [f"{d}-{b}-{s}" for d, b, s in product(DETECTORS, ("r50", "r101"), ("1x", "2x"))]
@@ -104,3 +104,9 @@ def test_a_recipe_survives_its_file(name: str):
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(InputError, match=r"no recipe 'conf-r18-1x'; there are .*conf-r50-1x.*conf-lite0"):
         recipe("conf-r18-1x")
+
+
+def test_the_papers_items_start_from_plain_retinanet():
+    assert paper_recipe("r50", "2x") == recipe("retinanet-r50-2x")
+    assert paper_recipe("lite0", "1x") == recipe("retinanet-lite0")
+    assert paper_recipe("lite0", "2x").schedule.epochs == 2 * recipe("retinanet-lite0").schedule.epochs

@@ -19,7 +19,7 @@ from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
 from retinaconf.paper.quality import qualities
 from retinaconf.paper.runs import Evaluation, Experiments
-from retinaconf.recipes import RECIPES
+from retinaconf.recipes import paper_recipe
 
 Results = dict[str, list[Evaluation]]  # by row name, a seed each
 
@@ -115,7 +115,7 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
 
 def _settings(base: Config, recipe_base: str, schedule: str) -> dict[str, Any]:
     """What the runs were trained with otherwise than by the recipe; seed and loading aside."""
-    recipe = RECIPES[f"retinanet-{recipe_base}" + (f"-{schedule}" if recipe_base == "r50" else "")].flat()
+    recipe = paper_recipe(recipe_base, schedule).flat()
     return {
         name: value
         for name, value in base.flat().items()
