@@ -1,4 +1,4 @@
-"""How well any loss could teach the quality branch: the IoU, predicted from what the branch sees and more.
+"""Is the fit there to be predicted? The IoU, learned by trees from what the quality branch sees and more.
 
     python studies/predictable_quality.py RUN [RUN ...] --data ROOT [--split val] [--json FILE]
 
@@ -6,6 +6,8 @@ Gradient-boosted trees learn the IoU of a box with the object that it fits best,
 of both towers at its cell, all class scores, the box's deltas and size: more than the branch has, without its linear
 form. They learn on two thirds of the split's images, so on features as unseen images have them, and from the very boxes
 that inference ranks; they are asked on the other third (three folds). RUNs are detectors of any kind, used as they are.
+
+A probe, not a bound: trees that minimise the squared error over all boxes need not find an object's best order.
 
 Prints the explained variance, the rank correlation with the IoU among the boxes of one object, and what the predicted
 quality adds to AP in each use of the score (`retinaconf/paper/quality.py`), beside what the IoU itself would add.

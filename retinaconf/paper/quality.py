@@ -29,7 +29,6 @@ from retinaconf.paper.runs import Experiments, candidates
 IOU_EDGES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CLASS_SCORE = 0.05  # boxes below it are no detections at alpha = 0
 ALPHAS = (0.2, 0.4, 0.6, 0.8)
-PERFECT = "perfect"  # the IoU itself in the quality's place
 
 
 def qualities(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def by_use(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
     kept_by_class = _suppressor(boxes, plain)
     AP = _average_precision(boxes, plain, kept_by_class, truth)
     uses: dict[str, Any] = {"AP": AP, "alphas": list(ALPHAS)}
-    for name, quality in (("quality", boxes.quality), (PERFECT, best_overlaps(boxes, truth).any_iou)):
+    for name, quality in (("quality", boxes.quality), ("perfect", best_overlaps(boxes, truth).any_iou)):
         gains: dict[str, list[float]] = {"both": [], "nms": [], "ranking": []}
         for alpha in ALPHAS:
             joint = quality**alpha * plain ** (1 - alpha)
