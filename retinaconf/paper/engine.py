@@ -61,7 +61,7 @@ def run_paper(
     print(experiments.description, flush=True)
     for name in ALL if item == "all" else [item]:
         document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
-        document |= {"recipe_base": recipe_base, "settings": _settings(base, recipe_base, schedule)}
+        document |= {"recipe_base": recipe_base, "settings": _settings(experiments.base, recipe_base, schedule)}
         _write(out / f"{name}.json", json.dumps(document, indent=1) + "\n")
         save_figure(document, out / f"{name}.png")
         _write(out / f"{name}.md", to_markdown(document))

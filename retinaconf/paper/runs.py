@@ -26,6 +26,7 @@ from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import same_categories
 from retinaconf.inference.joint_score import JointScore
+from retinaconf.model.backbone import Backbone
 from retinaconf.paper.items import Training, joints_of
 from retinaconf.recipes import DETECTORS
 from retinaconf.training.checkpoint import CONFIG, LAST, MODEL, read_state
@@ -74,6 +75,7 @@ class Experiments:
         self._epoch_steps = steps_per_epoch(len(check_images(train_set, skip_bad)), base.data.batch_size)
         if max_steps is not None and max_steps < self._epoch_steps:  # it tries things out, as in `train`
             truth = truth.subset(np.unique(truth.image_index[~truth.crowd])[:TRIED])
+            self.base = _with_weights_at_hand(base)
         self.ground_truth = truth
         self._digest = _digest(truth)
         self._same_data(out / "data.json", _digest(train_set))
@@ -210,6 +212,18 @@ def candidates(table: DetectionTable, run: Path) -> Candidates:
     """A detector's boxes as the diagnosis takes them."""
     boxes, scores = table.boxes.astype(np.float64), table.scores.astype(np.float64)
     return Candidates(table.image_index, table.labels, boxes, scores, source=str(run))
+
+
+def _with_weights_at_hand(base: Config) -> Config:
+    """The settings, with random weights where ImageNet's cannot be had: enough where no training means anything."""
+    if base.model.weights != "imagenet":
+        return base
+    try:
+        Backbone(base.model.backbone, freeze_stem=False)
+    except InputError as error:
+        print(f"{error}. Trying things out, this starts from random ones", flush=True)
+        return base.changed(**{"model.weights": "none"})
+    return base
 
 
 def _evaluation(kept: dict[str, Any]) -> Evaluation:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from retinaconf.config import Config, read_config
 from retinaconf.errors import InputError
+from retinaconf.model import backbone
 from retinaconf.paper import runs
 from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import ALL, ITEMS, Training
@@ -140,6 +142,26 @@ def test_trying_out_evaluates_a_few_images(
     base = base.changed(**{"data.batch_size": 1})
     assert len(Experiments(tmp_path, tiny_data, base, max_steps=2).ground_truth) == 2
     assert len(Experiments(tmp_path, tiny_data, base).ground_truth) > 2
+
+
+def test_trying_out_needs_no_weights_from_the_network(
+    tiny_data: Path, tmp_path: Path, base: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(backbone, "PACKAGED", {})
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool, **rest: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return create(name, pretrained=False, **rest)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    base = base.changed(**{"model.weights": "imagenet"})
+    go("table4", tmp_path / "tried", tiny_data, base, max_steps=1)
+    assert "could not be fetched" in capsys.readouterr().out
+    assert "`model.weights` none" in (tmp_path / "tried" / "table4.md").read_text()
+    with pytest.raises(InputError, match="could not be fetched"):  # a training that counts never starts otherwise
+        go("table4", tmp_path / "real", tiny_data, base, max_steps=None)
 
 
 def test_other_data_are_refused(tiny_data: Path, tmp_path: Path, base: Config, make_data: Callable[..., Path]):
