@@ -1,0 +1,337 @@
+"""What would a second annotator's box of every object be worth as its quality? A ceiling for any branch.
+
+    python studies/second_annotation.py --data ROOT [RUN ...] [--json FILE]
+
+A perfect quality, the IoU with the very box that evaluation compares with, knows more than any network can: where the
+annotator's hand has been. Some fields of BCCD were photographed twice, shifted, and annotated twice by chance. Such
+pairs are found by their pixels (phase correlation of thumbnails, then the correlation of the shared part at full size),
+and their boxes compared where both photographs show them:
+
+- Agreement: objects in both annotations, by class; the IoU of their two boxes; objects in one annotation only.
+- Of each RUN, on the photographs that are not in `train`: what the joint score, equation (11), adds to AP when the
+  quality of a box is its IoU with the first annotation (perfect; it is also what AP is computed with), with the second
+  (all that is known of an object but the first annotator's hand), or what the RUN's branch says.
+
+AP is of the objects annotated twice; boxes outside the shared part, and boxes on an object annotated once, take no
+part. Intervals are over a bootstrap of the photographs, 95%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
+from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.matching import match_detections
+from retinaconf.diagnosis.nms import nms
+from retinaconf.diagnosis.overlaps import best_overlaps, iou
+from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.files import write_aside
+from retinaconf.inference.detector import Detector, load
+from retinaconf.paper.quality import CLASS_SCORE
+from retinaconf.paper.runs import candidates
+
+THUMBNAIL = 8  # times smaller
+ALIKE = 0.5  # circular correlation of thumbnails from which a pair is looked at in full
+LIKELY = 0.7  # correlation of the shared parts, found on every fourth pixel, from which each pixel is looked at
+SAME = 0.9  # then; in BCCD nothing lies between 0.73 and 0.92
+SHARED = 0.5  # least share of each side
+MARGIN = 3  # pixels that an object keeps from the edge of the shared part
+MATCHED = 0.3  # IoU of two boxes of one object; by chance neighbours reach less
+ALPHAS = (0.2, 0.4, 0.6, 0.8)
+REPLICATES = 500
+
+
+class Photograph(NamedTuple):
+    split: str
+    truth: GroundTruth
+    row: int  # of the image in `truth`
+
+    @property
+    def name(self) -> str:
+        return str(self.truth.file_names[self.row])
+
+    def grey(self) -> np.ndarray:
+        """(H, W) float64."""
+        return np.asarray(Image.open(self.truth.path(self.row)).convert("L"), dtype=np.float64)
+
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (G, 4) and labels (G,)."""
+        rows = slice(*self.truth.offsets[self.row : self.row + 2])
+        return self.truth.boxes[rows], self.truth.labels[rows]
+
+
+class Pair(NamedTuple):
+    """Two photographs of one field: what is at (y, x) of `a` is at (y, x) + `shift` of `b`."""
+
+    a: Photograph
+    b: Photograph
+    shift: tuple[int, int]
+    correlation: float
+
+    def turned(self) -> Pair:
+        return Pair(self.b, self.a, (-self.shift[0], -self.shift[1]), self.correlation)
+
+    def shared(self) -> np.ndarray:
+        """The part of `a` that `b` shows, too: x0, y0, x1, y1."""
+        (height, width), (dy, dx) = self.a.truth.image_sizes[self.a.row], self.shift
+        return np.array([max(0, -dx), max(0, -dy), min(width, width - dx), min(height, height - dy)])
+
+    def second(self) -> np.ndarray:
+        """The boxes of `b` in the frame of `a`, (G, 4)."""
+        dy, dx = self.shift
+        return self.b.objects()[0] - [dx, dy, dx, dy]
+
+    def twice(self) -> list[tuple[int, int, float]]:
+        """Objects of both annotations: rows of a and of b, and the IoU of their boxes; each other's best."""
+        boxes, others = self.a.objects()[0], self.second()
+        overlap = _all_pairs(boxes, others)
+        found = []
+        for row in np.flatnonzero(self.inside(boxes)):
+            best = int(overlap[row].argmax()) if len(others) else -1
+            if best >= 0 and overlap[row, best] >= MATCHED and overlap[:, best].argmax() == row:
+                found.append((int(row), best, float(overlap[row, best])))
+        return found
+
+    def inside(self, boxes: np.ndarray) -> np.ndarray:
+        """(G,) whether boxes in the frame of `a` are whole in both photographs."""
+        low, high = self.shared()[:2] + MARGIN, self.shared()[2:] - MARGIN
+        return np.asarray((boxes[:, :2] >= low).all(1) & (boxes[:, 2:] <= high).all(1))
+
+
+def pairs(photographs: list[Photograph]) -> list[Pair]:
+    """Photographs of equal size that show the same field."""
+    small = [_thumbnail(photograph.grey()) for photograph in photographs]
+    found = []
+    for first, photograph in enumerate(photographs):
+        for second in range(first + 1, len(photographs)):
+            if small[second].shape != small[first].shape:
+                continue
+            height, width = small[first].shape[0], 2 * (small[first].shape[1] - 1)
+            circular = np.fft.irfft2(small[second] * small[first].conj(), s=(height, width))
+            dy, dx = np.unravel_index(circular.argmax(), circular.shape)
+            if circular[dy, dx] < ALIKE:
+                continue
+            near = (_signed(int(dy), height) * THUMBNAIL, _signed(int(dx), width) * THUMBNAIL)
+            shift, correlation = _aligned(photograph.grey(), photographs[second].grey(), near)
+            if correlation >= SAME:
+                found.append(Pair(photograph, photographs[second], shift, correlation))
+    return found
+
+
+def _thumbnail(grey: np.ndarray) -> np.ndarray:
+    """Its real Fourier transform; mean 0, length 1."""
+    height, width = (side // THUMBNAIL // 2 * 2 for side in grey.shape)
+    small = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BOX))
+    small = small - small.mean()
+    transformed: np.ndarray = np.fft.rfft2(small / max(np.linalg.norm(small), 1e-9))
+    return transformed
+
+
+def _signed(shift: int, length: int) -> int:
+    return shift if shift < length // 2 else shift - length
+
+
+def _aligned(a: np.ndarray, b: np.ndarray, near: tuple[int, int]) -> tuple[tuple[int, int], float]:
+    """The shift about `near` at which the shared parts correlate best: on every fourth pixel first, then to one."""
+    best, correlation = near, -1.0
+    for step, reach in ((4, 3), (1, 4)):
+        (y, x), correlation = best, -1.0
+        for dy in range(y - step * reach, y + step * reach + 1, step):
+            for dx in range(x - step * reach, x + step * reach + 1, step):
+                here = _correlation(a, b, dy, dx, step)
+                if here > correlation:
+                    best, correlation = (dy, dx), here
+        if correlation < LIKELY:
+            break
+    return best, correlation
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, dy: int, dx: int, step: int) -> float:
+    height, width = a.shape[0] - abs(dy), a.shape[1] - abs(dx)
+    if height < SHARED * a.shape[0] or width < SHARED * a.shape[1]:
+        return -1.0
+    ours = a[max(0, -dy) :, max(0, -dx) :][:height:step, :width:step]
+    theirs = b[max(0, dy) :, max(0, dx) :][:height:step, :width:step]
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    return float((ours * theirs).sum() / max(np.sqrt((ours**2).sum() * (theirs**2).sum()), 1e-9))
+
+
+def agreement(found: list[Pair], classes: tuple[str, ...]) -> dict[str, Any]:
+    """By class the IoUs of two annotations of one object, and how many objects have one only."""
+    overlaps: dict[str, list[float]] = {name: [] for name in classes}
+    once = other_class = 0
+    for pair in found:
+        twice = pair.twice()
+        (_, labels), (_, others) = pair.a.objects(), pair.b.objects()
+        for row, other, overlap in twice:
+            if labels[row] == others[other]:
+                overlaps[classes[labels[row]]].append(round(overlap, 4))
+            else:
+                other_class += 1
+        once += int(pair.inside(pair.a.objects()[0]).sum()) - len(twice)
+        once += int(pair.inside(pair.second()).sum()) - len(twice)
+    return {"iou": overlaps, "other_class": other_class, "once": once}
+
+
+def worth(detector: Detector, found: list[Pair]) -> dict[str, Any]:
+    """AP by the class score, and what each quality adds to it: by alpha and use, the gain and its interval.
+
+    `uses`: `both`, `nms` (it decides which boxes stay, and the class score ranks them), `ranking` (the reverse).
+    """
+    photographs = _stacked([pair.a for pair in found])
+    first, second, once = (_annotations(photographs, found, which) for which in ("first", "second", "once"))
+    boxes = _candidates(detector, photographs)
+    x, y = (boxes.boxes[:, :2] + boxes.boxes[:, 2:]).T / 2
+    low_x, low_y, high_x, high_y = np.array([pair.shared() for pair in found])[boxes.image_index].T
+    shared = (x >= low_x) & (x <= high_x) & (y >= low_y) & (y <= high_y)
+    on_first, on_second, on_once = (best_overlaps(boxes, truth).any_iou for truth in (first, second, once))
+    elsewhere = (on_once >= MATCHED) & (on_once > np.maximum(on_first, on_second))
+    counted = shared & ~elsewhere
+    boxes = boxes.take(counted)
+    qualities = {"first annotation": on_first[counted], "second annotation": on_second[counted]}
+    if boxes.quality is not None:
+        qualities["branch"] = boxes.quality
+    plain = boxes.scores
+    kept_by_class = _suppressor(boxes, plain)
+    baseline = _draws(boxes, plain, kept_by_class, first)
+    document: dict[str, Any] = {"photographs": len(found), "objects": len(first.boxes), "AP": baseline[0]}
+    for name, quality in qualities.items():
+        uses: dict[str, list[list[float]]] = {"both": [], "nms": [], "ranking": []}
+        for alpha in ALPHAS:
+            joint = quality**alpha * plain ** (1 - alpha)
+            kept = _suppressor(boxes, joint)
+            for use, scores, suppressor in (
+                ("both", joint, kept),
+                ("nms", plain, kept),
+                ("ranking", joint, kept_by_class),
+            ):
+                gain = _draws(boxes, scores, suppressor, first) - baseline
+                low, high = np.nanquantile(gain[1:], [0.025, 0.975])
+                uses[use].append([float(gain[0]), float(low), float(high)])
+        document[name] = uses
+    return document
+
+
+def _stacked(photographs: list[Photograph]) -> GroundTruth:
+    """One ground truth of photographs of several splits; one that is in two pairs comes twice."""
+    parts = [photograph.truth.subset([photograph.row]) for photograph in photographs]
+    columns = ("image_ids", "image_sizes", "boxes", "labels", "crowd", "areas")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    counts = [len(part.boxes) for part in parts]
+    # Splits may have folders of their own: names become whole paths.
+    paths = np.array([str(part.path(0).resolve()) for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return replace(parts[0], file_names=paths, image_folder=None, offsets=offsets, **joined)
+
+
+def _annotations(photographs: GroundTruth, found: list[Pair], which: str) -> GroundTruth:
+    """The objects annotated twice, by their `first` or `second` box; or those annotated `once`, all their boxes."""
+    boxes, labels = [], []
+    for pair in found:
+        (ours, our_labels), theirs, their_labels = pair.a.objects(), pair.second(), pair.b.objects()[1]
+        twice = [(row, other) for row, other, _ in pair.twice() if our_labels[row] == their_labels[other]]
+        rows, others = (np.array([each[k] for each in twice], dtype=np.int64) for k in (0, 1))
+        if which == "first":
+            boxes.append(ours[rows])
+            labels.append(our_labels[rows])
+        elif which == "second":
+            boxes.append(theirs[others])
+            labels.append(their_labels[others])
+        else:
+            boxes.append(np.concatenate([np.delete(ours, rows, axis=0), np.delete(theirs, others, axis=0)]))
+            labels.append(np.concatenate([np.delete(our_labels, rows), np.delete(their_labels, others)]))
+    all_boxes = np.concatenate(boxes)
+    return replace(
+        photographs,
+        boxes=all_boxes,
+        labels=np.concatenate(labels),
+        crowd=np.zeros(len(all_boxes), dtype=bool),
+        areas=(all_boxes[:, 2:] - all_boxes[:, :2]).prod(1),
+        offsets=np.concatenate([[0], np.cumsum([len(part) for part in boxes])]),
+    )
+
+
+def _candidates(detector: Detector, truth: GroundTruth) -> Candidates:
+    """The boxes before NMS that plain RetinaNet would rank, with their quality if there is a branch."""
+    config = detector.inference_config(alpha=0.0, joint="product", score_threshold=CLASS_SCORE)
+    (table,) = detector.detect(truth, config, suppress=False)
+    quality = None if table.quality is None else table.quality.astype(np.float64)
+    return replace(candidates(table, Path("detector")), quality=quality)
+
+
+def _suppressor(boxes: Candidates, scores: np.ndarray) -> np.ndarray:
+    return nms(boxes.image_index, boxes.labels, boxes.boxes, scores, PostProcessing.nms_iou)
+
+
+def _draws(boxes: Candidates, scores: np.ndarray, suppressor: np.ndarray, truth: GroundTruth) -> np.ndarray:
+    """AP on all photographs, then on each draw of them."""
+    detections = PostProcessing().best(replace(boxes, scores=scores), suppressor)
+    curve = AveragePrecision(match_detections(detections, truth), truth)
+    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
+    return np.array([curve(np.ones(len(truth))).mean(), *(curve(draw).mean() for draw in draws)])
+
+
+def _all_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(A, B) IoUs."""
+    return iou(np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))).reshape(len(a), len(b))
+
+
+def report(document: dict[str, Any]) -> None:
+    """For reading."""
+    print(f"{len(document['pairs'])} pairs of photographs")
+    for name, values in document["agreement"]["iou"].items():
+        if values:
+            quarter, median, three = np.quantile(values, [0.25, 0.5, 0.75])
+            print(
+                f"  {name}: {len(values)} objects annotated twice, IoU {np.mean(values):.3f} in the mean, standard "
+                f"deviation {np.std(values):.3f}, quartiles {quarter:.2f} {median:.2f} {three:.2f}"
+            )
+    print(f"  {document['agreement']['once']} annotated once, {document['agreement']['other_class']} as another class")
+    for name, result in document["runs"].items():
+        print(
+            f"{name}: {result['objects']} objects in {result['photographs']} photographs; AP {100 * result['AP']:.1f}"
+        )
+        for quality in ("first annotation", "second annotation", "branch"):
+            for use, gains in result.get(quality, {}).items():
+                words = (
+                    f"alpha {alpha:g} {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+                    for alpha, (gain, low, high) in zip(ALPHAS, gains)
+                )
+                print(f"  {quality}, {use}: " + ", ".join(words), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    photographs = []
+    for split in find_layout(options.data).splits(options.data):
+        truth = load_split(options.data, split)
+        photographs += [Photograph(split, truth, row) for row in range(len(truth))]
+    found = pairs(photographs)
+    unseen = [side for pair in found for side in (pair, pair.turned()) if side.a.split != "train" and side.twice()]
+    document = {
+        "pairs": [[p.a.split, p.a.name, p.b.split, p.b.name, *p.shift, round(p.correlation, 3)] for p in found],
+        "agreement": agreement(found, photographs[0].truth.classes),
+        "runs": {run.name: worth(load(run, "cpu"), unseen) for run in options.runs},
+    }
+    report(document)
+    if options.json:
+        text = json.dumps(document)
+        write_aside(options.json, lambda aside: aside.write_text(text + "\n"))
+
+
+if __name__ == "__main__":
+    main()
