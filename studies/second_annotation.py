@@ -1,4 +1,4 @@
-"""What would a second annotator's box of every object be worth as its quality? A ceiling for any branch.
+"""What would a second annotator's box of every object be worth as its quality?
 
     python studies/second_annotation.py --data ROOT [RUN ...] [--json FILE]
 
@@ -8,9 +8,12 @@ pairs are found by their pixels (phase correlation of thumbnails, then the corre
 and their boxes compared where both photographs show them:
 
 - Agreement: objects in both annotations, by class; the IoU of their two boxes; objects in one annotation only.
-- Of each RUN, on the photographs that are not in `train`: what the joint score, equation (11), adds to AP when the
+- Of the RUNs, on the photographs that are not in `train`: what the joint score, equation (11), adds to AP when the
   quality of a box is its IoU with the first annotation (perfect; it is also what AP is computed with), with the second
-  (all that is known of an object but the first annotator's hand), or what the RUN's branch says.
+  (an object as another person saw it, without the first one's hand), or what a RUN's branch says; the mean over RUNs.
+
+The second is no bound: it has a hand of its own, and a network that learned from many annotations may know an object's
+box better than one person drew it.
 
 AP is of the objects annotated twice; boxes outside the shared part, and boxes on an object annotated once, take no
 part. Intervals are over a bootstrap of the photographs, 95%.
@@ -48,6 +51,7 @@ SHARED = 0.5  # least share of each side
 MARGIN = 3  # pixels that an object keeps from the edge of the shared part
 MATCHED = 0.3  # IoU of two boxes of one object; by chance neighbours reach less
 ALPHAS = (0.2, 0.4, 0.6, 0.8)
+USES = ("both", "nms", "ranking")
 REPLICATES = 500
 
 
@@ -183,10 +187,11 @@ def agreement(found: list[Pair], classes: tuple[str, ...]) -> dict[str, Any]:
     return {"iou": overlaps, "other_class": other_class, "once": once}
 
 
-def worth(detector: Detector, found: list[Pair]) -> dict[str, Any]:
-    """AP by the class score, and what each quality adds to it: by alpha and use, the gain and its interval.
+def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, np.ndarray]]:
+    """AP by the class score, and what each quality adds to it: (use, alpha, 1 + B), on all photographs and each draw.
 
-    `uses`: `both`, `nms` (it decides which boxes stay, and the class score ranks them), `ranking` (the reverse).
+    The uses of the joint score: both, NMS (it decides which boxes stay, and the class score ranks them), ranking (the
+    reverse).
     """
     photographs = _stacked([pair.a for pair in found])
     first, second, once = (_annotations(photographs, found, which) for which in ("first", "second", "once"))
@@ -204,21 +209,28 @@ def worth(detector: Detector, found: list[Pair]) -> dict[str, Any]:
     plain = boxes.scores
     kept_by_class = _suppressor(boxes, plain)
     baseline = _draws(boxes, plain, kept_by_class, first)
-    document: dict[str, Any] = {"photographs": len(found), "objects": len(first.boxes), "AP": baseline[0]}
+    gains = {}
     for name, quality in qualities.items():
-        uses: dict[str, list[list[float]]] = {"both": [], "nms": [], "ranking": []}
+        by_alpha = []
         for alpha in ALPHAS:
             joint = quality**alpha * plain ** (1 - alpha)
             kept = _suppressor(boxes, joint)
-            for use, scores, suppressor in (
-                ("both", joint, kept),
-                ("nms", plain, kept),
-                ("ranking", joint, kept_by_class),
-            ):
-                gain = _draws(boxes, scores, suppressor, first) - baseline
-                low, high = np.nanquantile(gain[1:], [0.025, 0.975])
-                uses[use].append([float(gain[0]), float(low), float(high)])
-        document[name] = uses
+            uses = ((joint, kept), (plain, kept), (joint, kept_by_class))
+            by_alpha.append([_draws(boxes, scores, suppressor, first) - baseline for scores, suppressor in uses])
+        gains[name] = np.array(by_alpha).swapaxes(0, 1)
+    return float(baseline[0]), gains
+
+
+def over_runs(found: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The mean gain over the runs that have such a quality, with its interval over photographs: [gain, low, high]."""
+    document: dict[str, Any] = {}
+    for name in ("first annotation", "second annotation", "branch"):
+        gains = [result[name] for result in found if name in result]
+        if gains:
+            mean = np.mean(gains, axis=0)
+            low, high = np.nanquantile(mean[..., 1:], [0.025, 0.975], axis=-1)
+            by_use = np.stack([mean[..., 0], low, high], axis=-1).round(5).tolist()
+            document[name] = {"runs": len(gains)} | dict(zip(USES, by_use))
     return document
 
 
@@ -297,17 +309,17 @@ def report(document: dict[str, Any]) -> None:
                 f"deviation {np.std(values):.3f}, quartiles {quarter:.2f} {median:.2f} {three:.2f}"
             )
     print(f"  {document['agreement']['once']} annotated once, {document['agreement']['other_class']} as another class")
-    for name, result in document["runs"].items():
-        print(
-            f"{name}: {result['objects']} objects in {result['photographs']} photographs; AP {100 * result['AP']:.1f}"
-        )
-        for quality in ("first annotation", "second annotation", "branch"):
-            for use, gains in result.get(quality, {}).items():
-                words = (
-                    f"alpha {alpha:g} {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-                    for alpha, (gain, low, high) in zip(ALPHAS, gains)
-                )
-                print(f"  {quality}, {use}: " + ", ".join(words), flush=True)
+    if not document["runs"]:
+        return
+    mean = 100 * np.mean(list(document["runs"].values()))
+    print(f"AP {mean:.1f} of {document['objects']} objects in {document['photographs']} photographs, mean of the runs")
+    for quality, result in document["gains"].items():
+        for use in USES:
+            words = (
+                f"alpha {alpha:g} {100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+                for alpha, (gain, low, high) in zip(ALPHAS, result[use])
+            )
+            print(f"  {quality}, {use}: " + ", ".join(words))
 
 
 def main() -> None:
@@ -322,10 +334,15 @@ def main() -> None:
         photographs += [Photograph(split, truth, row) for row in range(len(truth))]
     found = pairs(photographs)
     unseen = [side for pair in found for side in (pair, pair.turned()) if side.a.split != "train" and side.twice()]
+    results = {run.name: worth(load(run, "cpu"), unseen) for run in options.runs}
     document = {
         "pairs": [[p.a.split, p.a.name, p.b.split, p.b.name, *p.shift, round(p.correlation, 3)] for p in found],
         "agreement": agreement(found, photographs[0].truth.classes),
-        "runs": {run.name: worth(load(run, "cpu"), unseen) for run in options.runs},
+        "photographs": len(unseen),
+        "objects": sum(len(pair.twice()) for pair in unseen),
+        "alphas": ALPHAS,
+        "runs": {name: AP for name, (AP, _) in results.items()},
+        "gains": over_runs([gains for _, gains in results.values()]),
     }
     report(document)
     if options.json:
