@@ -44,7 +44,7 @@ from retinaconf.paper.quality import CLASS_SCORE
 from retinaconf.paper.runs import candidates
 
 THUMBNAIL = 8  # times smaller
-ALIKE = 0.5  # circular correlation of thumbnails from which a pair is looked at in full
+ALIKE = 0.45  # circular correlation of thumbnails from which a pair is looked at in full
 LIKELY = 0.7  # correlation of the shared parts, found on every fourth pixel, from which each pixel is looked at
 SAME = 0.9  # then; in BCCD nothing lies between 0.73 and 0.92
 SHARED = 0.5  # least share of each side
