@@ -8,8 +8,9 @@ tower's maps of the training images (PASSES times, resized and mirrored as in tr
 loss. What this leaves out is what a loss does to the tower and to the boxes.
 
 Writes DIR/LOSS-RUN, a run folder that the other commands take, used again where it is there, and DIR/SPLIT.json;
-prints AP by joint score, the change of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs
-and images (`retinaconf/paper/compare.py`).
+prints AP by joint score, its difference from the class score's and from that of cross entropy on positives, the change
+of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs and images
+(`retinaconf/paper/compare.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
-from retinaconf.paper.compare import paired_difference
+from retinaconf.paper.compare import Difference, paired_difference
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
@@ -129,21 +130,26 @@ def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Of each loss, over the frozen detectors."""
+    """Of each loss, over the frozen detectors: its gain on the class score, and on cross entropy on positives."""
+    columns = {
+        name: [np.array([[row[key] for row in result["rows"]] for result in results]) for key in ("AP", "draws")]
+        for name, results in found.items()
+    }  # (R, joints), (R, joints, B)
     for name, results in found.items():
         print(f"\n{name}")
-        values, draws = (
-            np.array([[row[key] for row in result["rows"]] for result in results]) for key in ("AP", "draws")
-        )  # (S, joints), (S, joints, B)
+        (values, draws), (of_ce, draws_of_ce) = columns[name], columns["CE"]
         classes = [[list(row["per_class"].values()) for row in result["rows"]] for result in results]
         by_class = 100 * np.mean(classes, axis=0)  # (joints, K)
         for index, joint in enumerate(JOINTS):
             line = f"  {joint.name}: AP {100 * values[:, index].mean():.2f}"
             if index:
                 gain = paired_difference(values[:, index] - values[:, 0], draws[:, index] - draws[:, 0])
-                line += f", {100 * gain.mean:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}); "
+                line += f", {_told(gain)}"
+                if name != "CE":
+                    more = paired_difference((values - of_ce)[:, index], (draws - draws_of_ce)[:, index])
+                    line += f"; against CE {_told(more)}"
                 changes = zip(results[0]["rows"][0]["per_class"], by_class[index] - by_class[0])
-                line += ", ".join(f"{label} {change:+.1f}" for label, change in changes)
+                line += "; " + ", ".join(f"{label} {change:+.1f}" for label, change in changes)
             print(line)
         qualities = [result["qualities"] for result in results]
         edges = qualities[0]["edges"]
@@ -153,6 +159,10 @@ def report(found: dict[str, list[dict[str, Any]]]) -> None:
         )
         ranks = (np.mean([each[key] for each in qualities]) for key in ("quality_rank", "class_score_rank"))
         print("  rank correlation with IoU within an object: quality {:.2f}, class score {:.2f}".format(*ranks))
+
+
+def _told(difference: Difference) -> str:
+    return f"{100 * difference.mean:+.2f} ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
 
 
 def main() -> None:
