@@ -34,7 +34,7 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
-from retinaconf.paper.compare import Difference, paired_difference
+from retinaconf.paper.compare import paired_difference
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
@@ -129,25 +129,41 @@ def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
     return {"rows": rows, "qualities": by_overlap(class_ranked(detector, truth), truth)}
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Of each loss, over the frozen detectors: its gain on the class score, and on cross entropy on positives."""
+def compared(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By loss and joint score the gain on the class score, and on cross entropy on positives: [mean, low, high]."""
     columns = {
         name: [np.array([[row[key] for row in result["rows"]] for result in results]) for key in ("AP", "draws")]
         for name, results in found.items()
     }  # (R, joints), (R, joints, B)
+    of_ce, draws_of_ce = columns["CE"]
+    return {
+        name: {
+            joint.name: {
+                "gain": _interval(values[:, index] - values[:, 0], draws[:, index] - draws[:, 0]),
+                "on CE": _interval((values - of_ce)[:, index], (draws - draws_of_ce)[:, index]),
+            }
+            for index, joint in enumerate(JOINTS)
+        }
+        for name, (values, draws) in columns.items()
+    }
+
+
+def _interval(values: np.ndarray, draws: np.ndarray) -> list[float]:
+    difference = paired_difference(values, draws)
+    return [round(value, 5) for value in (difference.mean, difference.low, difference.high)]
+
+
+def report(found: dict[str, list[dict[str, Any]]], gains: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    """Of each loss, over the frozen detectors."""
     for name, results in found.items():
         print(f"\n{name}")
-        (values, draws), (of_ce, draws_of_ce) = columns[name], columns["CE"]
         classes = [[list(row["per_class"].values()) for row in result["rows"]] for result in results]
         by_class = 100 * np.mean(classes, axis=0)  # (joints, K)
         for index, joint in enumerate(JOINTS):
-            line = f"  {joint.name}: AP {100 * values[:, index].mean():.2f}"
+            line = f"  {joint.name}: AP {100 * np.mean([result['rows'][index]['AP'] for result in results]):.2f}"
             if index:
-                gain = paired_difference(values[:, index] - values[:, 0], draws[:, index] - draws[:, 0])
-                line += f", {_told(gain)}"
-                if name != "CE":
-                    more = paired_difference((values - of_ce)[:, index], (draws - draws_of_ce)[:, index])
-                    line += f"; against CE {_told(more)}"
+                for what, interval in gains[name][joint.name].items():
+                    line += ", {} {:+.2f} ({:+.2f} to {:+.2f})".format(what, *(100 * value for value in interval))
                 changes = zip(results[0]["rows"][0]["per_class"], by_class[index] - by_class[0])
                 line += "; " + ", ".join(f"{label} {change:+.1f}" for label, change in changes)
             print(line)
@@ -159,10 +175,6 @@ def report(found: dict[str, list[dict[str, Any]]]) -> None:
         )
         ranks = (np.mean([each[key] for each in qualities]) for key in ("quality_rank", "class_score_rank"))
         print("  rank correlation with IoU within an object: quality {:.2f}, class score {:.2f}".format(*ranks))
-
-
-def _told(difference: Difference) -> str:
-    return f"{100 * difference.mean:+.2f} ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
 
 
 def main() -> None:
@@ -179,9 +191,13 @@ def main() -> None:
         for name, results in found.items():
             results.append(measure(_folder(options.out, name, run), truth))
             print(f"{name} on {run.name}", flush=True)
-    text = json.dumps({"runs": [run.name for run in options.runs], "losses": found})
+    gains = compared(found)
+    report(found, gains)
+    for result in (result for results in found.values() for result in results):
+        for row in result["rows"]:
+            del row["draws"]  # 500 numbers a row
+    text = json.dumps({"runs": [run.name for run in options.runs], "losses": found, "gains": gains})
     write_aside(options.out / f"{options.split}.json", lambda aside: aside.write_text(text + "\n"))
-    report(found)
 
 
 def _folder(out: Path, loss: str, run: Path) -> Path:

@@ -124,11 +124,17 @@ def figure1(document: dict[str, Any], figure: Figure) -> None:
             axis.axhline(0.5, color=GREY, lw=0.6, ls=":")
             axis.axvline(0.5, color=GREY, lw=0.6, ls=":")
             axis.scatter(points[:, 0], points[:, 1], s=size, color=BLUE, alpha=0.5, lw=0)
+            if not len(points):
+                _say_none(axis)
             axis.set_title(f"image {image['image']}, {stage} NMS", fontsize=8)
             axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         row[0].set_ylabel("classification score")
     for axis in axes[-1]:
         axis.set_xlabel("IoU with the ground truth")
+
+
+def _say_none(axis: Axes) -> None:
+    axis.text(0.5, 0.55, "no prediction above 0.05", transform=axis.transAxes, ha="center", color=GREY)
 
 
 def figure2(document: dict[str, Any], figure: Figure) -> None:
@@ -138,7 +144,7 @@ def figure2(document: dict[str, Any], figure: Figure) -> None:
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     stages = {"before": published.BEFORE_NMS, "after": published.AFTER_NMS}
     if not found["before"]["mean"]["score"][0]:
-        axes[0].text(0.5, 0.5, "no prediction above 0.05", transform=axes[0].transAxes, ha="center", color=GREY)
+        _say_none(axes[0])
     for stage, colour in (("before", BLUE), ("after", ORANGE)):
         ours = {key: np.array(found[stage]["mean"][key]) for key in ("score", "iou")}
         theirs = {"score": stages[stage].score.mean(0), "iou": stages[stage].iou.mean(0)}
