@@ -207,7 +207,7 @@ def figure5(document: dict[str, Any], figure: Figure) -> None:
 
 def open_question(document: dict[str, Any], figure: Figure) -> None:
     """AP against alpha of each loss, by both joint scores; and what its branch says of boxes by their IoU."""
-    figure.set_size_inches(12.5, 4)
+    figure.set_size_inches(12.5, 4.3)
     product, proportional, right = figure.subplots(1, 3)
     table = {row["name"]: row for row in document["rows"]}
     for number, (name, found) in enumerate(document["qualities"].items()):
@@ -232,7 +232,8 @@ def open_question(document: dict[str, Any], figure: Figure) -> None:
     right.set_title("what the branch says of boxes before NMS", fontsize=9)
     right.set(xlabel="IoU with the best object", ylabel="mean quality", xlim=(0, 1), ylim=(0, 1))
     proportional.sharey(product)
-    product.legend(fontsize=7)
+    # The curves may be anywhere in the axes.
+    figure.legend(*product.get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
 
 
 def _alpha_of(row: dict[str, Any]) -> float:
