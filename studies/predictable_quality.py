@@ -36,11 +36,10 @@ from retinaconf.inference.dataset import to_original
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.model.anchors import PER_CELL
 from retinaconf.model.boxes import decode
-from retinaconf.paper.quality import CLASS_SCORE, by_overlap, by_use
+from retinaconf.paper.quality import CLASS_SCORE, USES, by_overlap, by_use
 
 FOLDS = 3
 LEARNED = 12_000  # boxes, drawn at random from two folds
-USES = ("both", "nms", "ranking")
 
 
 @torch.no_grad()

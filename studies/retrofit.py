@@ -1,6 +1,6 @@
 """What a branch added to trained RetinaNets gains, by tower, on images that chose nothing.
 
-    python studies/retrofit.py RUN [RUN ...] --data ROOT --out DIR [--seeds 3] [--towers classification] [--json FILE]
+    python studies/retrofit.py RUN [RUN ...] --data ROOT --out DIR [--seeds 3] [--towers TOWER ...] [--json FILE]
 
 Retrofits each RUN into DIR/RUN-TOWER-SEED (used again where it is there) and evaluates at alpha 0 and at the alpha that
 each retrofit chose on `val`. The interval of the mean difference is paired over seeds and images
@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -26,14 +26,15 @@ from retinaconf.inference.joint_score import product
 from retinaconf.paper.compare import Difference, paired_difference
 from retinaconf.paper.runs import replicates
 from retinaconf.retrofit import retrofit_run
+from retinaconf.training.branch import Tower
 
 
-def retrofitted(run: Path, root: Path, out: Path, tower: str, seed: int) -> Path:
+def retrofitted(run: Path, root: Path, out: Path, tower: Tower, seed: int) -> Path:
     """The folder of a retrofit, made if it is not there."""
     folder = out / f"{run.name}-{tower}-{seed}"
     if not folder.exists():
         started = time.process_time()
-        retrofit_run(run, root, folder, tower, seed)  # type: ignore[arg-type]
+        retrofit_run(run, root, folder, tower, seed)
         print(f"{time.process_time() - started:.0f} s of CPU time")
     return folder
 
@@ -71,11 +72,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--towers", nargs="+", default=["classification", "localization"])
+    parser.add_argument("--towers", nargs="+", choices=get_args(Tower), default=get_args(Tower))
     parser.add_argument("--split", default="test")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    document: dict[str, list[list[dict[str, Any]]]] = {tower: [] for tower in options.towers}
+    document: dict[Tower, list[list[dict[str, Any]]]] = {tower: [] for tower in options.towers}
     for tower, found in document.items():
         for run in options.runs:
             found.append([])

@@ -4,13 +4,15 @@
 
 A perfect quality, the IoU with the very box that evaluation compares with, knows more than any network can: where the
 annotator's hand has been. Some fields of BCCD were photographed twice, shifted, and annotated twice by chance. Such
-pairs are found by their pixels (phase correlation of thumbnails, then the correlation of the shared part at full size),
-and their boxes compared where both photographs show them:
+pairs are found by their pixels (circular correlation of thumbnails, then the correlation of the shared part at full
+size), and their boxes compared where both photographs show them:
 
+- Splits: photographs of each that show a field of another split, too.
 - Agreement: objects in both annotations, by class; the IoU of their two boxes; objects in one annotation only.
 - Of the RUNs, on the photographs that are not in `train`: what the joint score, equation (11), adds to AP when the
   quality of a box is its IoU with the first annotation (perfect; it is also what AP is computed with), with the second
-  (an object as another person saw it, without the first one's hand), or what a RUN's branch says; the mean over RUNs.
+  (an object as another person saw it, without the first one's hand), or what a RUN's quality branch says; the mean over
+  RUNs.
 
 The second is no bound: it has a hand of its own, and a network that learned from many annotations may know an object's
 box better than one person drew it.
@@ -23,25 +25,27 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.matching import match_detections
-from retinaconf.diagnosis.nms import nms
-from retinaconf.diagnosis.overlaps import best_overlaps, iou
+from retinaconf.diagnosis.overlaps import best_overlaps
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
-from retinaconf.paper.quality import CLASS_SCORE
-from retinaconf.paper.runs import candidates
+from retinaconf.paper.quality import ALPHAS, USES, class_ranked, detections_by_use
+from retinaconf.paper.runs import REPLICATES
 
 THUMBNAIL = 8  # times smaller
 ALIKE = 0.45  # circular correlation of thumbnails from which a pair is looked at in full
@@ -49,10 +53,8 @@ LIKELY = 0.7  # correlation of the shared parts, found on every fourth pixel, fr
 SAME = 0.9  # then; in BCCD nothing lies between 0.73 and 0.92
 SHARED = 0.5  # least share of each side
 MARGIN = 3  # pixels that an object keeps from the edge of the shared part
+QUALITIES = ("first annotation", "second annotation", "branch")
 MATCHED = 0.3  # IoU of two boxes of one object; by chance neighbours reach less
-ALPHAS = (0.2, 0.4, 0.6, 0.8)
-USES = ("both", "nms", "ranking")
-REPLICATES = 500
 
 
 class Photograph(NamedTuple):
@@ -65,8 +67,8 @@ class Photograph(NamedTuple):
         return str(self.truth.file_names[self.row])
 
     def grey(self) -> np.ndarray:
-        """(H, W) float64."""
-        return np.asarray(Image.open(self.truth.path(self.row)).convert("L"), dtype=np.float64)
+        """(H, W) uint8."""
+        return np.asarray(Image.open(self.truth.path(self.row)).convert("L"))
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (G, 4) and labels (G,)."""
@@ -98,7 +100,7 @@ class Pair(NamedTuple):
     def twice(self) -> list[tuple[int, int, float]]:
         """Objects of both annotations: rows of a and of b, and the IoU of their boxes; each other's best."""
         boxes, others = self.a.objects()[0], self.second()
-        overlap = _all_pairs(boxes, others)
+        overlap = box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
         found = []
         for row in np.flatnonzero(self.inside(boxes)):
             best = int(overlap[row].argmax()) if len(others) else -1
@@ -114,7 +116,8 @@ class Pair(NamedTuple):
 
 def pairs(photographs: list[Photograph]) -> list[Pair]:
     """Photographs of equal size that show the same field."""
-    small = [_thumbnail(photograph.grey()) for photograph in photographs]
+    greys = [photograph.grey() for photograph in photographs]
+    small = [_thumbnail(grey) for grey in greys]
     found = []
     for first, photograph in enumerate(photographs):
         for second in range(first + 1, len(photographs)):
@@ -126,7 +129,7 @@ def pairs(photographs: list[Photograph]) -> list[Pair]:
             if circular[dy, dx] < ALIKE:
                 continue
             near = (_signed(int(dy), height) * THUMBNAIL, _signed(int(dx), width) * THUMBNAIL)
-            shift, correlation = _aligned(photograph.grey(), photographs[second].grey(), near)
+            shift, correlation = _aligned(greys[first], greys[second], near)
             if correlation >= SAME:
                 found.append(Pair(photograph, photographs[second], shift, correlation))
     return found
@@ -135,7 +138,7 @@ def pairs(photographs: list[Photograph]) -> list[Pair]:
 def _thumbnail(grey: np.ndarray) -> np.ndarray:
     """Its real Fourier transform; mean 0, length 1."""
     height, width = (side // THUMBNAIL // 2 * 2 for side in grey.shape)
-    small = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(grey.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
     small = small - small.mean()
     transformed: np.ndarray = np.fft.rfft2(small / max(np.linalg.norm(small), 1e-9))
     return transformed
@@ -187,15 +190,22 @@ def agreement(found: list[Pair], classes: tuple[str, ...]) -> dict[str, Any]:
     return {"iou": overlaps, "other_class": other_class, "once": once}
 
 
-def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, np.ndarray]]:
-    """AP by the class score, and what each quality adds to it: (use, alpha, 1 + B), on all photographs and each draw.
+def across_splits(found: list[Pair]) -> dict[str, int]:
+    """How many photographs of each split show a field that another split shows, too."""
+    sides = {
+        (side.a.split, side.a.name) for pair in found if pair.a.split != pair.b.split for side in (pair, pair.turned())
+    }
+    return dict(Counter(split for split, _ in sorted(sides)))
 
-    The uses of the joint score: both, NMS (it decides which boxes stay, and the class score ranks them), ranking (the
-    reverse).
+
+def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[str, list[np.ndarray]]]]:
+    """AP by the class score, and what each quality adds to it by use and alpha: (1 + B,), on all photographs and draws.
+
+    The uses are those of `retinaconf/paper/quality.py`.
     """
     photographs = _stacked([pair.a for pair in found])
     first, second, once = (_annotations(photographs, found, which) for which in ("first", "second", "once"))
-    boxes = _candidates(detector, photographs)
+    boxes = class_ranked(detector, photographs)
     x, y = (boxes.boxes[:, :2] + boxes.boxes[:, 2:]).T / 2
     low_x, low_y, high_x, high_y = np.array([pair.shared() for pair in found])[boxes.image_index].T
     shared = (x >= low_x) & (x <= high_x) & (y >= low_y) & (y <= high_y)
@@ -203,34 +213,30 @@ def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, np.nd
     elsewhere = (on_once >= MATCHED) & (on_once > np.maximum(on_first, on_second))
     counted = shared & ~elsewhere
     boxes = boxes.take(counted)
-    qualities = {"first annotation": on_first[counted], "second annotation": on_second[counted]}
-    if boxes.quality is not None:
-        qualities["branch"] = boxes.quality
-    plain = boxes.scores
-    kept_by_class = _suppressor(boxes, plain)
-    baseline = _draws(boxes, plain, kept_by_class, first)
-    gains = {}
-    for name, quality in qualities.items():
-        by_alpha = []
-        for alpha in ALPHAS:
-            joint = quality**alpha * plain ** (1 - alpha)
-            kept = _suppressor(boxes, joint)
-            uses = ((joint, kept), (plain, kept), (joint, kept_by_class))
-            by_alpha.append([_draws(boxes, scores, suppressor, first) - baseline for scores, suppressor in uses])
-        gains[name] = np.array(by_alpha).swapaxes(0, 1)
+    assert boxes.quality is not None
+    columns = (on_first[counted], on_second[counted], boxes.quality)
+    baseline = _average_precisions(PostProcessing()(boxes), first)
+    gains: dict[str, dict[str, list[np.ndarray]]] = {name: {use: [] for use in USES} for name in QUALITIES}
+    for name, use, detections in detections_by_use(boxes, dict(zip(QUALITIES, columns))):
+        gains[name][use].append(_average_precisions(detections, first) - baseline)
     return float(baseline[0]), gains
 
 
-def over_runs(found: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The mean gain over the runs that have such a quality, with its interval over photographs: [gain, low, high]."""
-    document: dict[str, Any] = {}
-    for name in ("first annotation", "second annotation", "branch"):
-        gains = [result[name] for result in found if name in result]
-        if gains:
-            mean = np.mean(gains, axis=0)
-            low, high = np.nanquantile(mean[..., 1:], [0.025, 0.975], axis=-1)
-            by_use = np.stack([mean[..., 0], low, high], axis=-1).round(5).tolist()
-            document[name] = {"runs": len(gains)} | dict(zip(USES, by_use))
+def _average_precisions(detections: Candidates, truth: GroundTruth) -> np.ndarray:
+    """AP on all photographs, then on each draw of them."""
+    curve = AveragePrecision(match_detections(detections, truth), truth)
+    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
+    return np.array([curve(np.ones(len(truth))).mean(), *(curve(draw).mean() for draw in draws)])
+
+
+def over_runs(found: list[dict[str, dict[str, list[np.ndarray]]]]) -> dict[str, Any]:
+    """The mean gain over the runs, with its interval over photographs: [gain, low, high] by quality, use and alpha."""
+    document: dict[str, Any] = {name: {} for name in QUALITIES}
+    for name in QUALITIES if found else ():
+        for use in USES:
+            mean = np.mean([gains[name][use] for gains in found], axis=0)  # (alphas, 1 + B)
+            low, high = np.nanquantile(mean[:, 1:], [0.025, 0.975], axis=1)
+            document[name][use] = np.stack([mean[:, 0], low, high], axis=1).round(5).tolist()
     return document
 
 
@@ -273,34 +279,9 @@ def _annotations(photographs: GroundTruth, found: list[Pair], which: str) -> Gro
     )
 
 
-def _candidates(detector: Detector, truth: GroundTruth) -> Candidates:
-    """The boxes before NMS that plain RetinaNet would rank, with their quality if there is a branch."""
-    config = detector.inference_config(alpha=0.0, joint="product", score_threshold=CLASS_SCORE)
-    (table,) = detector.detect(truth, config, suppress=False)
-    quality = None if table.quality is None else table.quality.astype(np.float64)
-    return replace(candidates(table, Path("detector")), quality=quality)
-
-
-def _suppressor(boxes: Candidates, scores: np.ndarray) -> np.ndarray:
-    return nms(boxes.image_index, boxes.labels, boxes.boxes, scores, PostProcessing.nms_iou)
-
-
-def _draws(boxes: Candidates, scores: np.ndarray, suppressor: np.ndarray, truth: GroundTruth) -> np.ndarray:
-    """AP on all photographs, then on each draw of them."""
-    detections = PostProcessing().best(replace(boxes, scores=scores), suppressor)
-    curve = AveragePrecision(match_detections(detections, truth), truth)
-    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
-    return np.array([curve(np.ones(len(truth))).mean(), *(curve(draw).mean() for draw in draws)])
-
-
-def _all_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, B) IoUs."""
-    return iou(np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))).reshape(len(a), len(b))
-
-
 def report(document: dict[str, Any]) -> None:
     """For reading."""
-    print(f"{len(document['pairs'])} pairs of photographs")
+    print(f"{len(document['pairs'])} pairs of photographs; of a field in another split: {document['across_splits']}")
     for name, values in document["agreement"]["iou"].items():
         if values:
             quarter, median, three = np.quantile(values, [0.25, 0.5, 0.75])
@@ -337,6 +318,7 @@ def main() -> None:
     results = {run.name: worth(load(run, "cpu"), unseen) for run in options.runs}
     document = {
         "pairs": [[p.a.split, p.a.name, p.b.split, p.b.name, *p.shift, round(p.correlation, 3)] for p in found],
+        "across_splits": across_splits(found),
         "agreement": agreement(found, photographs[0].truth.classes),
         "photographs": len(unseen),
         "objects": sum(len(pair.twice()) for pair in unseen),

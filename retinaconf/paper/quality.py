@@ -6,6 +6,7 @@ told. The score that it enters is used twice: NMS keeps the best box of those th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from retinaconf.paper.runs import Experiments, candidates
 IOU_EDGES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CLASS_SCORE = 0.05  # boxes below it are no detections at alpha = 0
 ALPHAS = (0.2, 0.4, 0.6, 0.8)
+USES = ("both", "nms", "ranking")  # what the joint score serves; the class score serves the rest
 
 
 def qualities(experiments: Experiments, training: Training, seed: int) -> dict[str, Any]:
@@ -97,26 +99,33 @@ def by_use(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
     Boxes are those of the class score's threshold throughout, so that only the order differs.
     """
     assert boxes.quality is not None
+    AP = _average_precision(PostProcessing()(boxes), truth)
+    uses: dict[str, Any] = {"AP": AP, "alphas": list(ALPHAS)}
+    uses |= {name: {use: [] for use in USES} for name in ("quality", "perfect")}
+    qualities = {"quality": boxes.quality, "perfect": best_overlaps(boxes, truth).any_iou}
+    for name, use, detections in detections_by_use(boxes, qualities):
+        uses[name][use].append(_average_precision(detections, truth) - AP)
+    return uses
+
+
+def detections_by_use(boxes: Candidates, qualities: dict[str, np.ndarray]) -> Iterator[tuple[str, str, Candidates]]:
+    """What is left after NMS and the ranking when equation (11), with a quality (D,), serves both or one of them.
+
+    Yields the quality's name, one of `USES`, and the detections; for each of `ALPHAS` in their order.
+    """
     plain = boxes.scores
     kept_by_class = _suppressor(boxes, plain)
-    AP = _average_precision(boxes, plain, kept_by_class, truth)
-    uses: dict[str, Any] = {"AP": AP, "alphas": list(ALPHAS)}
-    for name, quality in (("quality", boxes.quality), ("perfect", best_overlaps(boxes, truth).any_iou)):
-        gains: dict[str, list[float]] = {"both": [], "nms": [], "ranking": []}
+    for name, quality in qualities.items():
         for alpha in ALPHAS:
             joint = quality**alpha * plain ** (1 - alpha)
             kept = _suppressor(boxes, joint)
-            gains["both"].append(_average_precision(boxes, joint, kept, truth) - AP)
-            gains["nms"].append(_average_precision(boxes, plain, kept, truth) - AP)
-            gains["ranking"].append(_average_precision(boxes, joint, kept_by_class, truth) - AP)
-        uses[name] = gains
-    return uses
+            for use, scores, suppressor in zip(USES, (joint, plain, joint), (kept, kept, kept_by_class)):
+                yield name, use, PostProcessing().best(replace(boxes, scores=scores), suppressor)
 
 
 def _suppressor(boxes: Candidates, scores: np.ndarray) -> np.ndarray:
     return nms(boxes.image_index, boxes.labels, boxes.boxes, scores, PostProcessing.nms_iou)
 
 
-def _average_precision(boxes: Candidates, scores: np.ndarray, suppressor: np.ndarray, truth: GroundTruth) -> float:
-    detections = PostProcessing().best(replace(boxes, scores=scores), suppressor)
+def _average_precision(detections: Candidates, truth: GroundTruth) -> float:
     return float(AveragePrecision(match_detections(detections, truth), truth)(np.ones(len(truth))).mean())
