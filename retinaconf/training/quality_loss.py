@@ -10,9 +10,14 @@ asks it as well. The paper's conclusion of section 4 leaves open which loss woul
 `varifocal`     y times cross entropy (VarifocalNet, eq. 2)  0.75 p^gamma times cross entropy with 0 at all negatives
 `gfocal-all`    GFocal, equation (13)                        p^gamma times cross entropy with 0 at all negatives
 `ce-near`       cross entropy, equation (9)                  cross entropy with y where the box covers an object by half
-`ce-ranked`     cross entropy, equation (9)                  cross entropy with y at as many anchors as are positive:
-                                                             the others with the best class scores
+`ce-ranked`     cross entropy, equation (9)                  cross entropy with y at as many anchors of an image as it
+                                                             has positives: the others with the best class scores
 =============== ============================================ ==========================================================
+
+Each is a sum over images, so that processes and accumulated passes may split a batch in any way.
+
+`smooth-l1` has beta 1, the default of MMDetection and torch. |y - p| is never above 1, so that this is half of `l2`:
+the same loss at half the weight. Table 2 names no beta; docs/paper.md has what is known of it.
 """
 
 from __future__ import annotations
@@ -62,42 +67,38 @@ def beyond_positives(outputs: Outputs, matches: Matches, boxes: Tensor, config: 
             return config.quality_negative_weight * F.softplus(negatives).sum()
         background = gfocal(negatives, torch.zeros_like(negatives), config.focal_gamma).sum()
         return VARIFOCAL_ALPHA * background if config.quality == "varifocal" else background
+    total = logits.new_zeros((), dtype=torch.float32)
     if config.quality in ("ce-near", "ce-ranked"):
-        where = _near if config.quality == "ce-near" else _ranked
-        image, anchor, target = where(outputs, matches, boxes)
-        return cross_entropy(logits[image, anchor].float(), target).sum()
-    return logits.new_zeros((), dtype=torch.float32)
+        asked = _near if config.quality == "ce-near" else _ranked
+        for image, labels in enumerate(matches.labels):
+            anchor, target = asked(outputs, image, torch.nonzero(labels < 0).flatten(), boxes[image])
+            total = total + cross_entropy(logits[image, anchor].float(), target).sum()
+    return total
 
 
 @torch.no_grad()
-def _near(outputs: Outputs, matches: Matches, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, anchor and IoU of the boxes that cover an object by half though their anchors are not positive."""
-    found = []
-    for image, deltas in enumerate(outputs.box_deltas):  # an image at a time: A x G pairs
-        best = _best_iou(decode(outputs.anchors, deltas.float()), boxes[image])
-        anchor = torch.nonzero((best >= NEAR_IOU) & (matches.labels[image] < 0)).flatten()
-        found.append((torch.full_like(anchor, image), anchor, best[anchor]))
-    images, anchors, targets = zip(*found)
-    return torch.cat(images), torch.cat(anchors), torch.cat(targets)
+def _near(outputs: Outputs, image: int, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of an image's anchors `others`, none of them positive, whose boxes cover an object by half; their IoU."""
+    best = _best_iou(outputs, image, others, boxes)
+    near = best >= NEAR_IOU
+    return others[near], best[near]
 
 
 @torch.no_grad()
-def _ranked(outputs: Outputs, matches: Matches, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, anchor and IoU of the boxes that inference would rank first among those that are not positive.
+def _ranked(outputs: Outputs, image: int, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of an image's anchors `others`, none of them positive, with the best class scores; their boxes' IoU.
 
-    Of the whole batch as many as it has positives.
+    As many as the image has positives: a number of the whole batch would depend on how the batch is split.
     """
-    scores = outputs.class_logits.amax(dim=2).masked_fill(matches.labels >= 0, -torch.inf)  # (N, A)
-    others = int((matches.labels < 0).sum())
-    index = scores.flatten().topk(min(matches.positives, others), sorted=False).indices
-    image, anchor = index // scores.shape[1], index % scores.shape[1]
-    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())  # (P, 4)
-    target = iou(predicted[:, None], boxes[image]).amax(dim=1) if boxes.shape[1] else predicted.new_zeros(len(index))
-    return image, anchor, target
+    positives = len(outputs.anchors) - len(others)
+    scores = outputs.class_logits[image].amax(dim=1)[others]
+    best = others[scores.topk(min(positives, len(others)), sorted=False).indices]
+    return best, _best_iou(outputs, image, best, boxes)
 
 
-def _best_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
-    """(A,) IoU of boxes (A, 4) with the object of (G, 4) that each fits best."""
+def _best_iou(outputs: Outputs, image: int, anchor: Tensor, boxes: Tensor) -> Tensor:
+    """(P,) IoU of the boxes predicted at anchors (P,) with the object of (G, 4) that each fits best."""
+    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())
     if not len(boxes):
         return predicted.new_zeros(len(predicted))
     return iou(predicted[:, None], boxes).amax(dim=1)

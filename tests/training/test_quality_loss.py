@@ -98,12 +98,12 @@ def quality_term(kind, outputs, matches, boxes):
 @torch.no_grad()
 def slow_term(kind, outputs, matches, boxes):
     """An anchor at a time, by the table at the head of quality_loss.py."""
-    taken = int((matches.labels >= 0).sum())
     best = outputs.class_logits.detach().amax(2)
-    scores = [float(best[n, a]) for n in range(N) for a in range(A) if matches.labels[n, a] < 0]
-    least = sorted(scores, reverse=True)[:taken][-1] if taken else math.inf
     total = torch.zeros(())
     for n in range(N):
+        positives = sum(int(label) >= 0 for label in matches.labels[n])
+        scores = sorted((float(best[n, a]) for a in range(A) if matches.labels[n, a] < 0), reverse=True)
+        least = scores[:positives][-1] if positives else math.inf
         for a in range(A):
             predicted = decode(outputs.anchors[a], outputs.box_deltas[n, a]).detach()
             overlaps = [float(iou(predicted, box)) for box in boxes[n]]
@@ -133,6 +133,26 @@ def test_losses_beyond_positives_against_loops(kind, positives):
     term = quality_term(kind, outputs, matches, boxes)
     torch.testing.assert_close(term, slow_term(kind, outputs, matches, boxes), rtol=1e-4, atol=1e-4)
     assert (term > 0) == (positives or kind != "ce-ranked")
+
+
+@pytest.mark.parametrize("kind", get_args(QualityLoss))
+def test_a_batch_in_parts_has_the_loss_of_the_whole(kind):
+    """As `optimizer.accumulate` and several processes split it; the images have 20, 0 and 35 positives."""
+    outputs, matches, boxes = network_case()
+    labels = torch.where(matches.labels >= 0, NEGATIVE, matches.labels)
+    for n, positives in enumerate((20, 0, 35)):
+        labels[n, :positives] = 0
+    matches = Matches(labels, matches.boxes * (labels >= 0))
+    parts = [
+        quality_term(
+            kind,
+            Outputs(*(part[n : n + 1] for part in outputs[:3]), outputs.anchors, outputs.level_sizes),
+            Matches(matches.labels[n : n + 1], matches.boxes[n : n + 1]),
+            boxes[n : n + 1],
+        )
+        for n in range(N)
+    ]
+    torch.testing.assert_close(sum(parts), quality_term(kind, outputs, matches, boxes))
 
 
 @pytest.mark.parametrize("kind", BEYOND)
