@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from retinaconf.data.anchor_coverage import best_anchor_iou
 from retinaconf.data.check_report import Finding, Report, Severity, SplitStatistics
-from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.images import inspect_image
 from retinaconf.data.layouts import Layout, find_layout, load_split
 from retinaconf.data.similarity import same_content, same_scene, thumbnails
@@ -48,18 +47,6 @@ _SIZES = (0, 16, 32, 64, 128, 256, 512)  # lower ends of the histogram, in pixel
 _TINY = 4.0  # pixels of the network's input: half a cell of the finest level
 _RARE = 10  # boxes
 _UNFIT_SHARE = 0.1  # of all objects
-
-# Readers and image checks describe each fault in words; these decide what kind it is.
-_KINDS = (
-    ("size-mismatch", r"its annotation says \d+ x \d+"),
-    ("missing-image", r"no such image file"),
-    ("truncated-image", r"truncated"),
-    (
-        "unreadable-image",
-        r"not an image|is empty; restore|check the file and its permissions|has more than [\d,]+ pixels",
-    ),
-    ("degenerate-box", r"has (width|height) \S+(, height \S+)?; dropped$"),
-)
 
 
 def check(root: Path, short_side: int = 600, long_side: int = 1000, layout: str | None = None) -> Report:
@@ -105,8 +92,11 @@ def _add(findings: Findings, severity: Severity, kind: str, split: str, records:
         findings.setdefault((severity, kind, split), []).extend(lines)
 
 
-def _kind(message: str) -> str:
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, message)), "bad-annotation")
+def _add_faults(findings: Findings, split: str, faults: Iterable[Fault]) -> None:
+    """A box without extent is left out of every training; any other fault of a file or a record stops it."""
+    for fault in faults:
+        severity: Severity = "warning" if fault.kind == "degenerate-box" else "error"
+        _add(findings, severity, fault.kind, split, [fault.message])
 
 
 def _usable_part(root: Path, split: str, layout: Layout, findings: Findings) -> GroundTruth | None:
@@ -128,11 +118,8 @@ def _usable_part(root: Path, split: str, layout: Layout, findings: Findings) -> 
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = dict(enumerate(pool.map(inspect, range(len(truth)))))
-    faults = [*truth.dropped, *(str(result) for result in results.values() if isinstance(result, InputError))]
-    for kind in dict.fromkeys(map(_kind, faults)):
-        # A box without extent is always left out; all else stops training.
-        severity: Severity = "warning" if kind == "degenerate-box" else "error"
-        _add(findings, severity, kind, split, (fault for fault in faults if _kind(fault) == kind))
+    _add_faults(findings, split, truth.dropped)
+    _add_faults(findings, split, (Fault.of_image(one) for one in results.values() if isinstance(one, InputError)))
     good = {index: result for index, result in results.items() if not isinstance(result, InputError)}
     turned = [f"{truth.path(index)}: EXIF orientation {tag}" for index, (_, tag) in good.items() if tag != 1]
     _add(findings, "note", "rotated-image", split, turned)
@@ -158,8 +145,7 @@ def _compare_images(truths: dict[str, GroundTruth], findings: Findings) -> dict[
     for split, truth in truths.items():
         paths = [truth.path(index) for index in range(len(truth))]
         descriptors[split], faults = thumbnails(paths)
-        for kind in dict.fromkeys(_kind(str(fault)) for fault in faults.values()):
-            _add(findings, "error", kind, split, (str(f) for f in faults.values() if _kind(str(f)) == kind))
+        _add_faults(findings, split, map(Fault.of_image, faults.values()))
         shared = {path: copies[split, path] for path in paths if (split, path) in copies}
         for other in usable:  # the splits before this one
             for query, likest in same_scene(descriptors[split], descriptors[other]):

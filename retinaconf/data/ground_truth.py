@@ -15,7 +15,23 @@ from typing import Any, cast
 
 import numpy as np
 
-from retinaconf.errors import InputError
+from retinaconf.errors import FaultKind, InputError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An image or a record that was left out."""
+
+    kind: FaultKind
+    message: str  # one line: which file or record, and what is wrong with it
+
+    def __str__(self) -> str:
+        return self.message
+
+    @classmethod
+    def of_image(cls, error: InputError) -> Fault:
+        """What was wrong with an image file that could not be read."""
+        return cls(error.kind or "unreadable-image", str(error))
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class GroundTruth:
     category_ids: tuple[int, ...]  # K ids as on disk, ascending, not necessarily contiguous
     image_folder: Path | None
     source: str  # the file or folder that messages name
-    dropped: tuple[str, ...] = field(default=())  # what was left out, one line a record
+    dropped: tuple[Fault, ...] = field(default=())  # what was left out
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -118,7 +134,7 @@ def ground_truth_from_coco(
     categories = sorted(_categories(document["categories"], source))
     label_of = {category_id: label for label, (category_id, _) in enumerate(categories)}
 
-    dropped: list[str] = []
+    dropped: list[Fault] = []
     rows: list[tuple[int, int, float, float, float, float, bool, float]] = []
     for position, annotation in enumerate(document["annotations"]):
         try:
@@ -126,14 +142,12 @@ def ground_truth_from_coco(
         except _BadRecordError as fault:
             if not skip_bad:
                 raise InputError(f"{source}: {fault}; mend it, or drop such records with --data.skip-bad") from None
-            dropped.append(f"{source}: {fault}; dropped")
+            dropped.append(Fault("bad-annotation", f"{source}: {fault}"))
             continue
         if row[4] <= 0 or row[5] <= 0:
             side, value = ("width", row[4]) if row[4] <= 0 else ("height", row[5])
-            dropped.append(
-                f"{source}: annotation {annotation.get('id', f'at position {position}')} (image "
-                f"{images[row[0]][1]}) has {side} {value:g}; dropped"
-            )
+            name = f"annotation {annotation.get('id', f'at position {position}')} (image {images[row[0]][1]})"
+            dropped.append(Fault("degenerate-box", f"{source}: {name} has {side} {value:g}"))
             continue
         rows.append(row)
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.errors import InputError
 
 # How stored pixels are turned upright, by EXIF orientation (Exif 2.3, tag 0x0112). 1 is upright already.
@@ -132,9 +132,8 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTru
         raise InputError(f"{ground_truth.source}: none of its {len(faults)} images can be used; the first: {faults[0]}")
     sizes = np.array([results[index] for index in good], dtype=np.int64).reshape(-1, 2)
     kept = ground_truth.subset(good) if faults else ground_truth
-    return replace(
-        kept, image_sizes=sizes, dropped=ground_truth.dropped + tuple(f"{fault}; dropped" for fault in faults)
-    )
+    dropped = tuple(Fault.of_image(fault) for fault in faults)
+    return replace(kept, image_sizes=sizes, dropped=ground_truth.dropped + dropped)
 
 
 @contextmanager
@@ -142,7 +141,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     try:
         stream = path.open("rb")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such image file; restore it, or correct the path") from None
+        raise InputError(f"{path}: no such image file; restore it, or correct the path", "missing-image") from None
     except (OSError, ValueError) as error:  # ValueError: no file system holds such a name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
@@ -169,12 +168,13 @@ def _decode(image: Image.Image, name: str | Path) -> None:
 
 def _damaged(name: str | Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{name}: truncated or damaged image ({reason}); restore or remove the file")
+    return InputError(f"{name}: truncated or damaged image ({reason}); restore or remove the file", "truncated-image")
 
 
 def _truncated_jpeg(path: Path) -> InputError:
     """Pillow may decode such a file without a word, and leave the missing part grey."""
-    return InputError(f"{path}: truncated JPEG (no end-of-image marker); restore or remove the file")
+    what = "truncated JPEG (no end-of-image marker)"
+    return InputError(f"{path}: {what}; restore or remove the file", "truncated-image")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -198,7 +198,8 @@ def _upright_size(
     turned = f" ({upright[1]} x {upright[0]} when turned as its EXIF says)" if upright != raw else ""
     raise InputError(
         f"{name}: the image is {raw[1]} x {raw[0]} pixels{turned}, its annotation says {declared[1]} x {declared[0]}; "
-        "correct the annotation's width and height, or restore the image that was annotated"
+        "correct the annotation's width and height, or restore the image that was annotated",
+        "size-mismatch",
     )
 
 

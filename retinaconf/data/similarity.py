@@ -86,5 +86,6 @@ def _thumbnail(path: Path) -> np.ndarray:
                 image.draft("L", (8 * _SIDE, 8 * _SIDE))  # decoded at an eighth of the size, where that is enough
                 return np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2))
     except Exception as error:  # as many kinds as there are decoders
-        raise InputError(f"{path}: truncated or damaged image ({error}); restore or remove the file") from None
+        what = f"truncated or damaged image ({error})"
+        raise InputError(f"{path}: {what}; restore or remove the file", "truncated-image") from None
     return np.asarray(read_image(path).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2))

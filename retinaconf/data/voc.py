@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
+from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.errors import InputError
 
 Difficult = Literal["keep", "ignore", "drop"]
@@ -68,7 +68,7 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
     folder = root / "Annotations"
     annotations: dict[str, _Annotation] = {}
-    dropped: list[str] = []
+    dropped: list[Fault] = []
     files = sorted(folder.glob("*.xml"))
     for file in files:
         try:
@@ -76,7 +76,7 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         except _BadFileError as fault:
             if not skip_bad:
                 raise InputError(f"{fault}; mend it, or leave such images out with --data.skip-bad") from None
-            dropped.append(f"{fault}; dropped")
+            dropped.append(Fault("bad-annotation", str(fault)))
 
     every = [one for annotation in annotations.values() for one in annotation.objects]
     if not every:
@@ -93,14 +93,15 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         annotation = annotations[stem]
         if annotation.faults and not skip_bad:
             raise InputError(f"{annotation.faults[0]}; mend it, or drop such records with --data.skip-bad")
-        dropped += [f"{line}; dropped" for line in annotation.faults]
+        dropped += [Fault("bad-annotation", line) for line in annotation.faults]
         height, width = annotation.size
         name = on_disk.get(stem, annotation.file_name)  # the field outlives a renaming of both files, as tools do it
         images.append({"id": image_ids[stem], "file_name": name, "height": height, "width": width})
         for one in annotation.objects:
             x0, y0, x1, y1 = one.corners[0] - origin, one.corners[1] - origin, *one.corners[2:]
             if x1 <= x0 or y1 <= y0:
-                dropped.append(f"{folder / stem}.xml: {one.name} has width {x1 - x0:g}, height {y1 - y0:g}; dropped")
+                line = f"{folder / stem}.xml: {one.name} has width {x1 - x0:g}, height {y1 - y0:g}"
+                dropped.append(Fault("degenerate-box", line))
             elif not (one.difficult and difficult == "drop"):
                 record = {"image_id": image_ids[stem], "category_id": category_ids[one.name]}
                 crowd = int(one.difficult and difficult == "ignore")
@@ -124,7 +125,7 @@ def _image_sets(root: Path) -> Path:
 
 
 def _stems(
-    root: Path, split: str, annotations: dict[str, _Annotation], files: set[str], skip_bad: bool, dropped: list[str]
+    root: Path, split: str, annotations: dict[str, _Annotation], files: set[str], skip_bad: bool, dropped: list[Fault]
 ) -> list[str]:
     """Names of the split's images, without suffix. Those of unreadable files, dropped already, are left out."""
     listing = _image_sets(root) / f"{split}.txt"
@@ -148,7 +149,7 @@ def _stems(
             fault = f"{listing}: line {number} names {stem}, and there is no Annotations/{stem}.xml"
             if not skip_bad:
                 raise InputError(f"{fault}; restore it, or leave such images out with --data.skip-bad")
-            dropped.append(f"{fault}; dropped")
+            dropped.append(Fault("bad-annotation", str(fault)))
     return list(dict.fromkeys(stems))
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
+from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
 from retinaconf.errors import InputError
 
@@ -79,10 +79,11 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
                 fault = f"{labels}: line {number} {error}"
                 if not skip_bad:
                     raise InputError(f"{fault}; mend it, or drop such lines with --data.skip-bad") from None
-                dropped.append(f"{fault}; dropped")
+                dropped.append(Fault("bad-annotation", fault))
                 continue
             if x1 <= x0 or y1 <= y0:
-                dropped.append(f"{labels}: line {number} has width {x1 - x0:g}, height {y1 - y0:g}; dropped")
+                line = f"{labels}: line {number} has width {x1 - x0:g}, height {y1 - y0:g}"
+                dropped.append(Fault("degenerate-box", line))
                 continue
             box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
             document["annotations"].append({"image_id": image_id, "category_id": label, "bbox": box})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retinaconf.config import Config, read_config
+from retinaconf.data.ground_truth import Fault
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.errors import InputError
@@ -89,11 +90,11 @@ def _forget_run(run: Path) -> None:
         run.rmdir()
 
 
-def report_dropped(dropped: list[str], progress: Progress) -> None:
+def report_dropped(dropped: list[Fault], progress: Progress) -> None:
     """Say which records were left out: the first on the terminal, all in the log."""
-    for line in dropped[:DROPPED_SHOWN]:
-        progress.say(line)
+    for fault in dropped[:DROPPED_SHOWN]:
+        progress.say(f"{fault}; dropped")
     if len(dropped) > DROPPED_SHOWN:
         progress.say(f"... and {len(dropped) - DROPPED_SHOWN} more, all in {progress.log}")
-        for line in dropped[DROPPED_SHOWN:]:
-            progress.say(line, show=False)
+        for fault in dropped[DROPPED_SHOWN:]:
+            progress.say(f"{fault}; dropped", show=False)

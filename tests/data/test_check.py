@@ -84,6 +84,21 @@ def no_image(folder: Folder) -> Expected:
     return {("error", "unreadable-image", "train"): found}
 
 
+def misleading_names(folder: Folder) -> Expected:
+    """The kind of a fault does not depend on the words of its message."""
+    name = "truncated no such image file.png"
+    folder.image(14).rename(folder.root / "images" / name)
+    folder.train["images"][14]["file_name"] = name
+    folder.box(folder.train, 14, [5, 5, 10])
+    return {("error", "bad-annotation", "train"): ["has bbox [5, 5, 10], not four"]}
+
+
+def no_rgb(folder: Folder) -> Expected:
+    """Its header is in order; only the pixels show that it cannot be used."""
+    Image.fromarray(np.full((96, 128), 1 << 20, dtype=np.int32)).save(folder.image(12), format="TIFF")
+    return {("error", "unreadable-image", "train"): ["12.png: pixel values from 1048576"]}
+
+
 def size_mismatch(folder: Folder) -> Expected:
     folder.train["images"][4]["width"] = 256
     return {("error", "size-mismatch", "train"): ["4.png: the image is 128 x 96 pixels, its annotation says 256 x 96"]}
@@ -194,12 +209,18 @@ def thin(folder: Folder) -> Expected:
     return {("warning", "unfit-anchors", "train"): ["20.0% of the boxes overlap no anchor by IoU 0.5"]}
 
 
-ALONE: list[Callable[[Folder], Expected]] = [no_boxes, same_name, thin]  # these would change what others find
+ALONE: list[Callable[[Folder], Expected]] = [
+    misleading_names,
+    no_boxes,
+    same_name,
+    thin,
+]  # these would change what others find
 TOGETHER: list[Callable[[Folder], Expected]] = [
     truncated,
     damaged_in_the_middle,
     missing,
     no_image,
+    no_rgb,
     size_mismatch,
     rotated,
     copied_within,

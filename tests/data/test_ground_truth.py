@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco, read_coco
+from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco, read_coco
 from retinaconf.errors import InputError
 
 
@@ -126,9 +126,9 @@ def test_a_bad_annotation_stops_or_is_dropped_and_listed(tmp_path: Path, bad: An
 
     gt = read_coco(file, skip_bad=True)
     assert len(gt.boxes) == 2
-    (line,) = gt.dropped
-    assert line.startswith(f"{file}: annotation")
-    assert line.endswith("; dropped")
+    (fault,) = gt.dropped
+    assert fault.message.startswith(f"{file}: annotation")
+    assert fault.kind == "bad-annotation"
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_boxes_without_extent_are_always_dropped_and_named(
     file = write(tmp_path, document([annotation(id=31, bbox=[1, 2, *size]), annotation(id=32)]))
     gt = read_coco(file, skip_bad=skip_bad)
     assert gt.boxes.tolist() == [[1, 2, 4, 6]]
-    assert gt.dropped == (f"{file}: annotation 31 (image seven.jpg) {message}; dropped",)
+    assert gt.dropped == (Fault("degenerate-box", f"{file}: annotation 31 (image seven.jpg) {message}"),)
 
 
 def test_dropped_records_are_named_by_position_without_an_id():
     record = annotation(bbox=[1, 2, 0, 4])
     del record["id"]
     gt = ground_truth_from_coco(document([annotation(), record]), None, "test")
-    assert gt.dropped == ("test: annotation at position 1 (image seven.jpg) has width 0; dropped",)
+    assert gt.dropped == (Fault("degenerate-box", "test: annotation at position 1 (image seven.jpg) has width 0"),)
 
 
 IMAGES, CATEGORIES = document([])["images"], document([])["categories"]

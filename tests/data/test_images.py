@@ -383,7 +383,10 @@ def test_check_images_names_the_first_bad_file_or_leaves_all_out(tmp_path: Path)
     kept = check_images(truth, skip_bad=True)
     assert kept.file_names.tolist() == ["a.jpg", "d.jpg"]
     assert kept.boxes[:, 0].tolist() == [0, 3]
-    assert [line.partition(": ")[0][-5:] for line in kept.dropped] == ["b.jpg", "c.jpg"]
+    assert [(fault.kind, fault.message.partition(": ")[0][-5:]) for fault in kept.dropped] == [
+        ("size-mismatch", "b.jpg"),
+        ("truncated-image", "c.jpg"),
+    ]
     with pytest.raises(InputError, match="none of its 1 images can be used"):
         check_images(truth.subset([2]), skip_bad=True)
     with pytest.raises(InputError, match=r"missing: no such folder; train\.json expects"):

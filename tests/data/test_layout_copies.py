@@ -160,9 +160,9 @@ def test_a_box_without_width_is_left_out_and_listed_in_every_layout(
         make(tmp_path / name, documents, shared_data / "bccd/images")
         truth = load_split(tmp_path / name, "val", skip_bad)
         assert len(truth.boxes) == len(documents["val"]["annotations"]) - 1
-        (line,) = truth.dropped
-        assert "has width 0" in line
-        assert line.endswith("dropped")
+        (fault,) = truth.dropped
+        assert fault.kind == "degenerate-box"
+        assert "has width 0" in fault.message
         assert (truth.boxes[:, 2:] > truth.boxes[:, :2]).all()
 
 

@@ -5,6 +5,7 @@ import pytest
 from hotcoco import COCO
 from PIL import Image
 
+from retinaconf.data.ground_truth import Fault
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.voc import read_voc, voc_splits
@@ -145,7 +146,8 @@ def test_a_bad_object_raises_or_is_dropped(root: Path, objects: str, message: st
     assert "b.xml" in str(caught.value)
     truth = load_split(root, "val", skip_bad=True)
     assert truth.boxes.tolist() == [[1, 2, 20, 9]]
-    assert message in truth.dropped[0]
+    assert truth.dropped[0].kind == "bad-annotation"
+    assert message in truth.dropped[0].message
     assert len(load_split(root, "train").boxes) == 2  # not of this split
 
 
@@ -153,8 +155,7 @@ def test_a_box_without_extent_is_dropped(root: Path):
     annotate(root, "b", element("cat", (9, 3, 8, 9)), element("cat", (9, 3, 9, 9)))
     truth = load_split(root, "val")
     assert truth.boxes.tolist() == [[8, 2, 9, 9]]  # one pixel wide
-    assert len(truth.dropped) == 1
-    assert "b.xml: cat has width 0, height 7; dropped" in truth.dropped[0]
+    assert truth.dropped == (Fault("degenerate-box", f"{root / 'Annotations/b.xml'}: cat has width 0, height 7"),)
 
 
 @pytest.mark.parametrize("content", [b"", b"<annotation>", b"\xff\xfe\x00", b'<?xml version="1.0" encoding="x"?><a/>'])

@@ -7,6 +7,7 @@ from hotcoco import COCO
 from PIL import Image
 from torchvision.ops import box_convert
 
+from retinaconf.data.ground_truth import Fault
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.errors import InputError
 
@@ -139,14 +140,15 @@ def test_a_bad_line_raises_or_is_dropped(root: Path, line: str, message: str):
     assert message in str(caught.value)
     truth = load_split(root, "val", skip_bad=True)
     assert truth.boxes.tolist() == [[0, 0, 40, 30]]
-    assert message in truth.dropped[0]
+    assert truth.dropped[0].kind == "bad-annotation"
+    assert message in truth.dropped[0].message
 
 
 def test_a_box_without_extent_is_dropped(root: Path):
     labels(root / "labels/val/c.txt", "0 0.5 0.5 1 1", "0 0.5 0.5 0 0.2")
     truth = load_split(root, "val")
     assert len(truth.boxes) == 1
-    assert "c.txt: line 2 has width 0, height 0.2; dropped" in truth.dropped[0]
+    assert truth.dropped == (Fault("degenerate-box", f"{root / 'labels/val/c.txt'}: line 2 has width 0, height 0.2"),)
 
 
 def test_a_bad_image(root: Path):
