@@ -101,7 +101,7 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
                 "joint": row.joint.name,
                 "alpha": row.joint.alpha,
                 "changes": dict(row.training.changes),
-                "runs": [experiments.found(row.training, seed)[0].name for seed in seeds],
+                "runs": [experiments.lines(row.training, seed)[-1]["run"] for seed in seeds],
                 "seeds": by_seed,
                 "mean": {metric: _mean([metrics[metric] for metrics in by_seed]) for metric in METRICS},
                 "published": None if row.published is None else published.named(row.published),

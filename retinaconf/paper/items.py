@@ -22,6 +22,12 @@ class Training:
     longer: bool = False  # the 2x schedule, whatever is asked for
     paper_scale: bool = False  # only with the recipes r50: the backbone is another one
 
+    @property
+    def name(self) -> str:
+        """Of its files: the detector and what is changed."""
+        told = [name.rpartition(".")[2] if value is True else str(value) for name, value in self.changes]
+        return "-".join([self.detector, *told] + ["2x"] * self.longer)
+
 
 @dataclass(frozen=True)
 class Row:

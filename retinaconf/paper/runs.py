@@ -1,4 +1,9 @@
-"""Runs of the paper's experiments: their settings, their training, and their evaluation, each done once."""
+"""Runs of the paper's experiments: their settings, their training, and their evaluation, each done once.
+
+What is measured of a run is one line of `out/measured/TRAINING.jsonl`: the run's name, its complete settings and number
+of steps, the digests of its weights and of the data, and the results. Tables are made from these lines alone, so that a
+run folder can be deleted once it is measured. Lines are only ever appended; of two for the same thing the later counts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from retinaconf.config import Config, read_config
+from retinaconf.config import Config, config_from_flat, read_config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
@@ -46,7 +51,7 @@ class Evaluation:
 
 
 class Experiments:
-    """The folder `out/runs` and the data that its runs are trained and evaluated on."""
+    """The folders `out/runs` and `out/measured`, and the data that the runs are trained and evaluated on."""
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class Experiments:
         Raises:
             InputError: bad data, a missing split, or a folder with runs on other data.
         """
-        self.folder, self.root, self.split, self.device = out / "runs", root, split, device
+        self.folder, self.kept, self.root, self.split, self.device = out / "runs", out / "measured", root, split, device
         self.base, self.schedule, self.max_steps = base, schedule, max_steps
         skip_bad, layout = base.data.skip_bad, base.data.layout
         train_set = load_split(root, "train", skip_bad, layout)
@@ -101,37 +106,35 @@ class Experiments:
             Interrupted: it was asked to stop; the same command goes on.
         """
         if (training, seed) not in self._made:
-            found = [path for path in self.found(training, seed) if (path / MODEL).exists()]
+            settings = _settings(self.config(training, seed))
+            found = [
+                path.parent
+                for path in sorted(self.folder.glob(f"*/{CONFIG}"))
+                if (path.parent / MODEL).exists()
+                and _settings(read_config(path)) == settings
+                and _steps_taken(path.parent) == self._steps(training, seed)
+            ]
             self._made[training, seed] = found[0] if found else self._train(training, seed)
         return self._made[training, seed]
 
-    def found(self, training: Training, seed: int) -> list[Path]:
-        """Folders of runs with these settings that took all their steps, with their weights or without them."""
-        config = self.config(training, seed)
-        steps = config.schedule.epochs * self._epoch_steps
-        steps = min(steps, self.max_steps or steps)
-        return [
-            path.parent
-            for path in sorted(self.folder.glob(f"*/{CONFIG}"))
-            if _settings(read_config(path)) == _settings(config) and _steps_taken(path.parent) == steps
-        ]
+    def _steps(self, training: Training, seed: int) -> int:
+        steps = self.config(training, seed).schedule.epochs * self._epoch_steps
+        return min(steps, self.max_steps or steps)
 
     def _train(self, training: Training, seed: int) -> Path:
         config = self.config(training, seed)
         key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
-        told = [name.rpartition(".")[2] if value is True else str(value) for name, value in training.changes]
-        words = [training.detector, *told] + ["2x"] * training.longer
-        name = "-".join([*words, f"seed{seed}", hashlib.sha256(key.encode()).hexdigest()[:8]])
+        name = f"{training.name}-seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         print(f"training {name}", flush=True)
         train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
         return self.folder / name
 
     def evaluate(self, training: Training, seed: int) -> dict[JointScore, Evaluation]:
-        """A run by every joint score that some item uses, from one pass of the network; kept beside the run."""
+        """A run by every joint score that some item uses, from one pass of the network."""
         if (training, seed) not in self._evaluated:
             names = {joint: joint.name for joint in joints_of(training)}
-            kept = self.measured(training, seed, "evaluation", _evaluate, tuple(names.values()))
-            self._evaluated[training, seed] = {joint: _evaluation(kept[name]) for joint, name in names.items()}
+            results = self.measured(training, seed, "evaluation", _evaluate, tuple(names.values()))
+            self._evaluated[training, seed] = {joint: _evaluation(results[name]) for joint, name in names.items()}
         return self._evaluated[training, seed]
 
     def measured(
@@ -142,35 +145,41 @@ class Experiments:
         measure: Callable[[Experiments, Path, Training], dict[str, Any]],
         wanted: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        """What `measure` finds of a run, kept beside it as JSON: measured once, or again if a `wanted` key is missing.
-
-        Of a run whose weights have been deleted, what was kept is used; only where it is not enough is it trained anew.
-        """
-        for run in self.found(training, seed):
-            kept = self._kept(run, what)
-            if kept and all(key in kept for key in wanted):
-                return kept
+        """What `measure` finds of a run: measured once, or again if a `wanted` key is missing."""
+        for line in reversed(self.lines(training, seed)):
+            is_it = (line["what"], line["split"], line["data"]) == (what, self.split, self._digest)
+            if is_it and all(key in line["results"] for key in wanted):
+                results: dict[str, Any] = line["results"]
+                return results
         run = self.run(training, seed)
         print(f"{what} of {run.name}", flush=True)
-        kept = measure(self, run, training)
-        self._keep(run, what, kept)
-        return kept
+        results = measure(self, run, training)
+        line = {"run": run.name, "what": what, "split": self.split, "data": self._digest}
+        line |= {"weights": _weights_digest(run), "steps": self._steps(training, seed)}
+        line |= {"config": self.config(training, seed).flat(), "results": results}
+        self.kept.mkdir(exist_ok=True)
+        path = self.kept / f"{training.name}.jsonl"
+        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")  # else a command was killed in a line
+        with path.open("a") as file:
+            file.write(("" if whole else "\n") + json.dumps(line, separators=(",", ":")) + "\n")
+        return results
 
-    def _kept(self, run: Path, what: str) -> dict[str, Any]:
-        """What was computed of a run on this split before, of the weights that it has now, if it has; {} if nothing."""
-        path = run / f"{what}-{self.split}.json"
-        try:
-            document = json.loads(path.read_text())
-            of, results = document["of"], document["results"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        same_weights = not (run / MODEL).exists() or of.get("weights") == _weights_digest(run)
-        return results if same_weights and of.get("data") == self._digest else {}
-
-    def _keep(self, run: Path, what: str, results: dict[str, Any]) -> None:
-        document = {"of": {"weights": _weights_digest(run), "data": self._digest}, "results": results}
-        path = run / f"{what}-{self.split}.json"
-        write_aside(path, lambda aside: aside.write_text(json.dumps(document) + "\n"))
+    def lines(self, training: Training, seed: int) -> list[dict[str, Any]]:
+        """What has been measured of a run with these settings and steps, and with the weights that it has, if any."""
+        path = self.kept / f"{training.name}.jsonl"
+        settings, steps = _settings(self.config(training, seed)), self._steps(training, seed)
+        found = []
+        for text in path.read_text().splitlines() if path.exists() else []:
+            try:
+                line = json.loads(text)
+                is_it = _settings(config_from_flat(line["config"])) == settings and line["steps"] == steps
+                weights = line["weights"]
+            except (ValueError, KeyError, TypeError, InputError):  # half a line of a command that was killed
+                continue
+            run = self.folder / line["run"]
+            if is_it and (not (run / MODEL).exists() or weights == _weights_digest(run)):
+                found.append(line)
+        return found
 
     def _same_data(self, path: Path, digest: str) -> None:
         if path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import ALL, ITEMS, Training
 from retinaconf.paper.misalignment import positive_anchors
 from retinaconf.paper.runs import Experiments
+from retinaconf.recipes import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +80,8 @@ def test_all_renders_every_item_and_trains_nothing_twice(
 
     go("all", out, tiny_data, base)
     assert len(trainings) == 10
-    evaluation = next(out.glob("runs/conf-seed0-*/evaluation-val.json"))
-    stamp = evaluation.stat().st_mtime_ns
+    measured = out / "measured" / "conf-l1.jsonl"
+    assert len(measured.read_text().splitlines()) == 1
     go("table4", out, tiny_data, base, seeds=2)
     assert [run.name.split("-")[1] for run in trainings[10:]] == ["seed1"]
     go("open-question", out, tiny_data, base)  # the joint head, and four losses
@@ -87,7 +89,7 @@ def test_all_renders_every_item_and_trains_nothing_twice(
     assert (out / "open-question.png").exists()
     assert "published" not in (out / "open-question.md").read_text()  # the paper has no such rows
     assert "published" in (out / "table2.md").read_text()
-    assert evaluation.stat().st_mtime_ns == stamp  # and nothing is evaluated twice
+    assert len(measured.read_text().splitlines()) == 1  # and nothing is evaluated twice
 
 
 def test_a_run_made_by_hand_is_found_by_its_settings(
@@ -107,9 +109,7 @@ def test_what_was_measured_of_a_run_outlives_its_weights(
 ):
     go("table1", tmp_path, tiny_data, base, seeds=2)
     page = (tmp_path / "table1.md").read_text()
-    for name in ("model.safetensors", "last.ckpt", "log.txt"):
-        for path in tmp_path.glob(f"runs/*/{name}"):
-            path.unlink()
+    shutil.rmtree(tmp_path / "runs")
     for item in ("table1", "table4"):  # of the same runs
         go(item, tmp_path, tiny_data, base, seeds=2)
     assert len(trainings) == 6
@@ -126,13 +126,33 @@ def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, t
     training = Training("retinanet")
     experiments.evaluate(training, 0)
     run = experiments.run(training, 0)
-    path = run / "evaluation-val.json"
-    for damage in ({"weights": "of another run"}, {"data": "of another split"}):
-        document = json.loads(path.read_text())
-        expected = json.dumps(document)
-        path.write_text(json.dumps(document | {"of": document["of"] | damage}))
+    path = tmp_path / "measured" / "retinanet.jsonl"
+    (line,) = path.read_text().splitlines()
+    document = json.loads(line)
+    assert document["run"] == run.name
+    for damage in ({"weights": "of another run"}, {"data": "of another split"}, {"steps": 1}):
+        damaged = json.dumps(document | damage) + "\n"
+        path.write_text(damaged + line[:100])  # and half a line of a command that was killed
         Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu").evaluate(training, 0)
-        assert path.read_text() == expected + "\n"
+        assert path.read_text() == f"{damaged}{line[:100]}\n{line}\n"
+
+
+def test_published_tables_are_made_again_from_what_was_measured(
+    tmp_path: Path, shared_data: Path, trainings: list[Path]
+):
+    bccd = shared_data / "bccd"
+    kept = Path(__file__).parents[2] / "docs" / "results" / "bccd"
+    shutil.copytree(kept / "measured", tmp_path / "measured")
+    shutil.copy(kept / "data.json", tmp_path)
+    settings = json.loads((kept / "table2.json").read_text())["settings"]
+    base = RECIPES["retinanet-lite0"].changed(**settings)
+    for item in ("table2", "switches"):
+        go(item, tmp_path, bccd, base, seeds=5, split="test", max_steps=None)
+        made, published = ((folder / f"{item}.md").read_text().splitlines() for folder in (tmp_path, kept))
+        assert [line for line in made if str(bccd) not in line] == [
+            line for line in published if "in bccd:" not in line
+        ]
+    assert trainings == []
 
 
 def test_trying_out_evaluates_a_few_images(

@@ -57,7 +57,8 @@ def test_means_by_iou_and_the_order_among_the_boxes_of_an_object(
         ]
         assert found[f"{name}_rank"] == pytest.approx(np.mean(ranks), abs=1e-6)
 
-    (run / "qualities-val.json").write_text((run / "qualities-val.json").read_text().replace('"boxes": ', '"boxes": 1'))
+    (kept,) = (tmp_path / "measured").glob("*.jsonl")
+    kept.write_text(kept.read_text().replace('"boxes":', '"boxes":1'))
     assert qualities(experiments, CONF, 0)["boxes"] != found["boxes"]  # kept, not measured again
 
 
