@@ -19,6 +19,13 @@ def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(document))
 
 
+def flip_a_bit(file: Path) -> None:
+    """In the middle of the pixels: the header and the end are whole."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
 def annotation(**changes: Any) -> Callable[[Path], None]:
     """Damage the third annotation of the training set."""
     return lambda data: change(data / "train.json", lambda document: document["annotations"][2].update(changes))
@@ -58,6 +65,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated image": (
         lambda data: cut(data / "images/train-5.png"),
         ["train-5.png: truncated", "restore or remove", "--data.skip-bad"],
+    ),
+    "one bit of an image": (
+        lambda data: flip_a_bit(data / "images/train-5.png"),
+        ["train-5.png: truncated or damaged", "restore or remove", "--data.skip-bad"],
+    ),
+    "one bit of a validation image": (
+        lambda data: flip_a_bit(data / "images/val-2.png"),
+        ["val-2.png: truncated or damaged", "restore or remove", "--data.skip-bad"],
     ),
     "no image": (
         lambda data: (data / "images/train-5.png").write_text("hello"),
@@ -176,16 +191,16 @@ def test_an_output_that_cannot_be_written(
 def test_bad_records_are_skipped_and_listed_on_request(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
 ):
-    cut(tiny_data / "images/train-5.png")
+    flip_a_bit(tiny_data / "images/train-5.png")
     (tiny_data / "images/val-1.png").unlink()
     annotation(bbox=[1, float("nan"), 3, 4])(tiny_data)
     run = tmp_path / "run"
-    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags, "--max-steps", "1"]
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", run, *tiny_flags, "--max-steps", "2"]  # one epoch
     result = run_cli(*words, "--data.skip-bad")
     assert (result.code, result.err) == (0, "")
     for printed in (result.out, (run / "log.txt").read_text()):
         assert "train.json: annotation 3 (image train-2.png) has bbox" in printed
-        assert "train-5.png: truncated" in printed
+        assert "train-5.png: truncated or damaged" in printed
         assert "val-1.png: no such image file" in printed
         assert printed.count("; dropped") == 3
         assert "train.json, 7 images" in printed

@@ -1,4 +1,4 @@
-"""Pictures in: any file or array to RGB, and a start-up check that reads headers only.
+"""Pictures in: any file or array to RGB, and a check that decodes every file before a command starts.
 
 One rule on EXIF orientation holds everywhere: a picture is turned upright, as viewers and most annotation tools show
 it, unless the annotation declares the size of the unturned pixels, in which case the boxes were drawn on those.
@@ -76,10 +76,10 @@ def read_image(source: Any, size: tuple[int, int] | None = None) -> Image.Image:
 
 
 def check_image(path: Path, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Height and width of the upright picture, after making sure that the file can be used.
+    """Height and width of the upright picture, after making sure that `read_image(path, size)` can read it.
 
-    Opens the header, compares sizes by the rule of `read_image`, and looks for the end of a JPEG or PNG file without
-    decoding it. A file whose end is not found there, and any other format, is decoded.
+    A JPEG file is decoded at an eighth of its size: that reads all of the file and computes few of the pixels. Any
+    other format is decoded in full.
 
     Raises:
         InputError: as `read_image`.
@@ -91,13 +91,17 @@ def inspect_image(path: Path, size: tuple[int, int] | None = None) -> tuple[tupl
     """As `check_image`, and the EXIF orientation, 1 to 8, besides."""
     path = Path(path)
     with _opened(path) as (stream, image):
+        raw = image.height, image.width
         if image.format in _JPEG:
             if not _jpeg_is_complete(stream):
                 raise _truncated_jpeg(path)
-        elif image.format != "PNG" or not _png_is_complete(stream):
+            image.draft(None, (1, 1))
             _decode(image, path)
+        else:
+            _decode(image, path)
+            _to_rgb(image, str(path))
         orientation = _orientation(image)
-        return _upright_size((image.height, image.width), orientation, size, str(path))[1], orientation
+        return _upright_size(raw, orientation, size, str(path))[1], orientation
 
 
 def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTruth:
@@ -121,7 +125,7 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTru
         except InputError as fault:
             return fault
 
-    with ThreadPoolExecutor(max_workers=8) as pool:  # mostly waiting for the disk
+    with ThreadPoolExecutor(max_workers=8) as pool:
         results = list(pool.map(check, range(len(ground_truth))))
     faults = [result for result in results if isinstance(result, InputError)]
     if faults and not skip_bad:
@@ -179,8 +183,7 @@ def _truncated_jpeg(path: Path) -> InputError:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        # The base class's method: PngImageFile's own decodes the file first, in case metadata follows the pixels.
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata is no reason to refuse good pixels
         return 1
     return orientation if orientation in _UPRIGHT else 1
@@ -271,22 +274,4 @@ def _jpeg_is_complete(stream: BinaryIO) -> bool:
         stream.seek(max(pixels, stream.seek(0, os.SEEK_END) - tail))
         if b"\xff\xd9" in stream.read():
             return True
-    return False
-
-
-def _png_is_complete(stream: BinaryIO) -> bool:
-    """Whether the chunks reach IEND.
-
-    False also if metadata follows the pixels, which PIL sees after decoding only.
-    """
-    stream.seek(8)
-    pixels = False
-    while len(header := stream.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", header)
-        if kind == b"IEND":
-            return len(stream.read(4)) == 4
-        pixels |= kind == b"IDAT"
-        if pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-            return False
-        stream.seek(length + 4, os.SEEK_CUR)  # past the end, the next read comes up short
     return False

@@ -21,7 +21,7 @@ def train_run(
 ) -> None:
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
-    Every annotation and the header and completeness of every image are checked first.
+    Every annotation is read and every image decoded first, so that a bad file stops no step.
 
     Raises:
         InputError: bad data, a folder that holds another run, or one that cannot be written.
