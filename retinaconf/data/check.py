@@ -47,6 +47,7 @@ _SIZES = (0, 16, 32, 64, 128, 256, 512)  # lower ends of the histogram, in pixel
 _TINY = 4.0  # pixels of the network's input: half a cell of the finest level
 _RARE = 10  # boxes
 _UNFIT_SHARE = 0.1  # of all objects
+_BLOCK = 64  # boxes that are compared with all others near them at once
 
 
 def check(root: Path, short_side: int = 600, long_side: int = 1000, layout: str | None = None) -> Report:
@@ -257,14 +258,19 @@ def _at_input_size(
 
 def _duplicates(truth: GroundTruth, rows: np.ndarray) -> list[int]:
     """Those of `rows` whose box agrees with that of an earlier one of the same image and class within rounding."""
-    found = []
-    keys = np.stack([truth.image_index[rows], truth.labels[rows]], axis=1)
-    order = np.lexsort(keys.T)
-    groups = np.flatnonzero(np.diff(keys[order], axis=0, prepend=-1).any(axis=1))
-    for group in np.split(rows[order], groups[1:]):
-        if len(group) > 1:
-            distance = np.abs(truth.boxes[group, None] - truth.boxes[None, group]).max(axis=2)
-            sides = (truth.boxes[group, 2:] - truth.boxes[group, :2]).min(axis=1)
-            same = np.tril(distance <= np.minimum(1, 0.05 * sides), k=-1).any(axis=1)
-            found += group[same].tolist()
+    found: list[int] = []
+    image, label, left = truth.image_index[rows], truth.labels[rows], truth.boxes[rows, 0]
+    order = np.lexsort((left, label, image))
+    starts = np.flatnonzero(np.diff(image[order], prepend=-1) | np.diff(label[order], prepend=-1))
+    for group in np.split(rows[order], starts[1:]):
+        left = truth.boxes[group, 0]
+        first, last = np.searchsorted(left, left - 1), np.searchsorted(left, left + 1, side="right")
+        for start in range(0, len(group) if len(group) > 1 else 0, _BLOCK):
+            some = group[start : start + _BLOCK]
+            near = group[first[start] : last[start + len(some) - 1]]  # no other has its left edge within a pixel
+            tolerance = np.minimum(1, 0.05 * (truth.boxes[near, 2:] - truth.boxes[near, :2]).min(axis=1))
+            same = near < some[:, None]
+            for edge in range(4):
+                same &= np.abs(truth.boxes[some, None, edge] - truth.boxes[near, edge]) <= tolerance
+            found += some[same.any(axis=1)].tolist()
     return sorted(found)

@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,41 @@ def test_all_faults_at_once(folder: Folder):
         for key, parts in damage(folder).items():
             expected.setdefault(key, []).extend(parts)
     compare(folder.check(), expected)
+
+
+@pytest.mark.parametrize("spread", [2.0, 40.0])
+def test_duplicate_boxes_are_those_of_a_slow_loop(folder: Folder, spread: float):
+    random = np.random.default_rng(0)
+    folder.train["annotations"] = []
+    for image, category in random.integers(0, 2, (300, 2)).tolist():
+        box = random.uniform([1, 1, 1, 5], [1 + spread, 1 + spread, 40, 44]).round(1)
+        folder.box(folder.train, image, box.tolist(), category + 1)
+        if random.random() < 0.3:
+            copy = box + random.uniform(-1.2, 1.2, 4).round(1)
+            folder.box(folder.train, image, copy.clip(0.1).tolist(), category + 1)
+    expected = []
+    records = folder.train["annotations"]
+    for late, one in enumerate(records):
+        for other in records[:late]:
+            if (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"]):
+                (x, y, w, h), (x0, y0, w0, h0) = one["bbox"], other["bbox"]
+                edges = (x - x0, y - y0, x + w - x0 - w0, y + h - y0 - h0)
+                if max(map(abs, edges)) <= min(1, 0.05 * min(w0, h0)):
+                    expected.append(", ".join(f"{value:.5g}" for value in one["bbox"]))
+                    break
+    found = [one.records for one in folder.check().findings if one.kind == "duplicate-box"]
+    assert sorted(record.split("w, h ")[1].removesuffix(" occurs twice") for record in found[0]) == sorted(expected)
+    assert len(expected) > 5
+
+
+def test_memory_grows_with_the_boxes_of_an_image_and_not_with_their_pairs(folder: Folder):
+    for n in range(5000):
+        folder.box(folder.train, 0, [n % 100 * 1.2, n // 100 * 1.2, 30, 30])
+    tracemalloc.start()
+    folder.check()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # all pairs of four edges: 800 MB
 
 
 def test_every_finding_has_a_remedy_and_the_report_is_json(folder: Folder):
