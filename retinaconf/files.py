@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from retinaconf.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_locks: set[int] = set()  # file descriptors that hold one
+
+
+def _leave_locks() -> None:
+    """In a forked worker, which may outlive its parent and would go on to hold the parent's locks."""
+    for lock in _locks:
+        os.close(lock)
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,3 +47,32 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock on `file`, made if it is not there, until the block or the process ends.
+
+    Where the system or the file system has no locks, nothing is held.
+
+    Raises:
+        InputError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    _locks.add(lock)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{file.parent}: another process is at work in this folder; wait until it has ended, or choose "
+                    "another folder"
+                ) from None
+            except OSError:  # no locks here
+                pass
+        yield
+    finally:
+        _locks.discard(lock)
+        os.close(lock)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from retinaconf.config import Config, read_config
@@ -9,6 +12,7 @@ from retinaconf.data.ground_truth import Fault
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.errors import InputError
+from retinaconf.files import locked
 from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, MODEL, write_config
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
@@ -24,7 +28,8 @@ def train_run(
     Every annotation is read and every image decoded first, so that a bad file stops no step.
 
     Raises:
-        InputError: bad data, a folder that holds another run, or one that cannot be written.
+        InputError: bad data; a folder that holds another run or files of none, that another process trains in, or that
+            cannot be written.
         Interrupted: the run was asked to stop; it is saved.
     """
     # The data first: nothing is written for a run that cannot start.
@@ -39,55 +44,68 @@ def train_run(
         raise InputError(f"{val_set.source}: its categories are not those of {train_set.source}; make them the same")
 
     fabric = launch(config, device)
-    is_new = fabric.is_global_zero and not (run / CONFIG).exists()
-    if fabric.is_global_zero:
-        _open_run(run, config, resume)
-    fabric.barrier()
-    progress = Progress(run / LOG, silent=not fabric.is_global_zero)
-    progress.say(describe(root, train_set, layout))
-    if val_set is not None and not val_set.crowd.all():
-        progress.say(describe(root, val_set, layout))
-    else:
-        what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
-        progress.say(f"{root}: {what}; training without validation, the last weights are kept")
-        val_set = None
-    report_dropped(dropped, progress)
-    try:
+    with _opened(run, config, resume) if fabric.is_global_zero else nullcontext():
+        fabric.barrier()
+        progress = Progress(run / LOG, silent=not fabric.is_global_zero)
+        progress.say(describe(root, train_set, layout))
+        if val_set is not None and not val_set.crowd.all():
+            progress.say(describe(root, val_set, layout))
+        else:
+            what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
+            progress.say(f"{root}: {what}; training without validation, the last weights are kept")
+            val_set = None
+        report_dropped(dropped, progress)
         train(config, train_set, val_set, run, fabric, progress, max_steps)
-    except InputError:
-        if is_new and not (run / LAST).exists():
-            _forget_run(run)  # a wrong backbone, say: the same --out can be used again
-        raise
 
 
-def _open_run(run: Path, config: Config, resume: bool) -> None:
-    """Make the folder of a new run, or see that the old one is the same run."""
-    if (run / CONFIG).exists():
-        if not resume:
-            raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
-        if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
-            raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
-        old, new = read_config(run / CONFIG).flat(), config.flat()
-        # Loading is no part of the result: another machine may resume with other workers.
-        different = [name for name in new if new[name] != old[name] and name != "data.workers"]
-        if different:
+@contextmanager
+def _opened(run: Path, config: Config, resume: bool) -> Iterator[None]:
+    """The folder of a new run or of the one to go on with, held against other processes.
+
+    If a new run cannot begin, its files are removed again; no file that was there before is removed or replaced.
+    """
+    _see_that_it_fits(run, config, resume)
+    is_new, had_folder = not (run / CONFIG).exists(), run.exists()
+    with ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run / LOG))
+        except OSError as error:
+            raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+        try:
+            if is_new:
+                write_config(run / CONFIG, config)
+            yield
+        except InputError:
+            if is_new and not (run / METRICS).exists():  # a wrong backbone, say: the same --out can be used again
+                for name in (CONFIG, LOG):
+                    (run / name).unlink(missing_ok=True)
+                if not had_folder and not any(run.iterdir()):
+                    run.rmdir()
+            raise
+
+
+def _see_that_it_fits(run: Path, config: Config, resume: bool) -> None:
+    """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
+    if not (run / CONFIG).exists():
+        if found := [name for name in (LAST, MODEL, METRICS, LOG) if os.path.lexists(run / name)]:
             raise InputError(
-                f"{run / CONFIG}: {different[0]} is {old[different[0]]!r} there and {new[different[0]]!r} here; "
-                "resume with the settings of the run, or choose another --out"
+                f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
+                f"is overwritten; restore {CONFIG}, or choose another --out"
             )
         return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_config(run / CONFIG, config)
-    except OSError as error:
-        raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
-
-
-def _forget_run(run: Path) -> None:
-    for name in (CONFIG, LOG, METRICS):
-        (run / name).unlink(missing_ok=True)
-    if not any(run.iterdir()):
-        run.rmdir()
+    if not resume:
+        raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
+    if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
+        raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
+    old, new = read_config(run / CONFIG).flat(), config.flat()
+    # Loading is no part of the result: another machine may resume with other workers.
+    different = [name for name in new if new[name] != old[name] and name != "data.workers"]
+    if different:
+        raise InputError(
+            f"{run / CONFIG}: {different[0]} is {old[different[0]]!r} there and {new[different[0]]!r} here; "
+            "resume with the settings of the run, or choose another --out"
+        )
 
 
 def report_dropped(dropped: list[Fault], progress: Progress) -> None:

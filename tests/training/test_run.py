@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +77,61 @@ def test_a_run_that_could_not_begin_leaves_what_was_in_its_folder(tiny_data: Pat
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
     train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
     assert (run / "last.ckpt").exists()
+
+
+def test_a_run_that_could_not_begin_leaves_the_folder_that_it_was_given(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="no such model"):
+        train_run(tiny_config(**{"model.backbone": "resnet99"}), tiny_data, tmp_path / "run", device="cpu")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resume"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "resnet99"], ids=["works", "fails"])
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "model.safetensors", "last.ckpt"])
+def test_a_start_leaves_the_files_of_others_alone(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path, name: str, backbone: str, resume: bool
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"run: holds {name} but no config\.json, .*; restore config\.json"):
+        train_run(tiny_config(**{"model.backbone": backbone}), tiny_data, run, resume, max_steps=1, device="cpu")
+    assert {path.name: path.read_text() for path in run.iterdir()} == {name: "mine"}
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from retinaconf.files import locked
+with locked(Path(sys.argv[1])):
+    if os.fork():
+        print("held", flush=True)
+    time.sleep(60)  # the child, too, as a worker that outlives its parent
+"""
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, run / "log.txt"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == "held\n"
+        before = (run / "metrics.jsonl").read_text()
+        with pytest.raises(InputError, match="run: another process is at work in this folder; wait until it has ended"):
+            train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
+        assert (run / "metrics.jsonl").read_text() == before
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
+        assert lines(run, "train")[-1]["step"] == 2
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
 
 
 def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, tmp_path: Path):
