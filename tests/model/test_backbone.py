@@ -22,7 +22,11 @@ def randomised(name, seed=0):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet18d", "resnetv2_50", "tf_efficientnet_lite0", "mobilenetv3_small_050", "densenet121"]
+    "name",
+    [
+        *("resnet18", "resnet18d", "resnetv2_50", "tf_efficientnet_lite0", "mobilenetv3_small_050", "densenet121"),
+        "ghostnet_100",  # its first feature is a convolution's output, which a norm reads, too
+    ],
 )
 def test_folding_changes_nothing(name):
     body = randomised(name).eval()
@@ -65,6 +69,39 @@ def test_norms_that_follow_no_plain_convolution_stay():
     body = randomised("resnetv2_50")
     fold_norms(body)
     assert any(isinstance(module, nn.BatchNorm2d) for module in body.modules())  # the norm of a sum
+
+
+class TwiceRead(nn.Module):
+    """Two convolutions, each with its norm; the sum reads the second one's output a second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(3, 3, 3, bias=False) for _ in range(2))
+        self.norm1, self.norm2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        read_once = self.norm1(self.conv1(x))
+        read_twice = self.conv2(read_once)
+        return [self.norm2(read_twice) + read_twice]
+
+
+def test_a_convolution_with_a_second_reader_keeps_its_norm():
+    body = TwiceRead()
+    body.conv2.requires_grad_(False)
+    for norm in (body.norm1, body.norm2):
+        norm.running_mean.normal_()
+    images = torch.randn(2, 3, 16, 16)
+    (before,) = body.eval()(images)
+    fold_norms(body)
+    torch.testing.assert_close(body.eval()(images)[0], before)
+    assert isinstance(body.conv1, FoldedConv2d)
+    assert isinstance(body.norm2, nn.BatchNorm2d)
+
+
+def test_folds_in_inference_mode_too():
+    with torch.inference_mode():
+        body = Backbone("resnet18", weights="none").body
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
 
 
 def test_unfrozen_statistics_learn_from_the_batch_as_a_batch_norm_does():
@@ -126,7 +163,11 @@ def test_weights_from_files(tmp_path):
     # The same tensors in the same order under other names, as other packages ship them.
     renamed = {f"net.{i}": t for i, (k, t) in enumerate(state.items()) if not k.endswith("num_batches_tracked")}
     torch.save(renamed, tmp_path / "renamed.pth")
-    for file in ("weights.safetensors", "weights.pth", "renamed.pth"):
+    # A backbone's own tensors: without the classifier and, with folded norms, without their counters.
+    own = Backbone("resnet18", weights="none").body.state_dict()
+    assert not any(key.endswith("num_batches_tracked") for key in own)
+    save_file({key: state[key] for key in own}, tmp_path / "own.safetensors")
+    for file in ("weights.safetensors", "weights.pth", "renamed.pth", "own.safetensors"):
         body = Backbone("resnet18", weights=str(tmp_path / file)).body
         assert torch.equal(body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"]), file
         assert torch.equal(body.layer4[1].bn2.running_var, state["layer4.1.bn2.running_var"]), file
@@ -153,6 +194,7 @@ def test_real_weights_and_the_registry_package_are_the_same_tensors(shared_data)
     [
         pytest.param({"name": "resnet_nonsense"}, "timm has no such model", id="unknown model"),
         pytest.param({"name": "resnet18", "weights": "missing.pth"}, "missing.pth: no such file", id="missing file"),
+        pytest.param({"name": "botnet26t_256", "freeze_stem": False}, "take images of any size", id="one size"),
         pytest.param({"name": "vit_tiny_patch16_224"}, "stride", id="one stride only"),
     ],
 )
@@ -161,7 +203,15 @@ def test_what_cannot_serve_is_named(kwargs, message):
         Backbone(**{"weights": "none"} | kwargs)
 
 
+def test_a_missing_tensor_is_named(tmp_path):
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    del state["layer2.0.conv1.weight"]
+    save_file(state, tmp_path / "r18.safetensors")
+    with pytest.raises(InputError, match=r"no tensor 'layer2\.0\.conv1\.weight' for backbone 'resnet18'"):
+        Backbone("resnet18", weights=str(tmp_path / "r18.safetensors"))
+
+
 def test_other_models_weights_are_refused(tmp_path):
     save_file(timm.create_model("resnet34", pretrained=False).state_dict(), tmp_path / "r34.safetensors")
-    with pytest.raises(InputError, match=r"neither the names nor the shapes|needs|no tensor"):
+    with pytest.raises(InputError, match=r"no tensor .* is it a file of another model"):
         Backbone("tf_efficientnet_lite0", weights=str(tmp_path / "r34.safetensors"))
