@@ -167,7 +167,8 @@ def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) 
         tables = detector.detect(
             val_set, detector.config.inference, list(joints.values()), done=lambda n: bar.advance(task, n)
         )
-    compared = compare_alphas((as_candidates(table, "val") for table in tables), val_set, tuple(joints))
+    found = [as_candidates(table, "val") for table in tables]
+    compared = compare_alphas(found, found[0], val_set, tuple(joints))  # its own score is the class score, alpha 0
     best = int(compared.AP.argmax())  # of equals the smallest alpha
     for line in _findings(compared, best, len(val_set)):
         progress.say(line)

@@ -19,6 +19,7 @@ from retinaconf.diagnosis.coverage import Coverage
 from retinaconf.diagnosis.nms import nms
 from retinaconf.diagnosis.oracles import Rung, oracle_ladder
 from retinaconf.diagnosis.overlaps import Overlaps, best_overlaps
+from retinaconf.diagnosis.own_score import OwnScore, own_score
 from retinaconf.diagnosis.paper_statistics import Counts, count_predictions
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.diagnosis.progress import Progress, silent, terminal_progress
@@ -44,6 +45,7 @@ class Diagnosis:
     ground_truth: GroundTruth
     post_processing: PostProcessing
     object_iou: float  # candidates with at least this IoU are an object's own
+    own_score: OwnScore  # what the detector ranks by, as its records tell; all numbers but `quality` are by it
     before: Stage | None  # the candidates; None where only detections were given
     after: Stage  # the detections
     suppressor: np.ndarray | None  # (D,) of `before`: -1 kept, else the row of the box that removed it
@@ -136,11 +138,12 @@ def diagnose(
     ranked = source if source is not None else final
     quality = None
     if ranked.quality is not None:
-        quality = sweep_alpha(ranked, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
+        quality = sweep_alpha(ranked, final, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
     return Diagnosis(
         ground_truth=ground_truth,
         post_processing=process,
         object_iou=object_iou,
+        own_score=own_score(base.boxes),
         before=before,
         after=after,
         suppressor=suppressor,

@@ -38,6 +38,7 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
             "num_candidates": len(before.boxes) if before else None,
             "notes": list(diagnosis.notes),
         },
+        "own_score": {**vars(diagnosis.own_score), "formula": diagnosis.own_score.formula},
         "summary": diagnosis.summary(),
         "metrics": diagnosis.metrics.overall,
         "metrics_per_class": diagnosis.metrics.per_class,
@@ -167,9 +168,12 @@ def _quality(sweep: AlphaSweep, with_nms: bool) -> dict[str, Any]:
         "chosen_on_images": len(sweep.chosen_on),
         "reported_on_images": len(sweep.reported_on),
         "baseline_AP": sweep.AP_baseline,
+        "own_AP": sweep.AP_own,
         "best_AP": sweep.AP_best,
         "gain": sweep.gain,
         "interval": sweep.interval,
+        "gain_over_own": sweep.gain_over_own,
+        "interval_over_own": sweep.interval_over_own,
         "replicates": sweep.replicates,
     }
 

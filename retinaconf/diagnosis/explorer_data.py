@@ -17,30 +17,40 @@ from PIL import Image, ImageOps
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.own_score import OwnScore
 
-# 50 images stay below 15 MB: at most 80 kB and 5,000 x 26 bytes each, a third more in base64.
+# 50 images stay below 15 MB: at most 70 kB and 5,000 x 30 bytes each, a third more in base64.
 MAX_SIDE = 640
-MAX_PICTURE_BYTES = 80_000
+MAX_PICTURE_BYTES = 70_000
 MAX_CANDIDATES = 5_000  # of an image, all detectors together
 
 
 def explorer_data(
     ground_truth: GroundTruth,
     candidates: Sequence[Candidates],
+    own_scores: Sequence[OwnScore],
     names: Sequence[str],
     images: Sequence[int] | np.ndarray,
     notes: Sequence[str],
-    settings: dict[str, float],
+    settings: dict[str, float | None],
 ) -> dict[str, Any]:
     """The explorer's data, ready for JSON.
 
-    `images` are rows of `ground_truth`, in the order they are offered; `notes` has a few words on each. `candidates`
-    and `names` are the detectors' (one or two). `settings` are the first ones shown: alpha, nms_iou, score_threshold.
+    `images` are rows of `ground_truth`, in the order they are offered; `notes` has a few words on each. `candidates`,
+    `own_scores` and `names` are the detectors' (one or two). `settings` are the first ones shown: alpha (None: each
+    detector's own score), nms_iou, score_threshold, max_detections.
     """
     return {
         "classes": list(ground_truth.classes),
         "settings": settings,
-        "detectors": [{"name": name, "has_quality": rows.quality is not None} for name, rows in zip(names, candidates)],
+        "detectors": [
+            {
+                "name": name,
+                "has_quality": rows.quality is not None,
+                "own_score": {"formula": own.formula, "alpha": own.alpha},
+            }
+            for name, rows, own in zip(names, candidates, own_scores)
+        ],
         "images": [_image(ground_truth, int(i), candidates, note) for i, note in zip(images, notes)],
     }
 
@@ -81,10 +91,11 @@ def pack_candidates(candidates: Candidates, image: int, most: int) -> dict[str, 
     packed = {
         "boxes": _column(candidates.boxes[rows], np.float32),
         "labels": _column(candidates.labels[rows], np.uint16),
+        "scores": _column(candidates.scores[rows], np.float32),
         "left_out": left_out,
     }
     if candidates.quality is None:
-        return packed | {"scores": _column(candidates.scores[rows], np.float32)}
+        return packed
     class_scores = candidates.scores if candidates.class_scores is None else candidates.class_scores
     return packed | {
         "class_scores": _column(class_scores[rows], np.float32),

@@ -80,11 +80,12 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
     data = explorer_data(
         diagnoses[0].ground_truth,
         shown,
+        [diagnosis.own_score for diagnosis in diagnoses],
         names,
         images,
         [f"{losses[i]:.2f} IoU lost" for i in images],
         {
-            "alpha": next((present_alpha(rows) for rows in shown if rows.quality is not None), 0.0),
+            "alpha": None,  # each detector's own score
             # Detections are what an NMS left: at 1 they stay as they are.
             "nms_iou": 1.0 if diagnoses[0].before is None else diagnoses[0].post_processing.nms_iou,
             "score_threshold": diagnoses[0].post_processing.score_threshold,
@@ -130,18 +131,6 @@ def image_losses(diagnosis: Diagnosis) -> np.ndarray:
         first[overlaps.same_object[order]] = overlaps.same_iou[order]
         lost -= first
     return np.bincount(truth.image_index, weights=lost, minlength=len(truth))
-
-
-def present_alpha(candidates: Candidates) -> float:
-    """The alpha that `scores` were joined with, to two digits: 0 where they are the class scores themselves."""
-    if candidates.class_scores is None or candidates.quality is None:
-        return 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log(candidates.scores / candidates.class_scores) / np.log(
-            candidates.quality / candidates.class_scores
-        )
-    known = ratio[np.isfinite(ratio)]
-    return round(float(np.clip(np.median(known), 0, 1)), 2) if len(known) else 0.0
 
 
 def inline_json(value: Any) -> str:

@@ -11,9 +11,11 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 
 from synthetic import made_up_truth, synthetic_candidates  # noqa: E402
 
-from retinaconf.diagnosis.candidates import Candidates  # noqa: E402
+from retinaconf.data.ground_truth import read_coco  # noqa: E402
+from retinaconf.diagnosis.candidates import Candidates, read_candidates  # noqa: E402
 from retinaconf.diagnosis.diagnose import diagnose  # noqa: E402
 from retinaconf.diagnosis.nms import nms, top_per_image  # noqa: E402
+from retinaconf.diagnosis.post_processing import PostProcessing  # noqa: E402
 from retinaconf.diagnosis.report import image_losses, write_report  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -38,12 +40,18 @@ def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Candidates]]:
     folder = tmp_path_factory.mktemp("explorer")
     truth = made_up_truth(folder)
     truth = replace(truth, classes=(EVIL, *truth.classes[1:]))
-    both = [synthetic_candidates(truth), with_oddities(synthetic_candidates(truth, seed=1, with_quality=False))]
+    both = [by_product(synthetic_candidates(truth)), with_oddities(synthetic_candidates(truth, 1, with_quality=False))]
     diagnoses = [diagnose(truth, candidates=each, replicates=5) for each in both]
     write_report(folder / "two.html", diagnoses, names=["conf", EVIL])
     write_report(folder / "one.html", diagnoses[1:], names=["plain"])
     losses = np.max([image_losses(each) for each in diagnoses], axis=0)
     return folder, np.argsort(-losses, kind="stable"), both
+
+
+def by_product(candidates: Candidates) -> Candidates:
+    """Ranked by class score x quality, as YOLO does."""
+    scores = candidates.class_scores * candidates.quality
+    return replace(candidates, scores=scores.astype(np.float32).astype(np.float64))
 
 
 def with_oddities(candidates: Candidates) -> Candidates:
@@ -68,10 +76,12 @@ def page(browser, detectors) -> Iterator[playwright.Page]:
     assert complaints == []
 
 
-def python_keeps(candidates: Candidates, image: int, alpha: float, nms_iou: float, score_threshold: float) -> list[int]:
+def python_keeps(
+    candidates: Candidates, image: int, alpha: float | None, nms_iou: float, score_threshold: float
+) -> list[int]:
     """What NMS leaves of an image, best first, as positions among its candidates; values as float32, as in the page."""
     rows = candidates.take(candidates.image_index == image)
-    scores = rows.scores if rows.quality is None else rows.rescored(alpha).scores
+    scores = rows.scores if rows.quality is None or alpha is None else rows.rescored(alpha).scores
     scores = scores.astype(np.float32).astype(np.float64)
     boxes = rows.boxes.astype(np.float32).astype(np.float64)
     taking = np.flatnonzero(scores > score_threshold)
@@ -87,11 +97,11 @@ def test_keeps_what_python_keeps(page, detectors):
     settings = [
         {
             "image": int(rng.integers(len(images))),
-            "alpha": float(rng.choice([0, 1, rng.random(), rng.integers(101) / 100])),
+            "alpha": None if draw % 5 == 0 else float(rng.choice([0, 1, rng.random(), rng.integers(101) / 100])),
             "nmsIou": float(rng.choice([0, 1, 0.5, rng.random(), rng.integers(101) / 100])),
             "scoreThreshold": float(rng.choice([0, 0.05, rng.random(), rng.integers(101) / 100])),
         }
-        for _ in range(200)
+        for draw in range(200)
     ]
     shown = page.evaluate(
         "settings => settings.map((each) => { explorer.set(each); return [explorer.kept(0), explorer.kept(1)]; })",
@@ -110,6 +120,22 @@ def test_losses_are_the_diagnosis_ones(page):
     lost = page.evaluate("explorer.panels.map((panel) => panel.scene.losses.reduce((sum, row) => sum + row.lost, 0))")
     note = page.locator(".filmstrip [role=option]").first.locator(".loss").inner_text()
     assert f"{max(lost):.2f} IoU lost" == note
+
+
+def test_opens_at_a_real_detectors_own_ranking(browser, shared_data, tmp_path):
+    """YOLOX ranks by class score x objectness: the page opens at what that keeps."""
+    truth = read_coco(shared_data / "coco-mini" / "annotations" / "instances_val2017.json")
+    candidates = read_candidates(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
+    diagnosis = diagnose(truth, candidates=candidates, post_processing=PostProcessing(nms_iou=0.65), replicates=0)
+    write_report(tmp_path / "r.html", [diagnosis])
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    shown = page.evaluate("[...Array(10).keys()].map((image) => { explorer.set({ image }); return explorer.kept(); })")
+    images = np.argsort(-image_losses(diagnosis), kind="stable")
+    for image, kept in zip(images, shown):
+        assert kept == python_keeps(candidates, image, None, 0.65, 0)
+        assert kept != python_keeps(candidates, image, 1.0, 0.65, 0)
+    page.close()
 
 
 REDRAW_TIMES = """() => {
@@ -270,10 +296,13 @@ def test_alpha_is_disabled_and_explained_without_quality(browser, detectors, pag
 
 def test_reset(page):
     start = page.evaluate("explorer.kept()")
+    assert page.locator("output[for=alpha]").inner_text() == "own score"
+    assert page.locator("input[name=alpha]").input_value() == "0.5"  # the product orders boxes as alpha 0.5
     page.evaluate("explorer.set({ nmsIou: 0.9, scoreThreshold: 0.4, alpha: 0.7 })")
     assert page.evaluate("explorer.kept()") != start
     page.locator(".reset").click()
     assert page.evaluate("explorer.kept()") == start
+    assert page.locator("output[for=alpha]").inner_text() == "own score"
 
 
 @pytest.mark.parametrize(("scheme", "other"), [("light", "Dark"), ("dark", "Light")])

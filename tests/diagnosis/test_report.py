@@ -18,7 +18,8 @@ from synthetic import made_up_truth, synthetic_candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
-from retinaconf.diagnosis.report import image_losses, inline_json, present_alpha, write_report
+from retinaconf.diagnosis.own_score import OwnScore
+from retinaconf.diagnosis.report import image_losses, inline_json, write_report
 from retinaconf.errors import InputError
 
 
@@ -210,8 +211,9 @@ def test_fifty_images_stay_below_15_megabytes(tmp_path, diagnosis):
     """Noise, which JPEG cannot compress, and more candidates than the page takes: ten such images, five times."""
     truth = made_up_truth(tmp_path, num_images=10, objects=20, noise_picture=True)
     candidates = synthetic_candidates(truth, per_object=MAX_CANDIDATES // 20 + 10)
-    settings = {"alpha": 0.0, "nms_iou": 0.5, "score_threshold": 0.0, "max_detections": 100}
-    data = explorer_data(truth, [candidates], ["noise"], range(10), ["0.00 IoU lost"] * 10, settings)
+    settings = {"alpha": None, "nms_iou": 0.5, "score_threshold": 0.0, "max_detections": 100}
+    rule = OwnScore("class", 0.0)
+    data = explorer_data(truth, [candidates], [rule], ["noise"], range(10), ["0.00 IoU lost"] * 10, settings)
     assert all(image["candidates"][0]["left_out"] == 200 for image in data["images"])
     write_report(tmp_path / "r.html", [diagnosis], max_images=0)
     rest = (tmp_path / "r.html").stat().st_size
@@ -233,12 +235,6 @@ def test_jpeg_is_scaled_and_bounded():
     data = encode_jpeg(noise, 640, 200_000)
     assert Image.open(io.BytesIO(data)).size == (640, 480)
     assert len(data) <= 200_000
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 1.0])
-def test_present_alpha(truth, alpha):
-    candidates = synthetic_candidates(truth)
-    assert present_alpha(candidates.rescored(alpha)) == alpha
 
 
 def test_inline_json_cannot_end_its_element():

@@ -12,8 +12,8 @@ function unpackColumn(base64, ArrayType) {
 }
 
 /**
- * Candidates of one detector in one image: boxes (4n) xyxy in the picture's original pixels, labels (n), and either
- * scores (n) or, where the detector gave both, classScores (n) and quality (n), from which the joint score is made.
+ * Candidates of one detector in one image: boxes (4n) xyxy in the picture's original pixels, labels (n), the detector's
+ * own scores (n), and where it has a quality classScores (n) and quality (n), from which other scores can be made.
  */
 function unpackCandidates(packed) {
   const column = (name, ArrayType) => (packed[name] === undefined ? null : unpackColumn(packed[name], ArrayType));

@@ -5,10 +5,16 @@ function connectSliders(root, data, state, update) {
   const settings = ["alpha", "nmsIou", "scoreThreshold"];
   const slider = Object.fromEntries(settings.map((name) => [name, root.querySelector(`input[name=${name}]`)]));
   const initial = { ...state };
+  // Where the slider of alpha stands while the detectors' own scores are shown: at the alpha that orders boxes alike.
+  const ownAlpha = data.detectors.find((detector) => detector.has_quality)?.own_score.alpha ?? 0;
+  const words = (name) => {
+    if (state[name] === null) return "own score";
+    return name === "scoreThreshold" ? state[name].toFixed(3) : state[name].toFixed(2);
+  };
   const show = () => {
     for (const name of settings) {
-      slider[name].value = state[name];
-      const text = name === "scoreThreshold" ? state[name].toFixed(3) : state[name].toFixed(2);
+      slider[name].value = state[name] ?? ownAlpha;
+      const text = words(name);
       root.querySelector(`output[for=${slider[name].id}]`).textContent = text;
       slider[name].setAttribute("aria-valuetext", text);
     }
@@ -20,6 +26,10 @@ function connectSliders(root, data, state, update) {
       update();
     });
   }
+  const formulas = data.detectors.map(({ name, own_score }) =>
+    data.detectors.length > 1 ? `${name}: ${own_score.formula}.` : `Own score: ${own_score.formula}.`,
+  );
+  root.querySelector(".own-score").textContent = formulas.join(" ");
   const without = data.detectors.filter((detector) => !detector.has_quality).map((detector) => detector.name);
   slider.alpha.disabled = without.length === data.detectors.length;
   if (without.length) {

@@ -13,7 +13,7 @@ function createExplorer(root, data) {
   const initial = data.settings;
   const state = {
     image: 0,
-    alpha: initial.alpha,
+    alpha: initial.alpha, // null: each detector's own score
     nmsIou: initial.nms_iou,
     scoreThreshold: initial.score_threshold,
     label: -1, // show one class only; NMS is not touched

@@ -16,9 +16,9 @@ const KEPT = 1;
 const SUPPRESSED = 2; // by a kept box of its class
 const CUT = 3; // not suppressed, but enough better ones are kept
 
-/** (n) Float32Array: quality^alpha * class_score^(1 - alpha), or the given score where those two are not known. */
+/** (n) Float32Array: quality^alpha * class_score^(1 - alpha); the detector's own score for alpha null or without them. */
 function jointScores(candidates, alpha) {
-  if (!candidates.quality) return candidates.scores;
+  if (alpha === null || !candidates.quality) return candidates.scores;
   const scores = new Float32Array(candidates.count); // rounds what is stored
   for (let i = 0; i < scores.length; i++) {
     scores[i] = Math.pow(candidates.quality[i], alpha) * Math.pow(candidates.classScores[i], 1 - alpha);
