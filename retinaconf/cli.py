@@ -191,7 +191,7 @@ def diagnose(
         process = PostProcessing(score_threshold, nms_iou)
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
     for diagnosis in diagnoses:
-        print("\n".join(diagnosis.summary()))
+        print("\n".join([*diagnosis.summary(), *(f"note: {note}" for note in diagnosis.notes)]))
     if json is not None:
         documents = [diagnosis.to_json() for diagnosis in diagnoses]
         _write_json(json, documents[0] if len(documents) == 1 else documents)

@@ -17,6 +17,7 @@ from retinaconf.diagnosis.candidates import Candidates, read_candidates
 from retinaconf.diagnosis.casualties import Casualties, nms_casualties
 from retinaconf.diagnosis.coverage import Coverage
 from retinaconf.diagnosis.nms import nms
+from retinaconf.diagnosis.oracles import REPLICATES as LADDER_REPLICATES
 from retinaconf.diagnosis.oracles import Rung, oracle_ladder
 from retinaconf.diagnosis.overlaps import Overlaps, best_overlaps
 from retinaconf.diagnosis.own_score import OwnScore, own_score
@@ -105,7 +106,7 @@ def diagnose(
         post_processing: what makes detections of candidates, also in the oracles and at each alpha.
         object_iou: candidates of its class with at least this IoU are an object's own.
         coverage: from `anchor_coverage`, where the anchors are known.
-        replicates: bootstrap draws for the worth of the best alpha.
+        replicates: bootstrap draws for intervals; the oracles' take 200 at most.
         seed: of those draws, and of the halves of the images.
         progress: told how far each step is.
 
@@ -134,7 +135,17 @@ def diagnose(
     base = before or after
     finish: Callable[[Candidates], Candidates] = process if before else _unchanged
     metrics = CocoEvaluator(ground_truth)(final.image_index, final.boxes, final.scores, final.labels)
-    ladder = oracle_ladder(base.boxes, base.overlaps, ground_truth, finish, object_iou, final, progress)
+    ladder = oracle_ladder(
+        base.boxes,
+        base.overlaps,
+        ground_truth,
+        finish,
+        object_iou,
+        final,
+        replicates=min(replicates, LADDER_REPLICATES),
+        seed=seed,
+        progress=progress,
+    )
     ranked = source if source is not None else final
     quality = None
     if ranked.quality is not None:
@@ -169,7 +180,8 @@ def diagnose_files(
     The pictures of a report are looked for in the folder `images`. Progress is shown on stderr.
 
     Raises:
-        InputError: a file is missing, malformed or of another split, or the lists do not pair.
+        InputError: a file is missing, malformed or of another split, the lists do not pair, or `images` holds none of
+            the pictures.
     """
     if detections and candidates and len(detections) != len(candidates):
         raise InputError(
@@ -178,12 +190,22 @@ def diagnose_files(
     if max(len(detections), len(candidates)) > 2:
         raise InputError("more than two detectors; compare two at a time")
     truth = read_coco(ground_truth, images)
+    if images is not None and len(truth) and len(missing_pictures(truth)) == len(truth):
+        raise InputError(
+            f"--images {images}: holds none of the {len(truth):,} pictures that {ground_truth} lists (the first is "
+            f"{truth.file_names[0]}); give the folder that these names are relative to"
+        )
     found = []
     with terminal_progress() as progress:
         for after, before in zip_longest(detections, candidates):
             columns = [None if path is None else read_candidates(path, truth, progress) for path in (after, before)]
             found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
     return found
+
+
+def missing_pictures(ground_truth: GroundTruth) -> np.ndarray:
+    """(n,) rows of the images whose file is not there."""
+    return np.flatnonzero([not ground_truth.path(index).is_file() for index in range(len(ground_truth))])
 
 
 def _unchanged(detections: Candidates) -> Candidates:
@@ -216,6 +238,11 @@ def _notes(
     if ground_truth.dropped:
         notes.append(
             f"{len(ground_truth.dropped):,} ground-truth records were dropped; the first: {ground_truth.dropped[0]}."
+        )
+    if ground_truth.image_folder is not None and len(missing := missing_pictures(ground_truth)):
+        notes.append(
+            f"{len(missing):,} of {len(ground_truth):,} pictures are not in {ground_truth.image_folder} (the first: "
+            f"{ground_truth.file_names[missing[0]]}); the report shows their boxes on an empty ground."
         )
     boxes = candidates if candidates is not None else final
     height, width = ground_truth.image_sizes[boxes.image_index].T

@@ -64,7 +64,8 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
                 "AP": rung.AP,
                 "AP50": rung.AP50,
                 "AP75": rung.AP75,
-                "gain": rung.AP - diagnosis.oracles[0].AP,
+                "gain": rung.gain.points,
+                "interval": rung.gain.interval,
             }
             for rung in diagnosis.oracles
         ],

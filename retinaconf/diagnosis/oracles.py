@@ -15,14 +15,17 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.average_precision import AveragePrecision
 from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.gains import Gain, measure_gains
 from retinaconf.diagnosis.matching import match_detections
 from retinaconf.diagnosis.overlaps import Overlaps
 from retinaconf.diagnosis.progress import Progress, silent
 
+REPLICATES = 200  # of seven rungs: an interval's ends are good to a tenth of its width
+
 DESCRIPTIONS = {
     "as_is": "as it is",
     "ranked_by_iou": "each object's candidates ranked by their true IoU, with the scores the object has",
-    "quality_is_iou": "a perfect quality score: sqrt(class score x true IoU with any object)",
+    "quality_is_iou": "the score joined with a perfect quality score: sqrt(score x true IoU with any object)",
     "score_is_iou": "the score is the true IoU with an object of the predicted class",
     "class_right": "a candidate on an object of another class gets that object's class",
     "no_duplicates": "second and further detections of an object are removed",
@@ -38,6 +41,7 @@ class Rung:
     AP: float
     AP50: float
     AP75: float
+    gain: Gain  # over `as_is`
 
 
 def ranked_by_iou(candidates: Candidates, overlaps: Overlaps, object_iou: float) -> np.ndarray:
@@ -72,6 +76,8 @@ def oracle_ladder(
     post_process: Callable[[Candidates], Candidates],
     object_iou: float = 0.5,
     detections: Candidates | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> list[Rung]:
     """Climb the ladder.
@@ -87,29 +93,33 @@ def oracle_ladder(
         post_process: makes detections of candidates; the identity for detections.
         object_iou: see the module's docstring.
         detections: those as they are, where they are not `post_process(candidates)`.
-        progress: told after each rung.
+        replicates: bootstrap draws for the gains' intervals.
+        seed: of the draws.
+        progress: told after each rung and draw.
     """
-    class_scores = candidates.scores if candidates.class_scores is None else candidates.class_scores
     corrected = {
         "ranked_by_iou": lambda: replace(candidates, scores=ranked_by_iou(candidates, overlaps, object_iou)),
-        "quality_is_iou": lambda: replace(candidates, scores=np.sqrt(class_scores * overlaps.any_iou)),
+        "quality_is_iou": lambda: replace(candidates, scores=np.sqrt(candidates.scores * overlaps.any_iou)),
         "score_is_iou": lambda: replace(candidates, scores=overlaps.same_iou),
         "class_right": lambda: replace(candidates, labels=right_labels(candidates, overlaps, ground_truth, object_iou)),
     }
     made = {"as_is": lambda: post_process(candidates) if detections is None else detections}
     made |= {name: lambda correct=correct: post_process(correct()) for name, correct in corrected.items()}  # type: ignore[misc]
-    rungs: dict[str, Rung] = {}
+    curves: dict[str, AveragePrecision] = {}
     for done, (name, make) in enumerate(made.items(), start=1):
         matches = match_detections(make(), ground_truth)
-        rungs[name] = _rung(name, AveragePrecision(matches, ground_truth), ground_truth)
+        curves[name] = AveragePrecision(matches, ground_truth)
         if name in ("as_is", "score_is_iou"):
             unique = "no_duplicates" if name == "as_is" else "score_is_iou_no_duplicates"
-            without = AveragePrecision(matches, ground_truth, matches.ignored | matches.duplicate)
-            rungs[unique] = _rung(unique, without, ground_truth)
+            curves[unique] = AveragePrecision(matches, ground_truth, matches.ignored | matches.duplicate)
         progress("oracle ladder", done, len(made))
-    return [rungs[name] for name in DESCRIPTIONS]
 
-
-def _rung(name: str, average_precision: AveragePrecision, ground_truth: GroundTruth) -> Rung:
-    values = average_precision(np.ones(len(ground_truth)))
-    return Rung(name, AP=float(values.mean()), AP50=float(values[0]), AP75=float(values[5]))
+    in_order = [curves[name] for name in DESCRIPTIONS]  # as_is first
+    images = np.argsort(ground_truth.image_ids, kind="stable")
+    pairs = [(0, rung) for rung in range(len(in_order))]
+    gains = measure_gains(in_order, pairs, images, len(images), replicates, seed, progress)
+    levels = [curve(np.ones(len(images))) for curve in in_order]
+    return [
+        Rung(name, AP=gain.after, AP50=float(level[0]), AP75=float(level[5]), gain=gain)
+        for name, level, gain in zip(DESCRIPTIONS, levels, gains)
+    ]

@@ -92,6 +92,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
             "max_detections": diagnoses[0].post_processing.max_detections,
         },
     )
+    readable = sum(image["jpeg"] is not None for image in data["images"])
     script = '(() => {\n"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     named = list(zip(names, results))
@@ -101,7 +102,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         title=escape(" and ".join(names)),
         subject=escape(sections.subject(named)),
         verdict=sections.verdict(named),
-        before_nms_note=sections.before_nms_note(named),
+        explorer_notes=sections.explorer_notes(named, len(images), readable),
         shown_images=len(images),
         all_images=len(diagnoses[0].ground_truth),
         worst=worst_objects(diagnoses, names),

@@ -89,14 +89,25 @@ def _tiles(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     return tiles
 
 
-def before_nms_note(reports: Sequence[Named]) -> str:
-    """Says so where only detections after NMS were given."""
-    if all(numbers["data"]["num_candidates"] is not None for _, numbers in reports):
-        return ""
-    return (
-        "<strong>These are detections after NMS: what it threw away is not in the file.</strong> Lower the NMS IoU to "
-        "suppress more of them; give the candidates before NMS to see what was lost."
-    )
+def explorer_notes(reports: Sequence[Named], shown: int, readable: int) -> str:
+    """What the explorer lacks: candidates before NMS, or the pictures of some of the `shown` images."""
+    notes = []
+    if any(numbers["data"]["num_candidates"] is None for _, numbers in reports):
+        notes.append(
+            "<strong>These are detections: what an NMS threw away is not in the file.</strong> Lower the NMS IoU to "
+            "suppress more of them. If your detector has an NMS, give the candidates before it to see what was lost."
+        )
+    if readable < shown:
+        missing = (
+            "No picture is shown"
+            if readable == 0
+            else f"{_count(shown - readable)} of {_count(shown)} pictures are missing"
+        )
+        notes.append(
+            f"<strong>{missing}</strong>: their files were not found or cannot be read. Boxes are drawn on an empty "
+            "ground. Name the folder of the pictures with --images."
+        )
+    return " ".join(notes)
 
 
 def figures(reports: Sequence[Named]) -> str:

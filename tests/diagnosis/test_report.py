@@ -16,7 +16,7 @@ from PIL import Image
 from synthetic import made_up_truth, synthetic_candidates
 
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
 from retinaconf.diagnosis.own_score import OwnScore
 from retinaconf.diagnosis.report import image_losses, inline_json, write_report
@@ -155,8 +155,25 @@ def test_same_input_same_file(tmp_path, diagnosis):
 def test_detections_only_says_what_is_missing(tmp_path, truth, diagnosis):
     elements = page(tmp_path / "r.html", diagnose(truth, detections=diagnosis.after.boxes, replicates=5))
     text = "".join(elements.visible)
-    assert "These are detections after NMS" in text
+    assert "These are detections: what an NMS threw away is not in the file" in text
     assert explorer_json(elements)["settings"]["nms_iou"] == 1.0
+
+
+def test_pictures_that_are_not_there_are_said(tmp_path, truth, diagnosis):
+    """Of a folder that holds none of them, before anything is computed; of a few, in notes and page."""
+    for made, write in (("gt.json", truth.to_coco()), ("dt.json", [])):
+        (tmp_path / made).write_text(json.dumps(write))
+    with pytest.raises(InputError, match=r"holds none of the 6 pictures .* \(the first is picture 0.png\)"):
+        diagnose_files(tmp_path / "gt.json", [tmp_path / "dt.json"], images=tmp_path)
+    for name in ("picture 0.png", "picture 1.png"):
+        (tmp_path / name).write_bytes((truth.image_folder / name).read_bytes())
+    (tmp_path / "picture 1.png").write_text("not a picture")
+    (some,) = diagnose_files(tmp_path / "gt.json", [tmp_path / "dt.json"], images=tmp_path)
+    assert f"4 of 6 pictures are not in {tmp_path} (the first: picture 2.png)" in " ".join(some.notes)
+    assert "missing" not in "".join(page(tmp_path / "r.html", diagnosis).visible)
+    assert "5 of 6 pictures are missing" in "".join(page(tmp_path / "r.html", some).visible)
+    bare = diagnose(replace(truth, image_folder=None), candidates=diagnosis.before.boxes, replicates=2)
+    assert "No picture is shown" in "".join(page(tmp_path / "r.html", bare).visible)
 
 
 @pytest.mark.parametrize("what", ["no pictures", "no objects", "no boxes", "crowd only"])
