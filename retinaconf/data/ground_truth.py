@@ -6,6 +6,7 @@ that loader workers share the parent's memory: a list of dicts would be copied p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,26 @@ class GroundTruth:
             areas=self.areas[rows],
             offsets=np.concatenate([[0], np.cumsum(counts)]),
         )
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """The parts that a training depends on, pixels aside, each as a number or a digest: equal for equal data."""
+
+        def digest(part: Any) -> str:
+            content = part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode()
+            return hashlib.sha256(content).hexdigest()[:16]
+
+        return {
+            "images": len(self),
+            "boxes": len(self.boxes),
+            "classes": digest([self.category_ids, self.classes]),
+            "image ids": digest(self.image_ids),
+            "file names": digest(self.file_names.tolist()),
+            "image sizes": digest(self.image_sizes),
+            "boxes' images": digest(self.image_index),
+            "box coordinates": digest(self.boxes),
+            "box labels": digest(self.labels),
+            "crowd flags": digest(self.crowd),
+        }
 
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO dictionary, category and image ids as on disk, annotation ids counted from 1."""

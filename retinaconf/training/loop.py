@@ -31,8 +31,10 @@ from retinaconf.training.checkpoint import (
     LAST,
     METRICS,
     MODEL,
+    data_of_run,
     metrics_line,
     read_state,
+    see_same_data,
     write_state,
     write_weights,
 )
@@ -98,14 +100,15 @@ def train(
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
     assert isinstance(last_step, int)
-    categories = (train_set.category_ids, train_set.classes)
+    categories, data = (train_set.category_ids, train_set.classes), data_of_run(train_set, val_set)
     step, best = 0, -1.0
     if (run / LAST).exists():
         state = read_state(run / LAST)
-        if state["categories"] != categories:
+        see_same_data(run / LAST, state, train_set, val_set)
+        if state["step"] > last_step:
             raise InputError(
-                f"{run / LAST}: its categories are not those of {train_set.source}; resume with the data of the run, "
-                "or choose another --out"
+                f"{run / LAST}: the run has taken {state['step']} steps already, more than the {last_step} of "
+                "this command; give a larger --max-steps, or the data of the run"
             )
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -128,7 +131,7 @@ def train(
 
     def save() -> None:
         if fabric.is_global_zero:
-            state = {"step": step, "best": best, "categories": categories}
+            state = {"step": step, "best": best, "categories": categories, "data": data}
             state |= {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
             write_state(run / LAST, state | ({"averaged": averaged.state_dict()} if averaged is not None else {}))
 

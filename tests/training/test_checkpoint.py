@@ -185,3 +185,22 @@ def test_cut_files_are_refused(tmp_path: Path, share: float):
         file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
         with pytest.raises(InputError, match=rf"{name}: not a readable"):
             read(file)
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_trained_on(tmp_path: Path):
+    file = tmp_path / "last.ckpt"
+    write_state(file, STATE | {"model": {"w": torch.arange(500.0)}})
+    whole = file.read_bytes()
+    named = 0
+    for bit in range(3, 8 * len(whole), 101):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            state = read_state(file)
+        except InputError as fault:
+            named += "last.ckpt: damaged (its part data/0 does not have its checksum); train anew" in str(fault)
+            continue
+        assert torch.equal(state.pop("model")["w"], torch.arange(500.0))  # the bit is in padding
+        assert state == {name: value for name, value in STATE.items() if name != "model"}
+    assert named > 100

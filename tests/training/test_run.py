@@ -157,6 +157,64 @@ def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny
         train_run(tiny_config(), tiny_data, run, device="cpu")
 
 
+OTHER_DATA: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "fewer images": ("train", lambda d: d["images"].pop(0), "train.json has 7 images, and the run's data had 8"),
+    "one box more": (
+        "train",
+        lambda d: d["annotations"].append(d["annotations"][0] | {"id": 999}),
+        "train.json has 16 boxes, and the run's data had 15",
+    ),
+    "another box": (
+        "train",
+        lambda d: d["annotations"][0].update(bbox=[1, 2, 30, 40]),
+        "the box coordinates of .*train.json are not those of the run's data",
+    ),
+    "another class": (
+        "train",
+        lambda d: d["annotations"][0].update(category_id=8 if d["annotations"][0]["category_id"] == 3 else 3),
+        "the box labels of .*train.json are not",
+    ),
+    "another order": ("train", lambda d: d["images"].reverse(), "the image ids of .*train.json are not those"),
+    "in validation": ("val", lambda d: d["annotations"][0].update(iscrowd=1), "the crowd flags of .*val.json are not"),
+    "no validation": (
+        "val",
+        lambda d: d["annotations"].clear(),
+        "data had boxes in a split 'val', and these have none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("split", "edit", "message"), OTHER_DATA.values(), ids=OTHER_DATA)
+def test_a_run_does_not_go_on_with_other_data(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path, split: str, edit: Any, message: str
+):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"}
+    change(tiny_data / f"{split}.json", edit)
+    with pytest.raises(InputError, match=rf"last\.ckpt: .*{message}.*; resume with the data of the run, or choose"):
+        train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
+    assert {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"} == before
+
+
+def test_a_run_goes_on_in_another_place_and_after_version_0_1(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    moved = tiny_data.rename(tmp_path / "moved")
+    train_run(tiny_config(), moved, run, resume=True, max_steps=2, device="cpu")
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    del state["data"]  # version 0.1 did not know it
+    torch.save(state, run / "last.ckpt")
+    train_run(tiny_config(), moved, run, resume=True, max_steps=3, device="cpu")
+    assert lines(run, "train")[-1]["step"] == 3
+
+
+def test_a_run_does_not_go_back(tiny_data: Path, tiny_config: Any, tmp_path: Path):
+    train_run(tiny_config(), tiny_data, tmp_path / "run", max_steps=3, device="cpu")
+    with pytest.raises(InputError, match="has taken 3 steps already, more than the 2 of this command; give a larger"):
+        train_run(tiny_config(), tiny_data, tmp_path / "run", resume=True, max_steps=2, device="cpu")
+
+
 def test_resuming_where_nothing_is_starts_a_run(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     train_run(tiny_config(), tiny_data, tmp_path / "run", resume=True, max_steps=1, device="cpu")
     assert (tmp_path / "run/model.safetensors").exists()
