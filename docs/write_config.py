@@ -52,11 +52,11 @@ def _table(section: type[BaseModel], prefix: str) -> str:
 
 
 def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """The text below each field in the source."""
+    """The text below each field in the source, on one line."""
     (definition,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(definition, ast.ClassDef)
     return {
-        field.target.id: str(text.value.value)
+        field.target.id: " ".join(str(text.value.value).split())
         for field, text in zip(definition.body, definition.body[1:])
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
@@ -72,6 +72,8 @@ def _sentence(section: type[BaseModel]) -> str:
 def _values(field: FieldInfo) -> str:
     """What a field takes: its type, or its values, and its bounds."""
     kind = field.annotation
+    if type(None) in get_args(kind):  # Optional
+        kind = next(inner for inner in get_args(kind) if inner is not type(None))
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
     if get_origin(kind) is tuple:

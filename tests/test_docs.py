@@ -201,6 +201,16 @@ def test_config_md_is_up_to_date() -> None:
     assert (ROOT / "docs/config.md").read_text() == writer.page(), "run .venv/bin/python docs/write_config.py"
 
 
+@pytest.mark.parametrize("document", NAMES)
+def test_tables_are_whole(document: str) -> None:
+    """Each row begins with a bar and has as many cells as the head; no Python type stands for values."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL).replace(r"\|", "")
+    for table in re.findall(r"(?:^[^\n]+\n)*^\|[-:| ]+\|\n(?:^[^\n]+\n)*", text, re.MULTILINE):
+        head, *rows = table.splitlines()
+        assert [row for row in rows if not row.startswith("|") or row.count("|") != head.count("|")] == []
+        assert "typing." not in table
+
+
 # Links
 
 

@@ -242,6 +242,20 @@ def test_out_must_be_new_or_empty(tiny_data: Path, write_run: Callable[..., Path
     assert (tmp_path / "empty/model.safetensors").exists()
 
 
+def test_dropped_records_are_all_in_the_log_of_the_run(
+    tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    document = json.loads((tiny_data / "train.json").read_text())
+    flat = {"image_id": document["images"][0]["id"], "category_id": 3, "bbox": [1, 2, 0, 4]}
+    document["annotations"] += [flat | {"id": 500 + n} for n in range(15)]
+    (tiny_data / "train.json").write_text(json.dumps(document))
+    retrofit_run(write_run(tmp_path / "plain", **PLAIN), tiny_data, tmp_path / "run", device="cpu")
+    assert (tmp_path / "run/log.txt").read_text().count("has width 0; dropped") == 15
+    out = capsys.readouterr().out
+    assert "... and 5 more, all in the run's log.txt" in out
+    assert ".run." not in out  # the folder that it was written in
+
+
 @pytest.mark.parametrize("step", ["collect", "fit_branch", "compare_alphas", "write_weights"])
 def test_interrupted_anywhere_it_leaves_nothing(
     tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

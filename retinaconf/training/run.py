@@ -113,6 +113,6 @@ def report_dropped(dropped: list[Fault], progress: Progress) -> None:
     for fault in dropped[:DROPPED_SHOWN]:
         progress.say(f"{fault}; dropped")
     if len(dropped) > DROPPED_SHOWN:
-        progress.say(f"... and {len(dropped) - DROPPED_SHOWN} more, all in {progress.log}")
+        progress.say(f"... and {len(dropped) - DROPPED_SHOWN} more, all in the run's {LOG}")
         for fault in dropped[DROPPED_SHOWN:]:
             progress.say(f"{fault}; dropped", show=False)
