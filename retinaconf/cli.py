@@ -146,8 +146,8 @@ def diagnose(
     json: Path | None = None,
     figures: Path | None = None,
     alpha: float | None = None,
-    nms_iou: float = 0.5,
-    score_threshold: float = 0.0,
+    nms_iou: float | None = None,
+    score_threshold: float | None = None,
     layout: LayoutKey | None = None,
     device: Device = "auto",
 ) -> None:
@@ -167,14 +167,25 @@ def diagnose(
         json: write every number to this file.
         figures: write the figures as PNG and SVG to this folder.
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
-        nms_iou: for candidate files, IoU above which NMS removes a box.
-        score_threshold: for candidate files, score that a candidate must exceed.
+        nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
+        score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
         layout: of the data set's folder; without it, found by looking.
         device: where to compute, for a run.
     """
     from_files = bool(detections or candidates)
     if (run is not None) == from_files:
         raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
+    of_runs = {"--data": data, "--alpha": alpha, "--layout": layout}
+    of_files = {
+        "--ground-truth": ground_truth,
+        "--images": images,
+        "--nms-iou": nms_iou,
+        "--score-threshold": score_threshold,
+    }
+    for option, value in (of_runs if from_files else of_files).items():
+        if value is not None:
+            only, here = ("a run", "files") if from_files else ("files", "a run")
+            raise UsageError(f"{option}: it is for the diagnosis of {only}, and this is one of {here}; leave it out")
     if run is not None:
         if data is None:
             raise UsageError("diagnose RUN: give the data set with --data ROOT")
@@ -188,7 +199,8 @@ def diagnose(
         from retinaconf.diagnosis.diagnose import diagnose_files
         from retinaconf.diagnosis.post_processing import PostProcessing
 
-        process = PostProcessing(score_threshold, nms_iou)
+        given = {"score_threshold": score_threshold, "nms_iou": nms_iou}
+        process = PostProcessing(**{name: value for name, value in given.items() if value is not None})
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
     for diagnosis in diagnoses:
         print("\n".join([*diagnosis.summary(), *(f"note: {note}" for note in diagnosis.notes)]))

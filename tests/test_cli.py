@@ -166,6 +166,14 @@ USAGE = {
     "negative steps": ([*TRAIN, "--max-steps", "-5"], "--max-steps -5: give at least 1"),
     "diagnose what": (["diagnose"], "give either RUN --data ROOT, or --detections"),
     "diagnose without data": (["diagnose", "run"], "give the data set with --data ROOT"),
+    "diagnose files at an alpha": (
+        ["diagnose", "--detections", "a.json", "--ground-truth", "b.json", "--alpha", "7"],
+        "--alpha: it is for the diagnosis of a run",
+    ),
+    "diagnose a run at an NMS IoU": (
+        ["diagnose", "run", "--data", "d", "--nms-iou", "0.6"],
+        "--nms-iou: it is for the diagnosis of files",
+    ),
     "diagnose without truth": (["diagnose", "--detections", "a.json"], "give the ground truth with --ground-truth"),
 }
 

@@ -236,6 +236,7 @@ def _lookup(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(D,) int64: where each id stands in `known`, -1 where it does not."""
     if len(known) == 0:
         return np.full(len(ids), -1, dtype=np.int64)
+    whole = ids.astype(np.int64)  # a comparison of unsigned with signed ones would be one of floats
     order = np.argsort(known, kind="stable")
-    place = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
-    return np.where(known[place] == ids, place, -1)
+    place = order[np.minimum(np.searchsorted(known, whole, sorter=order), len(known) - 1)]
+    return np.where((known[place] == whole) & (ids <= np.iinfo(np.int64).max), place, -1)

@@ -21,6 +21,7 @@ from retinaconf.errors import InputError
 OPTIONAL = ("class_score", "quality")
 CHUNK = 1 << 22  # characters read at once
 BATCH = 1 << 11  # records turned into columns at once; many more objects alive slow the garbage collector
+LARGEST_EXACT = 1 << 53  # from here on several integers round to one float
 LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is broken
 _SPACE = re.compile(r"\s*")
 
@@ -128,8 +129,8 @@ def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray
     """Columns of one batch, whose first record is the file's record `first`."""
     try:
         columns = {
-            "image_id": np.array([record["image_id"] for record in records]),
-            "category_id": np.array([record["category_id"] for record in records]),
+            "image_id": _ids([record["image_id"] for record in records]),
+            "category_id": _ids([record["category_id"] for record in records]),
             "bbox": np.array([record["bbox"] for record in records]),
             "score": np.array([record["score"] for record in records]),
         }
@@ -140,12 +141,6 @@ def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray
                 raise KeyError(name)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise _fault(records, path, first) from None
-    for name in ("image_id", "category_id"):
-        column = columns[name]
-        if column.dtype.kind == "f" and (column == np.floor(column)).all():  # 42.0, as data frames write it
-            columns[name] = column = column.astype(np.int64)
-        if column.dtype.kind != "i":
-            raise _fault(records, path, first)
     if columns["bbox"].ndim != 2 or columns["bbox"].shape[1] != 4:
         raise _fault(records, path, first)
     for name in columns.keys() - {"image_id", "category_id"}:
@@ -153,6 +148,26 @@ def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray
             raise _fault(records, path, first)
         columns[name] = columns[name].astype(np.float64)
     return columns
+
+
+def _ids(values: list[Any]) -> np.ndarray:
+    """(D,) int64 of ids; a whole float, as data frames write it, is one where no other integer rounds to it.
+
+    Raises:
+        ValueError: one is not an integer.
+        OverflowError: one does not fit.
+    """
+    if set(map(type, values)) != {int}:
+        if not all(map(_is_id, values)):
+            raise ValueError("not all are integers")
+        values = [int(value) for value in values]
+    return np.array(values, dtype=np.int64)
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < LARGEST_EXACT
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _fault(records: list[Any], path: Path, first: int) -> InputError:
@@ -169,8 +184,8 @@ def _fault(records: list[Any], path: Path, first: int) -> InputError:
             if key not in record:
                 return InputError(f"{name} has no '{key}'; each needs image_id, category_id, bbox, score")
         for key in ("image_id", "category_id"):
-            if not is_number(record[key]) or record[key] != record[key] // 1 or abs(record[key]) >= 2**63:
-                return InputError(f"{name} has {key} {record[key]!r}, not an integer")
+            if not _is_id(record[key]):
+                return InputError(f"{name} has {key} {record[key]!r}, not an integer of 64 bits")
         box = record["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             return InputError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")

@@ -111,10 +111,12 @@ def diagnose(
         progress: told how far each step is.
 
     Raises:
-        InputError: neither detections nor candidates are given.
+        InputError: neither detections nor candidates are given, or `object_iou` is not in (0, 1].
     """
     if detections is None and candidates is None:
         raise InputError("nothing to diagnose; give detections, or candidates before NMS, or both")
+    if not 0 < object_iou <= 1:  # also NaN
+        raise InputError(f"object IoU {object_iou:g}: give one above 0, up to 1")
     process = post_processing or PostProcessing()
     before: Stage | None = None
     suppressor: np.ndarray | None = None

@@ -15,7 +15,7 @@ from planted import random_set, truth
 
 from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
-from retinaconf.diagnosis.candidates import Candidates, write_candidates
+from retinaconf.diagnosis.candidates import Candidates, read_candidates, write_candidates
 from retinaconf.diagnosis.coverage import anchor_coverage
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.post_processing import PostProcessing
@@ -125,6 +125,70 @@ def test_where_there_is_little_to_see_nothing_breaks(tmp_path: Path, case: str, 
 def test_nothing_given_is_said() -> None:
     with pytest.raises(InputError, match="nothing to diagnose"):
         diagnose(truth([[]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nms_iou": float("nan")}, "NMS IoU nan: give one from 0 to 1"),
+        ({"nms_iou": 2.0}, "NMS IoU 2"),
+        ({"nms_iou": -0.1}, "NMS IoU -0.1"),
+        ({"score_threshold": float("nan")}, "score threshold nan"),
+        ({"score_threshold": 1.0}, "score threshold 1"),
+        ({"max_detections": 0}, "0 detections an image"),
+        ({"object_iou": float("nan")}, "object IoU nan"),
+        ({"object_iou": 0.0}, "object IoU 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], words: str) -> None:
+    ground_truth, boxes = random_set(np.random.default_rng(0))
+    object_iou = options.pop("object_iou", 0.5)
+    with pytest.raises(InputError, match=words):
+        diagnose(ground_truth, candidates=boxes, post_processing=PostProcessing(**options), object_iou=object_iou)
+
+
+@pytest.mark.parametrize(
+    "option", [("--nms-iou", "nan"), ("--nms-iou", "2"), ("--score-threshold", "nan"), ("--score-threshold", "-1")]
+)
+def test_the_command_refuses_them_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
+    (tmp_path / "dt.json").write_text("[]")
+    files = ["diagnose", "--candidates", str(tmp_path / "dt.json"), "--ground-truth", str(tmp_path / "gt.json")]
+    with pytest.raises(SystemExit) as done:
+        main([*files, *option])
+    out, err = capsys.readouterr()
+    assert (done.value.code, out, err.count("\n")) == (1, "", 1)
+    assert f"{option[1]}: give one from 0" in err
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_ids_above_2_to_the_53_are_told_apart(tmp_path: Path, suffix: str, kind: type) -> None:
+    """As floats each of these would be its neighbour; whole floats beside them must not make them so."""
+    ids = [2**53, 2**53 + 1, 2**53 + 2, 2**62 + 1, 2**63 - 1, 7]
+    ground_truth = truth([[[10.0 * n, 0, 10 * n + 50, 50]] for n in range(6)], image_ids=ids)
+    ground_truth = replace(ground_truth, category_ids=(2**53, 2**53 + 1), labels=np.arange(6) % 2)
+    boxes = np.array([[10.0 * n, 0, 50, 50] for n in range(6)])
+    columns = {
+        "image_id": np.array(ids, kind),
+        "category_id": np.array(ground_truth.category_ids, kind)[ground_truth.labels],
+        "bbox": boxes,
+        "score": np.full(6, 0.5),
+    }
+    path = tmp_path / f"detections.{suffix}"
+    if suffix == "npz":
+        np.savez(path, version=1, **columns)
+    else:
+        records = [
+            dict(zip(columns, values)) for values in zip(*(column.tolist() for column in columns.values()), strict=True)
+        ]
+        records[-1]["image_id"] = 7.0
+        path.write_text(json.dumps(records))
+    read = read_candidates(path, ground_truth)
+    assert read.image_index.tolist() == list(range(6))
+    assert diagnose(ground_truth, read).metrics.overall["AP"] == pytest.approx(1)
 
 
 def test_crowds_are_no_objects() -> None:
