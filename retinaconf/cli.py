@@ -199,8 +199,10 @@ def diagnose(
         from retinaconf.diagnosis.diagnose import diagnose_files
         from retinaconf.diagnosis.post_processing import PostProcessing
 
-        given = {"score_threshold": score_threshold, "nms_iou": nms_iou}
-        process = PostProcessing(**{name: value for name, value in given.items() if value is not None})
+        process = PostProcessing(
+            PostProcessing.score_threshold if score_threshold is None else score_threshold,
+            PostProcessing.nms_iou if nms_iou is None else nms_iou,
+        )
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
     for diagnosis in diagnoses:
         print("\n".join([*diagnosis.summary(), *(f"note: {note}" for note in diagnosis.notes)]))
