@@ -52,7 +52,15 @@ def explorer_data(
             for name, rows, own in zip(names, candidates, own_scores)
         ],
         "images": [_image(ground_truth, int(i), candidates, note) for i, note in zip(images, notes)],
+        # Those that the page has no picture of, for its search.
+        "others": [_contents(ground_truth, int(i)) for i in np.setdiff1d(np.arange(len(ground_truth)), images)],
     }
+
+
+def _contents(ground_truth: GroundTruth, index: int) -> dict[str, Any]:
+    """An image's name and the classes of its objects."""
+    own = slice(*ground_truth.offsets[index : index + 2])
+    return {"name": str(ground_truth.file_names[index]), "labels": np.unique(ground_truth.labels[own]).tolist()}
 
 
 def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidates], note: str) -> dict[str, Any]:
@@ -64,17 +72,14 @@ def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidate
     if not (height and width):  # neither file nor annotation says: what holds all the boxes
         corners = [ground_truth.boxes[own, 2:]] + [rows.boxes[rows.image_index == index, 2:] for rows in candidates]
         width, height = (max(1, int(side)) for side in np.concatenate([*corners, np.ones((1, 2))]).max(axis=0))
-    labels = ground_truth.labels[own]
-    return {
-        "name": str(ground_truth.file_names[index]),
+    return _contents(ground_truth, index) | {
         "note": note,
-        "class_names": sorted({ground_truth.classes[label] for label in labels}),
         "width": width,
         "height": height,
         "jpeg": None if picture is None else _base64(encode_jpeg(picture, MAX_SIDE, MAX_PICTURE_BYTES)),
         "objects": {
             "boxes": _column(ground_truth.boxes[own], np.float64),
-            "labels": _column(labels, np.uint16),
+            "labels": _column(ground_truth.labels[own], np.uint16),
             "crowd": _column(ground_truth.crowd[own], np.uint8),
         },
         "candidates": [pack_candidates(rows, index, MAX_CANDIDATES // len(candidates)) for rows in candidates],

@@ -284,6 +284,22 @@ def test_search(page):
     assert page.locator(".filmstrip [role=option]:visible").count() == 6
 
 
+def test_search_knows_the_images_that_are_not_in_the_page(browser, tmp_path):
+    truth = made_up_truth(tmp_path)
+    write_report(
+        tmp_path / "r.html", [diagnose(truth, candidates=synthetic_candidates(truth), replicates=0)], max_images=1
+    )
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    held = {page.locator(".filmstrip [role=option]").get_attribute("title")}
+    with_dog = {str(truth.file_names[image]) for image in truth.image_index[truth.labels == 3]}
+    assert with_dog - held
+    page.locator(".search").fill("dog")
+    expected = f"{len(with_dog & held)} of 1 images, {len(with_dog - held)} of the 5 that are not in this page"
+    assert page.locator(".found").inner_text() == expected
+    page.close()
+
+
 def test_alpha_is_disabled_and_explained_without_quality(browser, detectors, page):
     assert page.locator("input[name=alpha]").is_enabled()
     assert f"Does not change {EVIL}" in page.locator(".alpha-note").inner_text()
@@ -320,9 +336,28 @@ def test_theme_follows_the_system_and_the_button(browser, detectors, scheme, oth
 
 @pytest.mark.parametrize("report", ["one.html", "two.html"])
 def test_fits_a_small_screen(browser, detectors, report):
-    page = browser.new_page(viewport={"width": 375, "height": 700})
+    """With its tables opened, and the sliders' values inside the margin."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto((detectors[0] / report).as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.evaluate("explorer.set({ scoreThreshold: 0.995 })")
+    for output in page.locator(".slider output").all():
+        box = output.bounding_box()
+        assert box["x"] + box["width"] <= 390 - 16
+        assert box["height"] < 25  # one line
+    page.close()
+
+
+def test_file_names_break_before_the_extension(browser, tmp_path):
+    """COCO's are too long for a thumbnail's width in some fonts."""
+    truth = made_up_truth(tmp_path)
+    truth = replace(truth, file_names=np.array([f"val2017/{index:012}.jpg" for index in range(len(truth))]))
+    write_report(tmp_path / "r.html", [diagnose(truth, candidates=synthetic_candidates(truth), replicates=0)])
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    lines = page.locator(".filmstrip .file").first.inner_html().split("<wbr>")
+    assert [lines[0], lines[-1]] == ["val2017/", ".jpg"]
     page.close()
 
 

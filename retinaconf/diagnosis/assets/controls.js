@@ -48,6 +48,12 @@ function connectSliders(root, data, state, update) {
   return { show };
 }
 
+/** A file's name in pieces between which a line may break: behind a separator, or before the extension. */
+function breakable(name) {
+  const pieces = name.split(/(?<=[/_-])|(?=\.[^.]*$)/);
+  return pieces.flatMap((piece, k) => (k ? [document.createElement("wbr"), piece] : [piece]));
+}
+
 /** The strip of images, worst first: a listbox that arrows, Home, End and the search field work on. */
 function createFilmstrip(root, data, chooseImage) {
   const strip = root.querySelector(".filmstrip");
@@ -65,7 +71,8 @@ function createFilmstrip(root, data, chooseImage) {
       element.src = `data:image/jpeg;base64,${image.jpeg}`;
       picture.append(element);
     }
-    const name = Object.assign(document.createElement("div"), { className: "file", textContent: image.name });
+    const name = Object.assign(document.createElement("div"), { className: "file" });
+    name.append(...breakable(image.name));
     const note = Object.assign(document.createElement("div"), { className: "loss", textContent: image.note });
     option.title = image.name;
     option.append(picture, name, note);
@@ -103,12 +110,15 @@ function createFilmstrip(root, data, chooseImage) {
   });
   search.addEventListener("input", () => {
     const wanted = search.value.trim().toLowerCase();
-    for (const [k, option] of options.entries()) {
-      const { name, class_names } = data.images[k];
-      option.hidden = ![name, ...class_names].some((text) => text.toLowerCase().includes(wanted));
-    }
+    const matches = ({ name, labels }) =>
+      [name, ...labels.map((label) => data.classes[label])].some((text) => text.toLowerCase().includes(wanted));
+    for (const [k, option] of options.entries()) option.hidden = !matches(data.images[k]);
     const shown = options.filter((option) => !option.hidden);
-    root.querySelector(".found").textContent = wanted ? `${shown.length} of ${options.length} images` : "";
+    const found = [`${shown.length} of ${options.length} images`];
+    if (data.others.length) {
+      found.push(`${data.others.filter(matches).length} of the ${data.others.length} that are not in this page`);
+    }
+    root.querySelector(".found").textContent = wanted ? found.join(", ") : "";
     if (shown.length && !shown.some((option) => option.tabIndex === 0)) shown[0].tabIndex = 0;
   });
   return { choose };
