@@ -92,6 +92,9 @@ class DataConfig(Section):
     """Processes that load images, for each training process."""
     skip_bad: bool = False
     """Leave out, and list, unreadable images and unusable annotations instead of stopping."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """Largest share of a split's images, and of its annotations, that `skip_bad` leaves out, rounded up to whole ones;
+    with more the command stops."""
 
     @model_validator(mode="after")
     def _ranges(self) -> DataConfig:

@@ -72,8 +72,8 @@ def retrofit_run(
     for split in (train_set, val_set):
         if split is not None:
             same_categories(detector, run, split)
-    train_set = check_images(train_set, skip_bad)
-    val_set = None if val_set is None else check_images(val_set, skip_bad)
+    train_set = check_images(train_set, skip_bad, config.data.max_skipped)
+    val_set = None if val_set is None else check_images(val_set, skip_bad, config.data.max_skipped)
     if train_set.crowd.all():  # also where there are no boxes
         raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
 

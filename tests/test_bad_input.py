@@ -204,7 +204,19 @@ def test_bad_records_are_skipped_and_listed_on_request(
         assert "val-1.png: no such image file" in printed
         assert printed.count("; dropped") == 3
         assert "train.json, 7 images" in printed
+        assert "1 image and 1 annotation left out" in printed
         assert "val.json, 3 images" in printed
+
+
+def test_a_training_stops_where_more_than_a_share_is_left_out(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
+):
+    for n in range(1, 8):
+        (tiny_data / f"images/train-{n}.png").unlink()
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", tmp_path / "run", *tiny_flags, "--data.skip-bad"]
+    line = one_line(run_cli(*words))
+    assert "train.json: 7 of 8 images cannot be used, more than data.max-skipped 0.01 allows" in line
+    assert not (tmp_path / "run").exists()
 
 
 # --- runs that are there already -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,14 +25,32 @@ class Fault:
 
     kind: FaultKind
     message: str  # one line: which file or record, and what is wrong with it
+    image: bool = False  # a whole image was left out, not one of its annotations
+    classes: frozenset[str] = frozenset()  # of the objects that were left out with it, as far as they are known
 
     def __str__(self) -> str:
         return self.message
 
     @classmethod
-    def of_image(cls, error: InputError) -> Fault:
+    def of_image(cls, error: InputError, classes: Iterable[str] = ()) -> Fault:
         """What was wrong with an image file that could not be read."""
-        return cls(error.kind or "unreadable-image", str(error))
+        return cls(error.kind or "unreadable-image", str(error), True, frozenset(classes))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was left out of a split because it cannot be used; `str()` says it in words, empty where it is nothing."""
+
+    images: int
+    annotations: int  # without those of the images, and without boxes that have no extent
+    classes: list[str]  # those that had objects among it, and have none in what remains
+    records: list[str]  # a line for each image, annotation, and box without extent
+
+    def __str__(self) -> str:
+        counts = [(self.images, "image"), (self.annotations, "annotation")]
+        words = " and ".join(f"{n:,} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
+        lost = f", with every box of {', '.join(self.classes)}" if self.classes else ""
+        return f"{words} left out{lost}" if words else ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,18 @@ class GroundTruth:
     def image_index(self) -> np.ndarray:
         """(B,) int64: the image that each box belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What `skip_bad` left out of this split."""
+        remaining = {self.classes[label] for label in np.unique(self.labels)}
+        lost = frozenset().union(*(fault.classes for fault in self.dropped)) - remaining
+        return LeftOut(
+            images=sum(fault.image for fault in self.dropped),
+            annotations=sum(not fault.image and fault.kind != "degenerate-box" for fault in self.dropped),
+            classes=sorted(lost),
+            records=[str(fault) for fault in self.dropped],
+        )
 
     def path(self, index: int) -> Path:
         """The image's file."""
@@ -163,7 +193,7 @@ def ground_truth_from_coco(
         except _BadRecordError as fault:
             if not skip_bad:
                 raise InputError(f"{source}: {fault}; mend it, or drop such records with --data.skip-bad") from None
-            dropped.append(Fault("bad-annotation", f"{source}: {fault}"))
+            dropped.append(Fault("bad-annotation", f"{source}: {fault}", classes=_class_of(annotation, categories)))
             continue
         if row[4] <= 0 or row[5] <= 0:
             side, value = ("width", row[4]) if row[4] <= 0 else ("height", row[5])
@@ -196,6 +226,11 @@ def ground_truth_from_coco(
 
 class _BadRecordError(Exception):
     """An annotation that cannot be used; the message names it."""
+
+
+def _class_of(annotation: Any, categories: list[tuple[int, str]]) -> frozenset[str]:
+    category_id = annotation.get("category_id") if isinstance(annotation, dict) else None
+    return frozenset(name for known, name in categories if known == category_id)
 
 
 def _load_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ it, unless the annotation declares the size of the unturned pixels, in which cas
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,15 +106,18 @@ def inspect_image(path: Path, size: tuple[int, int] | None = None) -> tuple[tupl
         return _upright_size(raw, orientation, size, str(path))[1], orientation
 
 
-def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTruth:
+def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped: float = 1.0) -> GroundTruth:
     """Check every image file; returns the ground truth with the true (height, width) of each.
 
     Args:
         ground_truth: of one split, I images.
         skip_bad: leave bad images out, with their boxes, and list them in `dropped`; otherwise the first one raises.
+        max_skipped: largest share of the images, and of the annotations, that may be left out, here and by the reader
+            before; rounded up to whole ones.
 
     Raises:
-        InputError: the image folder is missing, an image is bad, or with `skip_bad` none is left.
+        InputError: the image folder is missing, an image is bad, or with `skip_bad` none is left or too many are left
+            out.
     """
     folder = ground_truth.image_folder
     if folder is not None and len(ground_truth) and not folder.is_dir():
@@ -132,12 +137,35 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False) -> GroundTru
         others = f" ({len(faults) - 1} more images are bad)" if len(faults) > 1 else ""
         raise InputError(f"{faults[0]}{others}; or leave bad images out with --data.skip-bad")
     good = [index for index, result in enumerate(results) if not isinstance(result, InputError)]
-    if faults and not good:
-        raise InputError(f"{ground_truth.source}: none of its {len(faults)} images can be used; the first: {faults[0]}")
     sizes = np.array([results[index] for index in good], dtype=np.int64).reshape(-1, 2)
     kept = ground_truth.subset(good) if faults else ground_truth
-    dropped = tuple(Fault.of_image(fault) for fault in faults)
-    return replace(kept, image_sizes=sizes, dropped=ground_truth.dropped + dropped)
+    dropped = [
+        Fault.of_image(result, (ground_truth.classes[label] for label in ground_truth.labels[slice(*bounds)]))
+        for result, bounds in zip(results, pairwise(ground_truth.offsets))
+        if isinstance(result, InputError)
+    ]
+    checked = replace(kept, image_sizes=sizes, dropped=(*ground_truth.dropped, *dropped))
+    _refuse_more_than(max_skipped, checked)
+    return checked
+
+
+def _refuse_more_than(max_skipped: float, ground_truth: GroundTruth) -> None:
+    left_out, images = ground_truth.left_out, len(ground_truth)
+    first = {fault.image: fault for fault in reversed(ground_truth.dropped) if fault.kind != "degenerate-box"}
+    if left_out.images and not images:
+        raise InputError(
+            f"{ground_truth.source}: none of its {left_out.images:,} images can be used; the first: {first[True]}"
+        )
+    for what, bad, good in (
+        ("images", left_out.images, images),
+        ("annotations", left_out.annotations, len(ground_truth.boxes)),
+    ):
+        if bad > math.ceil(max_skipped * (bad + good) - 1e-9):  # the product may be off by a rounding
+            raise InputError(
+                f"{ground_truth.source}: {bad:,} of {bad + good:,} {what} cannot be used, more than data.max-skipped "
+                f"{max_skipped:g} allows; the first: {first[what == 'images']}; or train with a larger "
+                "--data.max-skipped"
+            )
 
 
 @contextmanager

@@ -92,9 +92,10 @@ def describe(root: Path, ground_truth: GroundTruth, layout: str | None = None) -
     """One line on what was found: `COCO 2017 layout in coco: annotations/instances_val2017.json, 100 images ...`."""
     source = Path(ground_truth.source)
     source = source.relative_to(root) if source.is_relative_to(root) else source
+    left_out = str(ground_truth.left_out)
     return (
         f"{find_layout(Path(root), layout).name} layout in {root}: {source}, {len(ground_truth):,} images, "
-        f"{len(ground_truth.boxes):,} boxes, {len(ground_truth.classes)} classes"
+        f"{len(ground_truth.boxes):,} boxes, {len(ground_truth.classes)} classes" + (left_out and f"; {left_out}")
     )
 
 

@@ -8,9 +8,12 @@ folder tells, and then all its boxes are taken as they are.
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import xml.etree.ElementTree as ET
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +38,7 @@ class _Annotation:
     file_name: str
     size: tuple[int, int]  # height, width; 0 where the file does not say
     objects: list[_Object]
-    faults: list[str]  # of objects that cannot be used
+    faults: list[Fault]  # of objects that cannot be used
 
 
 def voc_splits(root: Path) -> list[str]:
@@ -68,7 +71,7 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
     folder = root / "Annotations"
     annotations: dict[str, _Annotation] = {}
-    dropped: list[Fault] = []
+    unreadable: dict[str, Fault] = {}
     files = sorted(folder.glob("*.xml"))
     for file in files:
         try:
@@ -76,12 +79,15 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         except _BadFileError as fault:
             if not skip_bad:
                 raise InputError(f"{fault}; mend it, or leave such images out with --data.skip-bad") from None
-            dropped.append(Fault("bad-annotation", str(fault)))
+            unreadable[file.stem] = Fault("bad-annotation", str(fault), image=True, classes=_names_in(file))
 
     every = [one for annotation in annotations.values() for one in annotation.objects]
     if not every:
         raise InputError(f"{folder}: no object in any of its {len(files)} files; a detector needs at least one class")
-    category_ids = {name: i for i, name in enumerate(sorted({one.name for one in every}), start=1)}
+    # Also those of what cannot be used: the ids of the other classes must not depend on it.
+    faults = [*unreadable.values(), *(fault for annotation in annotations.values() for fault in annotation.faults)]
+    names = {one.name for one in every}.union(*(fault.classes for fault in faults))
+    category_ids = {name: i for i, name in enumerate(sorted(names), start=1)}
     origin = 0 if any(min(one.corners[:2]) == 0 for one in every) else 1
     image_ids = {file.stem: i for i, file in enumerate(files, start=1)}  # the same whatever the split
 
@@ -89,11 +95,15 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
     on_disk = {path.stem: path.name for path in image_folder.glob("*.*")}
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    for stem in _stems(root, split, annotations, {file.stem for file in files}, skip_bad, dropped):
+    dropped: list[Fault] = []
+    for stem in _stems(root, split, image_ids, skip_bad, dropped):
+        if stem in unreadable:
+            dropped.append(unreadable[stem])
+            continue
         annotation = annotations[stem]
         if annotation.faults and not skip_bad:
             raise InputError(f"{annotation.faults[0]}; mend it, or drop such records with --data.skip-bad")
-        dropped += [Fault("bad-annotation", line) for line in annotation.faults]
+        dropped += annotation.faults
         height, width = annotation.size
         name = on_disk.get(stem, annotation.file_name)  # the field outlives a renaming of both files, as tools do it
         images.append({"id": image_ids[stem], "file_name": name, "height": height, "width": width})
@@ -124,13 +134,11 @@ def _image_sets(root: Path) -> Path:
     return root / "ImageSets" / "Main"
 
 
-def _stems(
-    root: Path, split: str, annotations: dict[str, _Annotation], files: set[str], skip_bad: bool, dropped: list[Fault]
-) -> list[str]:
-    """Names of the split's images, without suffix. Those of unreadable files, dropped already, are left out."""
+def _stems(root: Path, split: str, files: Collection[str], skip_bad: bool, dropped: list[Fault]) -> list[str]:
+    """Names of the split's images, without suffix; `files` has those of all annotations, sorted."""
     listing = _image_sets(root) / f"{split}.txt"
     if not listing.is_file():
-        part = [stem for stem in sorted(annotations) if (zlib.crc32(stem.encode()) % 5 == 0) == (split == "val")]
+        part = [stem for stem in files if (zlib.crc32(stem.encode()) % 5 == 0) == (split == "val")]
         if not part:
             raise InputError(
                 f"{root}: too few images to split; list those of '{split}' in {listing}, one name without suffix a line"
@@ -143,14 +151,24 @@ def _stems(
             continue
         # A name; in some sets followed by a flag, or with a suffix.
         stem = next((name for name in (line.strip(), words[0], Path(words[0]).stem) if name in files), words[0])
-        if stem in annotations:
+        if stem in files:
             stems.append(stem)
-        elif stem not in files:
+        else:
             fault = f"{listing}: line {number} names {stem}, and there is no Annotations/{stem}.xml"
             if not skip_bad:
                 raise InputError(f"{fault}; restore it, or leave such images out with --data.skip-bad")
-            dropped.append(Fault("bad-annotation", str(fault)))
+            dropped.append(Fault("bad-annotation", fault, image=True))
     return list(dict.fromkeys(stems))
+
+
+def _names_in(file: Path) -> frozenset[str]:
+    """The names of objects in a file that is no whole XML, as far as they can be read."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    names = re.findall(r"<object>.*?<name>([^<]*)</name>", text, re.DOTALL)
+    return frozenset(html.unescape(name).strip() for name in names if "\ufffd" not in name) - {""}
 
 
 def _parse(file: Path) -> _Annotation:
@@ -174,9 +192,8 @@ def _parse(file: Path) -> _Annotation:
                 raise ValueError
         except ValueError:
             box = ", ".join(str(text) for text in texts)
-            faults.append(
-                f"{file}: object {position} has name {name!r} and box {box}; it needs a name and four numbers"
-            )
+            fault = f"{file}: object {position} has name {name!r} and box {box}; it needs a name and four numbers"
+            faults.append(Fault("bad-annotation", fault, classes=frozenset({name} - {""})))
             continue
         difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true", "yes")
         objects.append(_Object(name, difficult, (xmin, ymin, xmax, ymax)))

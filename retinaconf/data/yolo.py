@@ -56,21 +56,20 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     paths = sorted(set(paths))
     if not paths:
         raise InputError(f"{file}: '{split}' names no image; looked for {', '.join(sorted(_SUFFIXES))}")
-    document: dict[str, Any] = {
-        "images": [{"id": i, "file_name": os.path.relpath(path, root)} for i, path in enumerate(paths, start=1)],
-        "annotations": [],
-        "categories": [{"id": index, "name": name} for index, name in names.items()],
-    }
-    checked = check_images(ground_truth_from_coco(document, root, str(file)), skip_bad)
-    if not any(_label_file(path).is_file() for path in paths):
-        raise InputError(
-            f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {_label_file(paths[0])}"
-        )
-
-    dropped = list(checked.dropped)
-    for image_id, (height, width) in zip(checked.image_ids.tolist(), checked.image_sizes.tolist()):
-        labels = _label_file(paths[image_id - 1])
-        for number, line in enumerate(_lines(labels), start=1):
+    dropped: list[Fault] = []
+    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    for image_id, path in enumerate(paths, start=1):
+        labels = _label_file(path)
+        try:
+            lines = _lines(labels)
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f"{error}; mend it, or leave such images out with --data.skip-bad") from None
+            dropped.append(Fault("bad-annotation", str(error), image=True))
+            continue
+        images.append({"id": image_id, "file_name": os.path.relpath(path, root)})
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -79,18 +78,26 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
                 fault = f"{labels}: line {number} {error}"
                 if not skip_bad:
                     raise InputError(f"{fault}; mend it, or drop such lines with --data.skip-bad") from None
-                dropped.append(Fault("bad-annotation", fault))
+                dropped.append(Fault("bad-annotation", fault, classes=_class_of(line, names)))
                 continue
             if x1 <= x0 or y1 <= y0:
-                line = f"{labels}: line {number} has width {x1 - x0:g}, height {y1 - y0:g}"
-                dropped.append(Fault("degenerate-box", line))
+                fault = f"{labels}: line {number} has width {x1 - x0:g}, height {y1 - y0:g}"
+                dropped.append(Fault("degenerate-box", fault))
                 continue
-            box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
-            document["annotations"].append({"image_id": image_id, "category_id": label, "bbox": box})
-    kept = set(checked.image_ids.tolist())
-    document["images"] = [image for image in document["images"] if image["id"] in kept]
-    ground_truth = ground_truth_from_coco(document, root, str(file))
-    return replace(ground_truth, image_sizes=checked.image_sizes, dropped=tuple(dropped))
+            records.append({"image_id": image_id, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    document = {
+        "images": images,
+        "annotations": records,
+        "categories": [{"id": index, "name": name} for index, name in names.items()],
+    }
+    truth = ground_truth_from_coco(document, root, str(file))
+    truth = check_images(replace(truth, dropped=tuple(dropped)), skip_bad)
+    if not any(_label_file(path).is_file() for path in paths):
+        raise InputError(
+            f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {_label_file(paths[0])}"
+        )
+    pixels = truth.image_sizes[truth.image_index][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
+    return replace(truth, boxes=truth.boxes * pixels, areas=truth.areas * pixels[:, 0] * pixels[:, 1])
 
 
 def _specification(file: Path) -> dict[str, Any]:
@@ -170,6 +177,11 @@ def _lines(file: Path) -> list[str]:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: not a text file") from None
+
+
+def _class_of(line: str, names: dict[int, str]) -> frozenset[str]:
+    first = line.split()[0]
+    return frozenset({names[int(first)]} if first.isdecimal() and int(first) in names else ())
 
 
 def _object(line: str, names: dict[int, str], has_keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:

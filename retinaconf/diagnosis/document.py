@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
             "detections": after.boxes.source,
             "candidates": before.boxes.source if before else None,
             "images": len(truth),
+            "left_out": asdict(truth.left_out),
             "objects": int((~truth.crowd).sum()),
             "crowd_regions": int(truth.crowd.sum()),
             "classes": list(truth.classes),

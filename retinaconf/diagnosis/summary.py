@@ -15,13 +15,17 @@ ORDERED = 0.75  # concordance within objects from which score and fit may be sai
 
 def summarize(diagnosis: Diagnosis) -> list[str]:
     """One finding a sentence or two, the verdict first; plain text."""
+    return [finding for finding in (*_findings(diagnosis), _left_out(diagnosis)) if finding]
+
+
+def _findings(diagnosis: Diagnosis) -> list[str]:
     truth = diagnosis.ground_truth
     objects = int((~truth.crowd).sum())
     if objects == 0:
         return [f"Nothing can be said: the ground truth has no objects in its {len(truth):,} images."]
     if len(diagnosis.after.boxes) == 0:
         return [f"The detector reports no box at all on {len(truth):,} images with {objects:,} objects; AP is 0."]
-    findings = [
+    return [
         _verdict(diagnosis),
         _within(diagnosis),
         _casualties(diagnosis, objects),
@@ -30,7 +34,11 @@ def summarize(diagnosis: Diagnosis) -> list[str]:
         _calibration(diagnosis),
         _coverage(diagnosis, objects),
     ]
-    return [finding for finding in findings if finding]
+
+
+def _left_out(diagnosis: Diagnosis) -> str:
+    left_out = str(diagnosis.ground_truth.left_out)
+    return f"All this is about {len(diagnosis.ground_truth):,} images; {left_out}." if left_out else ""
 
 
 def _points(value: float) -> str:

@@ -43,7 +43,7 @@ def diagnose_run(
     if len(ground_truth) > images:
         chosen = np.random.default_rng(0).choice(len(ground_truth), images, replace=False)
         ground_truth = ground_truth.subset(np.sort(chosen))
-    ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
+    ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("candidates", total=len(ground_truth))

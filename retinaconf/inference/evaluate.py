@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.ground_truth import GroundTruth, LeftOut
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import load_split
 from retinaconf.errors import InputError
@@ -19,6 +20,8 @@ from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score, sweep
+
+RECORDS_SHOWN = 10  # of those left out; the JSON has all
 
 
 def evaluate_run(
@@ -33,9 +36,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The report that `retinaconf evaluate --json` writes.
 
-    Keys: `run`, `data`, `split`, `images`, `joint` (the joint score's name), `metrics` (the ten numbers, fractions,
-    null where nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha`
-    (null for other methods), `metrics` and `per_class`, all from one pass of the network.
+    Keys: `run`, `data`, `split`, `images`, `left_out` (what of the split cannot be used, as `LeftOut`), `joint` (the
+    joint score's name), `metrics` (the ten numbers, fractions, null where nothing decides one), `per_class` (AP by
+    class), and with a sweep `sweep`: a list of `joint`, `alpha` (null for other methods), `metrics` and `per_class`,
+    all from one pass of the network.
 
     With `detections` that file gets the detections that `metrics` is about, as COCO results with the image and category
     ids of the data set, `class_score` and, of detectors that have one, `quality`.
@@ -50,7 +54,7 @@ def evaluate_run(
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
     same_categories(detector, run, ground_truth)
-    ground_truth = check_images(ground_truth, detector.config.data.skip_bad)
+    ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
 
     configured = joint_score(config)
     joints = [configured]
@@ -71,6 +75,7 @@ def evaluate_run(
     }
 
     report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split, "images": len(ground_truth)}
+    report["left_out"] = asdict(ground_truth.left_out)
     report |= {"joint": configured.name, **_as_json(metrics[configured])}
     if with_sweep:
         report["sweep"] = [{"joint": joint.name, "alpha": joint.alpha, **_as_json(metrics[joint])} for joint in sweep()]
@@ -80,8 +85,14 @@ def evaluate_run(
 def print_report(report: dict[str, Any]) -> None:
     """The report as tables."""
     console = Console(width=max(Console().width, 104))  # the ten numbers need it, where there is no terminal too
+    left_out = LeftOut(**report["left_out"])
+    for record in left_out.records[:RECORDS_SHOWN]:
+        console.print(f"{record}; dropped", markup=False, highlight=False, soft_wrap=True)
+    if len(left_out.records) > RECORDS_SHOWN:
+        console.print(f"... and {len(left_out.records) - RECORDS_SHOWN:,} more; --json lists all")
+    title = f"{report['split']}, {report['images']} images" + (str(left_out) and f"; {left_out}")
     rows = [(report["joint"], report["metrics"])]
-    console.print(_table(f"{report['split']}, {report['images']} images", "joint score", rows))
+    console.print(_table(title, "joint score", rows))
     classes = Table("class", "AP", title="AP by class", box=SIMPLE)
     for name, value in report["per_class"].items():
         classes.add_row(name, _cell(value))

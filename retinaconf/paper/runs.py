@@ -70,14 +70,15 @@ class Experiments:
         """
         self.folder, self.kept, self.root, self.split, self.device = out / "runs", out / "measured", root, split, device
         self.base, self.schedule, self.max_steps = base, schedule, max_steps
-        skip_bad, layout = base.data.skip_bad, base.data.layout
+        skip_bad, max_skipped, layout = base.data.skip_bad, base.data.max_skipped, base.data.layout
         train_set = load_split(root, "train", skip_bad, layout)
-        truth = check_images(load_split(root, split, skip_bad, layout), skip_bad)
+        truth = check_images(load_split(root, split, skip_bad, layout), skip_bad, max_skipped)
         self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(truth.classes) == 80
         self.description = describe(root, truth, layout)
         if truth.crowd.all():
             raise InputError(f"{truth.source}: no boxes, so nothing to evaluate on; choose another --split")
-        self._epoch_steps = steps_per_epoch(len(check_images(train_set, skip_bad)), base.data.batch_size)
+        usable = check_images(train_set, skip_bad, max_skipped)
+        self._epoch_steps = steps_per_epoch(len(usable), base.data.batch_size)
         if max_steps is not None and max_steps < self._epoch_steps:  # it tries things out, as in `train`
             truth = truth.subset(np.unique(truth.image_index[~truth.crowd])[:TRIED])
             self.base = _with_weights_at_hand(base)

@@ -33,10 +33,10 @@ def train_run(
         Interrupted: the run was asked to stop; it is saved.
     """
     # The data first: nothing is written for a run that cannot start.
-    skip_bad, layout = config.data.skip_bad, config.data.layout
-    train_set = check_images(load_split(root, "train", skip_bad, layout), skip_bad)
+    skip_bad, max_skipped, layout = config.data.skip_bad, config.data.max_skipped, config.data.layout
+    train_set = check_images(load_split(root, "train", skip_bad, layout), skip_bad, max_skipped)
     has_val = "val" in find_layout(root, layout).splits(root)
-    val_set = check_images(load_split(root, "val", skip_bad, layout), skip_bad) if has_val else None
+    val_set = check_images(load_split(root, "val", skip_bad, layout), skip_bad, max_skipped) if has_val else None
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
     if train_set.crowd.all():  # also where there are no boxes
         raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")

@@ -410,6 +410,67 @@ def test_check_images_names_the_first_bad_file_or_leaves_all_out(tmp_path: Path)
         check_images(split_of(tmp_path / "missing", ["a.jpg"]))
 
 
+@pytest.mark.parametrize(
+    ("bad", "total", "share", "allowed"),
+    [
+        (1, 4, 0.01, True),
+        (2, 4, 0.01, False),
+        (2, 4, 0.5, True),
+        (3, 4, 0.5, False),
+        (1, 4, 0.0, False),
+        (7, 10, 0.7, True),
+    ],
+)
+def test_more_than_a_share_of_the_images_is_not_left_out(
+    tmp_path: Path, bad: int, total: int, share: float, allowed: bool
+):
+    for n in range(bad, total):
+        noise(30, 40).save(tmp_path / f"{n}.jpg")
+    truth = split_of(tmp_path, [f"{n}.jpg" for n in range(total)])
+    if allowed:
+        checked = check_images(truth, skip_bad=True, max_skipped=share)
+        assert (len(checked), checked.left_out.images) == (total - bad, bad)
+        return
+    with pytest.raises(InputError) as caught:
+        check_images(truth, skip_bad=True, max_skipped=share)
+    assert f"{bad} of {total} images cannot be used, more than data.max-skipped {share:g} allows" in str(caught.value)
+    assert f"the first: {tmp_path / '0.jpg'}: no such image file" in str(caught.value)
+
+
+def test_more_than_a_share_of_the_annotations_is_not_left_out(tmp_path: Path):
+    noise(30, 40).save(tmp_path / "a.jpg")
+    boxes = [[1, 2, 3, 4], [1, 2, 3, 0], [1, 2, 3], [1, 2, 3, float("nan")]]
+    truth = ground_truth_from_coco(
+        {
+            "images": [{"id": 1, "file_name": "a.jpg"}],
+            "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+            "annotations": [{"image_id": 1, "category_id": 1 + (n > 2), "bbox": box} for n, box in enumerate(boxes)],
+        },
+        tmp_path,
+        "train.json",
+        skip_bad=True,
+    )
+    assert str(truth.left_out) == "2 annotations left out, with every box of b"  # one without height is none of them
+    assert len(truth.left_out.records) == 3
+    assert len(check_images(truth, skip_bad=True, max_skipped=0.6).boxes) == 1
+    with pytest.raises(InputError, match=r"2 of 3 annotations cannot be used, .* the first: .* has bbox \[1, 2, 3\]"):
+        check_images(truth, skip_bad=True, max_skipped=0.3)
+
+
+def test_a_class_that_is_gone_with_its_only_image_is_named(tmp_path: Path):
+    noise(30, 40).save(tmp_path / "0.jpg")
+    document = {
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "emu"}, {"id": 3, "name": "owl"}],
+        "annotations": [
+            {"image_id": image, "category_id": category, "bbox": [1, 1, 5, 6]}
+            for image, category in ((0, 1), (1, 1), (2, 1), (2, 2))
+        ],
+    }
+    checked = check_images(ground_truth_from_coco(document, tmp_path, "train.json"), skip_bad=True)
+    assert str(checked.left_out) == "2 images left out, with every box of emu"  # there was no owl before
+
+
 def test_importing_does_not_import_torch():
     code = "import sys, retinaconf.data.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -168,6 +168,19 @@ def test_a_file_that_is_not_xml(root: Path, content: bytes):
     assert len(truth.dropped) == 1
 
 
+def test_a_file_that_is_not_xml_counts_in_its_own_split_and_its_class_stays(root: Path):
+    whole = load_split(root, "train")
+    file = root / "Annotations/b.xml"
+    annotate(root, "b", element("owl &amp; eule", (1, 1, 9, 9)), element("cat", (2, 3, 20, 9)))
+    file.write_text(file.read_text()[:-30])
+    train, val = (load_split(root, split, skip_bad=True) for split in ("train", "val"))
+    assert train.dropped == ()
+    assert train.classes == val.classes == (*whole.classes, "owl & eule")
+    assert str(val.left_out) == "1 image left out, with every box of cat, owl & eule"
+    with pytest.raises(InputError, match=r"val\.txt: none of its 1 images can be used; the first: .*b\.xml"):
+        check_images(val, skip_bad=True)
+
+
 def test_a_listed_image_without_annotation(root: Path):
     image_set(root, "val", "b\nz\n")
     with pytest.raises(InputError, match=r"val\.txt: line 2 names z, and there is no Annotations/z\.xml"):

@@ -161,6 +161,18 @@ def test_a_bad_image(root: Path):
     assert len(truth.dropped) == 1
 
 
+def test_what_is_left_out_is_counted(root: Path):
+    (root / "images/train/a.jpg").write_bytes(b"\xff\xd8")
+    (root / "labels/train/deep/er/b.txt").write_bytes(b"0 \xff")
+    with pytest.raises(InputError, match=r"b\.txt: not a text file; mend it, or .*--data\.skip-bad"):
+        load_split(root, "train")
+    truth = load_split(root, "train", skip_bad=True)
+    assert truth.file_names.tolist() == ["images/train/empty.jpg"]
+    assert str(truth.left_out) == "2 images left out, with every box of cat, dog"
+    labels(root / "labels/val/c.txt", "0 0.5 0.5 1 1", "1 0.5 0.5 1")
+    assert str(load_split(root, "val", skip_bad=True).left_out) == "1 annotation left out, with every box of dog"
+
+
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [

@@ -21,9 +21,10 @@ def report(trained: Any) -> dict[str, Any]:
 
 
 def test_the_reports_keys(report: dict[str, Any], trained: Any):
-    assert list(report) == ["run", "data", "split", "images", "joint", "metrics", "per_class", "sweep"]
+    assert list(report) == ["run", "data", "split", "images", "left_out", "joint", "metrics", "per_class", "sweep"]
     assert (report["run"], report["data"]) == (str(trained.run), str(trained.data))
     assert (report["split"], report["images"], report["joint"]) == ("val", 4, "product(0.4)")
+    assert report["left_out"] == {"images": 0, "annotations": 0, "classes": [], "records": []}
     assert list(report["metrics"]) == list(METRICS)
     assert list(report["per_class"]) == ["red", "green", "blue"]
     assert all(list(row) == ["joint", "alpha", "metrics", "per_class"] for row in report["sweep"])
@@ -177,3 +178,34 @@ def test_a_detector_that_finds_nothing_writes_an_empty_list(
     run = write_run(tmp_path / "run", **{"inference.score_threshold": 0.999})
     evaluate_run(run, trained.data, "val", device="cpu", detections=tmp_path / "dt.json")
     assert json.loads((tmp_path / "dt.json").read_text()) == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_left_out_is_counted_with_the_result(
+    run_cli: Callable[..., Any], write_run: Callable[..., Path], tiny_data: Path, tmp_path: Path, split: str
+):
+    run = write_run(tmp_path / "run", **{"data.skip_bad": True})
+    missing = tiny_data / f"images/{split}-2.png"
+    missing.unlink()
+    evaluation, diagnosis = tmp_path / "evaluation.json", tmp_path / "diagnosis.json"
+    words = [run, "--data", tiny_data, "--split", split]
+    for command, file in (("evaluate", evaluation), ("diagnose", diagnosis)):
+        result = run_cli(command, *words, "--json", file)
+        assert result.code == 0, result.err
+        images = {"train": 7, "val": 3}[split]
+        assert f"{images} images; 1 image left out" in result.out
+    for left_out in (
+        json.loads(evaluation.read_text())["left_out"],
+        json.loads(diagnosis.read_text())["data"]["left_out"],
+    ):
+        assert (left_out["images"], left_out["annotations"]) == (1, 0)
+        assert left_out["records"] == [f"{missing}: no such image file; restore it, or correct the path"]
+    assert f"{missing}: no such image file" in run_cli("evaluate", *words).out
+
+    (tiny_data / f"images/{split}-1.png").unlink()
+    for command in ("evaluate", "diagnose"):
+        result = run_cli(command, *words)
+        assert result.code == 1
+        (line,) = result.err.splitlines()
+        assert f"{split}.json: 2 of {images + 1} images cannot be used, more than data.max-skipped 0.01 allows" in line
+        assert f"the first: {tiny_data / f'images/{split}-1.png'}" in line
