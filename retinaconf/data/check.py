@@ -119,13 +119,14 @@ def _usable_part(root: Path, split: str, layout: Layout, findings: Findings) -> 
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = dict(enumerate(pool.map(inspect, range(len(truth)))))
-    _add_faults(findings, split, truth.dropped)
-    _add_faults(findings, split, (Fault.of_image(one) for one in results.values() if isinstance(one, InputError)))
+    bad = [Fault.of_image(result) for result in results.values() if isinstance(result, InputError)]
+    dropped = (*truth.dropped, *bad)
+    _add_faults(findings, split, dropped)
     good = {index: result for index, result in results.items() if not isinstance(result, InputError)}
     turned = [f"{truth.path(index)}: EXIF orientation {tag}" for index, (_, tag) in good.items() if tag != 1]
     _add(findings, "note", "rotated-image", split, turned)
     sizes = np.array([size for size, _ in good.values()], dtype=np.int64).reshape(-1, 2)
-    return replace(truth.subset(list(good)), image_sizes=sizes)
+    return replace(truth.subset(list(good)), image_sizes=sizes, dropped=dropped)
 
 
 def _compare_images(truths: dict[str, GroundTruth], findings: Findings) -> dict[str, GroundTruth]:
@@ -235,8 +236,10 @@ def _check_boxes(
     classes = len(truth.classes)
     return SplitStatistics(
         images=len(truth),
+        images_left_out=truth.left_out.images,
         images_without_boxes=len(truth) - len(np.unique(index[rows])),
         boxes=len(rows),
+        annotations_left_out=truth.left_out.annotations,
         crowd_regions=int(truth.crowd.sum()),
         class_boxes=dict(zip(truth.classes, np.bincount(truth.labels[rows], minlength=classes).tolist())),
         class_images=dict(zip(truth.classes, np.bincount(images_of, minlength=classes).tolist())),

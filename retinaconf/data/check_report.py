@@ -32,8 +32,10 @@ class SplitStatistics:
     """Numbers of one split, after everything that cannot be used is left out. Boxes exclude crowd regions."""
 
     images: int
+    images_left_out: int  # those that cannot be used
     images_without_boxes: int
     boxes: int
+    annotations_left_out: int  # those that cannot be used, without those of such images
     crowd_regions: int
     class_boxes: dict[str, int]  # by class
     class_images: dict[str, int]  # images with the class, by class
@@ -82,8 +84,10 @@ class Report:
             table.add_column(column, justify="right" if column else "left")
         statistics = self.splits.values()
         table.add_row("images", *(f"{one.images:,}" for one in statistics))
+        table.add_row("  left out", *(f"{one.images_left_out:,}" for one in statistics))
         table.add_row("  without boxes", *(f"{one.images_without_boxes:,}" for one in statistics))
         table.add_row("boxes", *(f"{one.boxes:,}" for one in statistics))
+        table.add_row("  left out", *(f"{one.annotations_left_out:,}" for one in statistics))
         table.add_row("crowd regions", *(f"{one.crowd_regions:,}" for one in statistics), end_section=True)
         for interval in next(iter(statistics)).box_sizes:
             table.add_row(interval, *(_share(one.box_sizes[interval], one.boxes) for one in statistics))

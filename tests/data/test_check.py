@@ -326,6 +326,17 @@ def test_every_finding_has_a_remedy_and_the_report_is_json(folder: Folder):
     assert all("\n" not in record for one in document["findings"] for record in one["records"])
 
 
+def test_what_is_left_out_is_counted(folder: Folder):
+    truncated(folder)
+    missing(folder)
+    folder.box(folder.train, 2, [5, 5, 10])
+    folder.box(folder.train, 3, [5, 5, 10, 0])  # always left out, so it does not count
+    report = folder.check()
+    train, val = report.splits["train"], report.splits["val"]
+    assert (train.images, train.images_left_out, train.annotations_left_out) == (14, 2, 1)
+    assert (val.images_left_out, val.annotations_left_out) == (1, 0)
+
+
 def test_the_printed_report(folder: Folder):
     for damage in TOGETHER:
         damage(folder)
