@@ -186,12 +186,12 @@ def _findings(compared: AlphaSweep, best: int, images: int) -> list[str]:
         f"val, {images} images: AP {compared.AP[0]:.3f} at alpha 0, {compared.AP[best]:.3f} at alpha "
         f"{compared.alphas[best]:g}, the best of {len(compared.alphas)} on these very images"
     ]
-    low, high = (100 * bound for bound in compared.interval)
+    low, high = (100 * bound for bound in compared.over_class_score.interval)
     if low != low:
         return [*lines, "too few images to say whether that is a gain"]
     chance = "" if low > 0 or high < 0 else ": no sure change"
     return [
         *lines,
         f"chosen on one half of them, alpha {compared.best_alpha:g} changes AP on the other by "
-        f"{100 * compared.gain:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}{chance}",
+        f"{100 * compared.over_class_score.points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}{chance}",
     ]

@@ -16,6 +16,7 @@ from retinaconf.diagnosis.calibration import Calibration, calibrate
 from retinaconf.diagnosis.candidates import Candidates, read_candidates
 from retinaconf.diagnosis.casualties import Casualties, nms_casualties
 from retinaconf.diagnosis.coverage import Coverage
+from retinaconf.diagnosis.gains import REPLICATES
 from retinaconf.diagnosis.nms import nms
 from retinaconf.diagnosis.oracles import REPLICATES as LADDER_REPLICATES
 from retinaconf.diagnosis.oracles import Rung, oracle_ladder
@@ -24,7 +25,7 @@ from retinaconf.diagnosis.own_score import OwnScore, own_score
 from retinaconf.diagnosis.paper_statistics import Counts, count_predictions
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.diagnosis.progress import Progress, silent, terminal_progress
-from retinaconf.diagnosis.quality import REPLICATES, AlphaSweep, sweep_alpha
+from retinaconf.diagnosis.quality import AlphaSweep, sweep_alpha
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 

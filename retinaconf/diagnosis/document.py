@@ -170,14 +170,14 @@ def _quality(sweep: AlphaSweep, with_nms: bool) -> dict[str, Any]:
         "best_alpha": sweep.best_alpha,
         "chosen_on_images": len(sweep.chosen_on),
         "reported_on_images": len(sweep.reported_on),
-        "baseline_AP": sweep.AP_baseline,
-        "own_AP": sweep.AP_own,
-        "best_AP": sweep.AP_best,
-        "gain": sweep.gain,
-        "interval": sweep.interval,
-        "gain_over_own": sweep.gain_over_own,
-        "interval_over_own": sweep.interval_over_own,
-        "replicates": sweep.replicates,
+        "baseline_AP": sweep.over_class_score.before,
+        "own_AP": sweep.over_own.before,
+        "best_AP": sweep.over_own.after,
+        "gain": sweep.over_class_score.points,
+        "interval": sweep.over_class_score.interval,
+        "gain_over_own": sweep.over_own.points,
+        "interval_over_own": sweep.over_own.interval,
+        "replicates": sweep.over_own.replicates,
     }
 
 

@@ -71,7 +71,6 @@ def measure_gains(
 class Choice:
     """Of n settings the one with the best AP on one half of the images."""
 
-    AP: np.ndarray  # (n, T) of each setting at each IoU threshold, on all images
     best: int  # of equals the first
     gains: list[Gain]  # of the best over each rival, measured on the other half
     chosen_on: np.ndarray  # image rows of the first half, ascending
@@ -99,13 +98,11 @@ def choose(
     shuffled = np.random.default_rng(seed).permutation(np.argsort(ground_truth.image_ids, kind="stable"))
     half = (len(shuffled) + 1) // 2
     first, second = shuffled[:half], shuffled[half:]
-    everywhere = np.ones(len(ground_truth))
-    on_first = np.array([setting.within(first)(everywhere).mean() for setting in settings])
+    on_first = np.array([setting.within(first)(np.ones(len(ground_truth))).mean() for setting in settings])
     best = int(np.nanargmax(on_first)) if np.isfinite(on_first).any() else 0
     curves = [settings[best], *rivals]
     pairs = [(1 + rival, 0) for rival in range(len(rivals))]
     return Choice(
-        AP=np.array([setting(everywhere) for setting in settings]),
         best=best,
         gains=measure_gains(curves, pairs, second, len(ground_truth), replicates, seed, progress),
         chosen_on=np.sort(first),

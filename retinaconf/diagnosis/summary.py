@@ -116,13 +116,14 @@ def _quality(diagnosis: Diagnosis) -> str:
     sweep = diagnosis.quality
     if sweep is None:
         return ""
-    low, high = sweep.interval
+    gain = sweep.over_class_score
+    low, high = gain.interval
     if not math.isfinite(low):
         return "There are too few images to tell what the quality score is worth."
     sure = "helps" if low > 0 else "hurts" if high < 0 else "makes no sure difference"
     return (
         f"Joining the detector's own quality score {sure}: the best alpha, {sweep.best_alpha:g}, changes AP by "
-        f"{_points(sweep.gain)} points (95% interval {_points(low)} to {_points(high)}) on {len(sweep.reported_on):,} "
+        f"{_points(gain.points)} points (95% interval {_points(low)} to {_points(high)}) on {len(sweep.reported_on):,} "
         "images it was not chosen on."
     )
 

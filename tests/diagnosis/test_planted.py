@@ -160,13 +160,15 @@ def test_a_quality_score_that_is_the_iou_is_worth_what_the_oracle_says() -> None
     sweep = diagnosis.quality
     assert sweep.AP[0] == pytest.approx(0.1)
     assert sweep.AP[-1] == pytest.approx(0.9)
-    assert (sweep.gain, sweep.gain_over_own) == pytest.approx((0.8, 0.8))  # its own score is the class score
-    assert sweep.interval == pytest.approx((0.8, 0.8))  # every image is alike
+    assert (sweep.over_class_score.points, sweep.over_own.points) == pytest.approx(
+        (0.8, 0.8)
+    )  # its own score is the class score
+    assert sweep.over_class_score.interval == pytest.approx((0.8, 0.8))  # every image is alike
     by_quality = diagnose(ground_truth, candidates=replace(candidates, scores=candidates.quality), replicates=50)
     assert by_quality.own_score.rule == "power"
     assert by_quality.metrics.overall["AP"] == pytest.approx(0.9)
-    assert (by_quality.quality.gain, by_quality.quality.gain_over_own) == pytest.approx((0.8, 0))
-    assert by_quality.quality.interval_over_own == pytest.approx((0, 0))
+    assert (by_quality.quality.over_class_score.points, by_quality.quality.over_own.points) == pytest.approx((0.8, 0))
+    assert by_quality.quality.over_own.interval == pytest.approx((0, 0))
     assert not set(sweep.chosen_on) & set(sweep.reported_on)
     assert len(sweep.chosen_on) + len(sweep.reported_on) == 20
 
@@ -179,7 +181,7 @@ def test_a_quality_score_of_noise_is_worth_nothing() -> None:
     candidates = replace(candidates, quality=rng.random(300))
     sweep = diagnose(ground_truth, candidates=candidates, replicates=50).quality
     assert sweep.best_alpha == 0
-    assert (sweep.gain, *sweep.interval) == (0, 0, 0)
+    assert (sweep.over_class_score.points, *sweep.over_class_score.interval) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("joint", ["class x quality", "root", "power", "minimum"])
