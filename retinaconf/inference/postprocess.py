@@ -19,9 +19,11 @@ from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.boxes import MAX_LOG_RATIO, decode
 from retinaconf.model.retinanet import Outputs
 
+FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
+
 
 class Boxes(NamedTuple):
-    """D scored boxes of one image, best first."""
+    """D scored boxes of one image, best first, on the CPU."""
 
     boxes: Tensor  # (D, 4) xyxy in pixels of the resized image
     scores: Tensor  # (D,) joint score
@@ -63,20 +65,22 @@ def postprocess(
     leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
     order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
 
-    These are the paper's rules and MMDetection's of its time; `config.rules` chooses others.
+    These are the paper's rules and MMDetection's of its time; `config.rules` chooses others. By all rules an anchor
+    with an output that is not finite is left out.
     """
     rules = RULES[config.rules]
     # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits.float())
-    limits = sizes.flip(1).repeat(1, 2).to(outputs.anchors)  # (N, 4): width, height, width, height
+    finite = is_finite(best_class, outputs.box_deltas, quality)  # (N, A)
+    limits = sizes.flip(1).repeat(1, 2).float()  # (N, 4): width, height, width, height
     clip_now = rules.clip_first or not suppress
     results = []
     for joint in joints:
         joined = quality  # what the score takes for the quality: 1 where it leaves it out
         if quality is not None and joint.large_levels_only:
             joined = torch.where(_of_large_level(outputs, config), quality, 1)
-        ranking = joint(best_class, joined)
+        ranking = torch.where(finite, joint(best_class, joined), -1)  # a NaN would count as the largest
         chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
         image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
         boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float(), rules.min_log_ratio)
@@ -91,16 +95,17 @@ def postprocess(
             if not rules.keep_empty:
                 taken &= _has_area(boxes)[:, None]
         row, label = torch.nonzero(taken, as_tuple=True)
+        # The rest is done on the CPU: NMS computes in float64, which Apple's GPUs do not have.
         pairs = Boxes(
-            boxes[row],
-            scores[row, label],
-            label,
-            class_scores[row, label],
-            None if chosen_quality is None else chosen_quality[row],
+            boxes[row].cpu(),
+            scores[row, label].cpu(),
+            label.cpu(),
+            class_scores[row, label].cpu(),
+            None if chosen_quality is None else chosen_quality[row].cpu(),
         )
         images = []
-        counts = image[row].bincount(minlength=len(sizes)).tolist()
-        for limit, index in zip(limits, torch.arange(len(row), device=row.device).split(counts)):
+        counts = image[row].cpu().bincount(minlength=len(sizes)).tolist()
+        for limit, index in zip(limits.cpu(), torch.arange(len(row)).split(counts)):
             found = pairs.rows(index[pairs.scores[index].sort(descending=True, stable=True).indices])
             if suppress:
                 found = found.rows(suppressed(found.boxes, found.labels, config.nms_iou, config.detections))
@@ -112,6 +117,12 @@ def postprocess(
     return results
 
 
+def is_finite(best_class: Tensor, box_deltas: Tensor, quality: Tensor | None) -> Tensor:
+    """(N, A) whether an anchor's class score (N, A), box deltas (N, A, 4) and quality (N, A) are all finite."""
+    finite = torch.isfinite(best_class) & torch.isfinite(box_deltas).all(dim=2)
+    return finite if quality is None else finite & torch.isfinite(quality)
+
+
 def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) -> Tensor:
     """Indices of the first `limit` survivors of per-class NMS over boxes (D, 4), labels (D,), sorted best first.
 
@@ -120,10 +131,11 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
     """
     length = 4 * limit
     while True:
-        # In float64, so that the shift which separates classes costs the coordinates nothing.
-        part = boxes[:length].double()
+        # In float64, so that the shift which separates classes costs the coordinates nothing; a box far outside any
+        # image would make the shift too large even for that.
+        part = boxes[:length].double().clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
         shift = labels[:length] * (part.max() - part.min() + 1) if len(part) else labels[:length]
-        rank = torch.arange(len(part), 0, -1, device=boxes.device, dtype=torch.float64)
+        rank = torch.arange(len(part), 0, -1, dtype=torch.float64)
         kept = nms(part + shift[:, None], rank, iou_threshold)
         if len(kept) >= limit or length >= len(boxes):
             return kept[:limit]

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, Rules
+from retinaconf.inference.postprocess import RULES, Rules, is_finite
 from retinaconf.model.anchors import STRIDES, level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.boxes import decode
@@ -183,21 +183,27 @@ def _best(
     candidates: int,
     rules: Rules,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The C = `candidates` best anchors of a level, in the anchors' order; where it has fewer, all and scores of -1.
+    """The C = `candidates` best finite anchors of a level, in the anchors' order; where it has fewer, rows of score -1.
 
     Boxes (N, C, 4), class scores (N, C, K), quality (N, C) (0 without a branch), joint scores (N, C, K).
     """
-    quality = torch.zeros_like(class_logits[..., 0]) if quality_logits is None else torch.sigmoid(quality_logits)
-    ranking = joint(torch.sigmoid(class_logits.amax(dim=2)), None if quality_logits is None else quality)  # (N, A_l)
+    best_class = torch.sigmoid(class_logits.amax(dim=2))
+    quality = None if quality_logits is None else torch.sigmoid(quality_logits)
+    finite = is_finite(best_class, box_deltas, quality)
+    ranking = torch.where(finite, joint(best_class, quality), -1.0)  # (N, A_l)
     index = F.pad(ranking, (0, candidates), value=-1.0).topk(candidates, dim=1).indices.sort(dim=1).values
     exists = index < anchors.shape[0]  # (N, C)
     index = torch.where(exists, index, 0)
+    exists = exists & finite[image, index]
     boxes = decode(anchors[index], box_deltas[image, index], rules.min_log_ratio)
-    class_scores, quality = torch.sigmoid(class_logits[image, index]), quality[image, index]
-    scores = joint.of_classes(class_scores, None if quality_logits is None else quality)
-    scores = torch.where(exists[..., None], scores, -1.0)
+    class_scores = torch.sigmoid(class_logits[image, index])
+    chosen_quality = None if quality is None else quality[image, index]
+    scores = torch.where(exists[..., None], joint.of_classes(class_scores, chosen_quality), -1.0)
+    # Zeros where there is nothing: a NaN in one box would reach the others by way of NMS.
+    boxes, class_scores = (torch.where(exists[..., None], values, 0.0) for values in (boxes, class_scores))
+    chosen_quality = torch.zeros_like(boxes[..., 0]) if chosen_quality is None else chosen_quality * exists
     if rules.pairs:  # all pairs of the best anchors are enough to choose from: the best pairs are among them
         flat = scores.flatten(1)
         best = flat.topk(candidates, dim=1)
         scores = torch.full_like(flat, -1.0).scatter(1, best.indices, best.values).view_as(scores)
-    return boxes, class_scores, quality, scores
+    return boxes, class_scores, chosen_quality, scores

@@ -1,11 +1,15 @@
+import math
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import batched_nms
 
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.postprocess import postprocess, suppressed
+from retinaconf.inference.postprocess import RULES, postprocess, suppressed
 from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
@@ -167,14 +171,98 @@ def test_boxes_stay_in_the_image_and_empty_ones_go():
     assert (found.boxes[:, 3] > found.boxes[:, 1]).all()
 
 
-def test_nan_outputs_are_not_detections():
-    out = outputs(n=1, bias=-2)
-    out.class_logits[:, 5] = float("nan")
-    out.box_deltas[:, 7] = float("nan")
-    ((found,),) = postprocess(out, torch.tensor([CANVAS]), InferenceConfig(), [CLS])
-    assert len(found.scores) > 0
-    assert torch.isfinite(found.boxes).all()
-    assert torch.isfinite(found.scores).all()
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("class_logits", math.nan),
+        ("box_deltas", math.nan),
+        ("box_deltas", math.inf),
+        ("box_deltas", -math.inf),
+        ("quality_logits", math.nan),
+    ],
+)
+def test_an_anchor_that_is_not_finite_is_as_one_without_a_score(rules, column, value):
+    """Its company is detected as if it were not there: same NMS, same places among the candidates."""
+    config = InferenceConfig(rules=rules, candidates=200, detections=10_000)
+    sizes = torch.tensor([CANVAS, CANVAS])
+    broken, silent = outputs(bias=-1.0), outputs(bias=-1.0)
+    for anchor in (3, 7, broken.level_sizes[0] + 2):  # in levels with more anchors than candidates, in one image
+        broken.class_logits[0, anchor] = 3  # among the best
+        getattr(broken, column)[0, anchor, ...] = value
+        silent.class_logits[0, anchor] = -50
+    for joint in (product(0.0), product(1.0), proportional(0.4)):
+        for suppress in (True, False):
+            results = [postprocess(out, sizes, config, [joint], suppress)[0] for out in (broken, silent)]
+            for found, expected in zip(*results):
+                assert len(found.scores) > 100
+                for mine, other in zip(found, expected):
+                    assert torch.equal(mine, other)
+
+
+def test_a_box_far_outside_the_image_leaves_nms_to_the_others():
+    """Detectron2 clips after NMS. A finite delta can put a box so far out that, measured by it, all others are one."""
+    config = InferenceConfig(rules="detectron2", candidates=100_000, detections=10_000)
+    lost, silent = outputs(n=1, bias=-1.0), outputs(n=1, bias=-1.0)
+    lost.box_deltas[0, 7, 0] = 1e30
+    silent.class_logits[0, 7] = -50
+    ((found,),), ((expected,),) = (postprocess(out, torch.tensor([CANVAS]), config, [CLS]) for out in (lost, silent))
+    assert len(expected.scores) > 100
+    for mine, other in zip(found[:4], expected[:4]):
+        assert torch.equal(mine, other)
+
+
+THERE = torch.device("meta")  # stands for `mps`, which torch knows on a Mac only
+
+
+class OnAppleGPU(torch.Tensor):
+    """A tensor known as being on a device that has no float64; `tensor`, on the CPU, is its content."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        assert tensor.dtype != torch.float64, "no float64 here"
+        made = torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype, device=THERE)
+        made.tensor = tensor
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError(f"{function} outside of AppleGPU()")
+
+    def tolist(self):
+        return self.tensor.tolist()
+
+
+class AppleGPU(TorchDispatchMode):
+    """What is asked of that device is computed on the CPU, but for float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        here = any(isinstance(tensor, OnAppleGPU) for tensor in tensors)
+        assert not here or all(isinstance(tensor, OnAppleGPU) or tensor.ndim == 0 for tensor in tensors), "two devices"
+        if "device" in kwargs:
+            here = kwargs["device"] == THERE
+            kwargs["device"] = torch.device("cpu")
+        args, kwargs = tree_map(lambda value: getattr(value, "tensor", value), (args, kwargs))
+        result = function(*args, **kwargs)
+        return tree_map(lambda value: OnAppleGPU(value) if here and isinstance(value, torch.Tensor) else value, result)
+
+
+def test_a_device_without_float64():
+    out, config = outputs(bias=-2.0), InferenceConfig(candidates=200)
+    sizes, joints = torch.tensor([CANVAS, (100, 130)]), [product(0.4), proportional(0.7)]
+    with AppleGPU():
+        with pytest.raises(AssertionError, match="no float64"):
+            OnAppleGPU(out.anchors).double()
+        there = Outputs(*map(OnAppleGPU, out[:4]), out.level_sizes)
+        results = postprocess(there, OnAppleGPU(sizes), config, joints)
+    for mine, others in zip(results, postprocess(out, sizes, config, joints)):
+        for found, expected in zip(mine, others):
+            assert len(expected.scores) > 50
+            for one, two in zip(found, expected):
+                assert type(one) is torch.Tensor
+                assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 1200, 5000])

@@ -1,8 +1,15 @@
+import math
+
 import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 
-from retinaconf.interop.exportable import _EvenSame
+from retinaconf.config import InferenceConfig
+from retinaconf.inference.joint_score import joint_score
+from retinaconf.inference.postprocess import postprocess
+from retinaconf.interop import exportable
+from retinaconf.interop.exportable import FinishedDetections, _EvenSame, suppress
+from retinaconf.model.retinanet import RetinaNet
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -15,3 +22,32 @@ def test_padding_as_numbers_is_same_padding_where_the_stride_divides(kernel, str
     expected = conv(x)
     conv.__class__ = _EvenSame
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rules", ["paper", "mmdetection", "torchvision"])
+def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monkeypatch, rules):
+    config = InferenceConfig(rules=rules, candidates=200, detections=1000, alpha=0.4)
+    model, images = RetinaNet(tiny_config().model, 3).eval(), torch.rand(2, 3, 64, 96) * 255
+    sizes = torch.tensor([[64, 96], [60, 90]])
+    with torch.no_grad():
+        outputs = model(images, sizes)
+        for values in (outputs.class_logits, outputs.box_deltas, outputs.quality_logits):
+            values.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(0)) - 1)
+        outputs.class_logits[0, [7, 9]] = outputs.class_logits[1, 3] = 3.0  # among the best
+        outputs.class_logits[0, 5, 1] = outputs.quality_logits[0, 9] = math.nan
+        outputs.box_deltas[0, 7, 2] = math.nan
+        outputs.box_deltas[1, 3, 0] = math.inf
+    columns = [outputs.class_logits, outputs.box_deltas, outputs.quality_logits]
+    levels = [
+        (*level[:3], level[3][0])
+        for level in zip(*(column.split(outputs.level_sizes, 1) for column in [*columns, outputs.anchors[None]]))
+    ]
+    monkeypatch.setattr(exportable, "_levels", lambda *given: levels)
+    found = FinishedDetections(model, config, suppress)(images, sizes, torch.tensor(config.score_threshold))
+    (wanted,) = postprocess(outputs, sizes, config, [joint_score(config)])
+    for n, expected in enumerate(wanted):
+        count = len(expected.scores)
+        assert found["counts"][n] == count > 50
+        for name, values in expected._asdict().items():
+            torch.testing.assert_close(found[name][n, :count], values)
+            assert (found[name][n, count:] == (-1 if name == "labels" else 0)).all()
