@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from retinaconf import __version__
 from retinaconf.config import Config
-from retinaconf.errors import InputError, Interrupted
+from retinaconf.errors import InputError, Interrupted, reason
 from retinaconf.files import write_aside
 from retinaconf.options import UsageError, parse
 from retinaconf.recipes import RECIPES, paper_recipe, recipe
@@ -418,7 +418,8 @@ def _run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
         return 1
     except OSError as error:  # a disk that is full, a folder that went away
-        print(f"retinaconf: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"retinaconf: {where}{reason(error)}", file=sys.stderr)
         return 1
     return 0
 

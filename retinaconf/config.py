@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 QualityLoss = Literal[
     "l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted", "varifocal", "gfocal-all", "ce-near", "ce-ranked"
@@ -252,7 +252,7 @@ def read_config(path: Path) -> Config:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; is {path.parent} a run folder?") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable configuration ({error})") from None
+        raise InputError(f"{path}: not a readable configuration ({reason(error)})") from None
     if not isinstance(flat, dict):
         raise InputError(f"{path}: not a readable configuration (it is not an object of settings)")
     return config_from_flat(flat, str(path))

@@ -26,5 +26,11 @@ class InputError(Exception):
         self.kind = kind
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, as part of one line: the system's words, else the library's, else the name of the error."""
+    text = getattr(error, "strerror", None) or str(error).strip()
+    return str(text).splitlines()[0] if text else type(error).__name__
+
+
 class Interrupted(Exception):
     """A run was asked to stop; it is saved and resumes. The message says where."""

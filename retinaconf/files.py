@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 try:
     import fcntl
@@ -32,18 +35,37 @@ if fcntl is not None:
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, and rename it to `path`.
 
+    A link stays, and the file that it points to is replaced. The file keeps the mode of the one that it replaces; a new
+    one has the mode that files usually get. A device or a pipe is not replaced: what was written is copied into it.
+
     Raises:
         InputError: the folder is missing, the disk is full, or the like; what was at `path` is still there.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        if not path.exists() or path.is_file() or path.is_dir():
+            _replace(Path(os.path.realpath(path)), write)
+        else:
+            with TemporaryDirectory() as folder:
+                write(Path(folder) / path.name)
+                with (Path(folder) / path.name).open("rb") as written, path.open("wb") as device:
+                    shutil.copyfileobj(written, device)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be written ({reason}); free space there, or choose another place") from None
+        raise InputError(
+            f"{path}: cannot be written ({reason(error)}); free space there, or choose another place"
+        ) from None
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.touch()
+        mode = (file if file.exists() else aside).stat().st_mode
+        write(aside)  # safetensors makes the file anew, for its owner only
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        if aside.stat().st_mode != mode:
+            aside.chmod(stat.S_IMODE(mode))
+        os.replace(aside, file)
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from retinaconf.data.images import check_images
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.data.loader import steps_per_epoch, training_batches
 from retinaconf.diagnosis.quality import AlphaSweep, compare_alphas
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.diagnose import as_candidates
@@ -128,7 +128,7 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
         yield aside
         aside.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+        raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -10,6 +10,7 @@ import pytest
 
 from retinaconf import __version__
 from retinaconf.cli import COMMANDS
+from retinaconf.data import check
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.recipes import RECIPES
 
@@ -93,6 +94,27 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.stderr is not None
     assert process.stderr.read() == ""
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("encoder error -2"), "encoder error -2"),
+        (OSError(), "OSError"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "a/b.json"), "a/b.json: Permission denied"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_system_says_what_is_known(
+    run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: OSError, line: str
+):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(check, "find_layout", fail)
+    result = run_cli("check", "--data", "x")
+    assert (result.code, result.err) == (1, f"retinaconf: {line}\n")
 
 
 # --- help ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from retinaconf.errors import FaultKind, InputError
+from retinaconf.errors import FaultKind, InputError, reason
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _load_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
 

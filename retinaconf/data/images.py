@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from retinaconf.data.ground_truth import Fault, GroundTruth
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 # How stored pixels are turned upright, by EXIF orientation (Exif 2.3, tag 0x0112). 1 is upright already.
 _UPRIGHT = {
@@ -175,8 +175,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file; restore it, or correct the path", "missing-image") from None
     except (OSError, ValueError) as error:  # ValueError: no file system holds such a name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)}); check the file and its permissions") from None
     with stream:
         try:
             image = Image.open(stream)
@@ -199,8 +198,9 @@ def _decode(image: Image.Image, name: str | Path) -> None:
 
 
 def _damaged(name: str | Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{name}: truncated or damaged image ({reason}); restore or remove the file", "truncated-image")
+    return InputError(
+        f"{name}: truncated or damaged image ({reason(error)}); restore or remove the file", "truncated-image"
+    )
 
 
 def _truncated_jpeg(path: Path) -> InputError:

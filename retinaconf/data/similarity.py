@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from retinaconf.data.images import read_image
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 _SIDE = 32  # of a thumbnail
 # Correlation of two thumbnails from which they show the same scene. Copies that were compressed again, halved, or made
@@ -86,6 +86,6 @@ def _thumbnail(path: Path) -> np.ndarray:
                 image.draft("L", (8 * _SIDE, 8 * _SIDE))  # decoded at an eighth of the size, where that is enough
                 return np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2))
     except Exception as error:  # as many kinds as there are decoders
-        what = f"truncated or damaged image ({error})"
+        what = f"truncated or damaged image ({reason(error)})"
         raise InputError(f"{path}: {what}; restore or remove the file", "truncated-image") from None
     return np.asarray(read_image(path).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2))

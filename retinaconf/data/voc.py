@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 Difficult = Literal["keep", "ignore", "drop"]
 
@@ -175,7 +175,7 @@ def _parse(file: Path) -> _Annotation:
     try:
         tree = ET.parse(file).getroot()
     except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: a wrong or unknown encoding
-        raise _BadFileError(f"{file}: not a readable XML file ({error})") from None
+        raise _BadFileError(f"{file}: not a readable XML file ({reason(error)})") from None
     size = []
     for side in ("height", "width"):
         try:

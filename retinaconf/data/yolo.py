@@ -18,7 +18,7 @@ from typing import Any
 
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -106,7 +106,7 @@ def _specification(file: Path) -> dict[str, Any]:
     try:
         specification = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: cannot be read ({reason(error)})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(specification, dict):
@@ -174,7 +174,7 @@ def _lines(file: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: cannot be read ({reason(error)})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: not a text file") from None
 

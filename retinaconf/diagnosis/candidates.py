@@ -27,7 +27,8 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.progress import Progress, silent
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
+from retinaconf.files import write_aside
 
 FORMAT_VERSION = 1
 OPTIONAL = {"class_score": "class_scores", "quality": "quality"}  # on disk, in Candidates
@@ -165,7 +166,8 @@ def write_candidates(path: Path, images: Iterable[Mapping[str, Any]]) -> int:
     image or in none, `class_scores` (D,) and `quality` (D,): numpy arrays, lists, or tensors on the CPU. D may be 0.
 
     Raises:
-        InputError: columns of one image differ in length, or an optional column is there for some images only.
+        InputError: columns of one image differ in length, an optional column is there for some images only, or the file
+            cannot be written.
     """
     parts: dict[str, list[np.ndarray]] = {"image_id": [], "category_id": [], "bbox": [], "score": []}
     for image in images:
@@ -192,8 +194,12 @@ def write_candidates(path: Path, images: Iterable[Mapping[str, Any]]) -> int:
     columns = {
         name: np.concatenate(arrays) if arrays else empty.get(name, np.zeros(0)) for name, arrays in parts.items()
     }
-    with path.open("wb") as file:  # a file, since savez would add .npz to a bare path
-        np.savez(file, version=np.int64(FORMAT_VERSION), **columns)  # type: ignore[arg-type]
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # a file, since savez would add .npz to a bare path
+            np.savez(file, version=np.int64(FORMAT_VERSION), **columns)  # type: ignore[arg-type]
+
+    write_aside(path, write)
     return len(columns["score"])
 
 
@@ -204,10 +210,11 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a columnar candidates file ({reason}); write_candidates makes one") from None
+        raise InputError(
+            f"{path}: not a columnar candidates file ({reason(error)}); write_candidates makes one"
+        ) from None
     if int(columns.get("version", np.int64(0))) != FORMAT_VERSION:
         found = columns.get("version", "none")
         raise InputError(f"{path}: format version {found}; this retinaconf reads version {FORMAT_VERSION}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retinaconf.diagnosis.progress import Progress, silent
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 OPTIONAL = ("class_score", "quality")
 CHUNK = 1 << 22  # characters read at once
@@ -45,7 +45,7 @@ def read_coco_results(path: Path, progress: Progress = silent) -> dict[str, np.n
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     for name in OPTIONAL:

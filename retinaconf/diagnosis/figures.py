@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from retinaconf.diagnosis.oracles import DESCRIPTIONS
 from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
 from retinaconf.diagnosis.sizes import SIZES, object_size
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
+from retinaconf.files import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +54,20 @@ def save_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         figures["alpha"] = alpha
     if diagnosis.coverage is not None:
         figures["coverage"] = coverage
-    written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STYLE):
-            for name, draw in figures.items():
-                figure = Figure(layout="constrained")
-                FigureCanvasAgg(figure)  # no window, whatever the user's backend
-                draw(diagnosis, figure)
-                for suffix in ("png", "svg"):
-                    written.append(folder / f"{name}.{suffix}")
-                    metadata = {"Date": None} if suffix == "svg" else None
-                    figure.savefig(written[-1], dpi=200, metadata=metadata)
     except OSError as error:
-        raise InputError(f"{folder}: figures cannot be written ({error.strerror}); choose another place") from None
+        raise InputError(f"{folder}: figures cannot be written ({reason(error)}); choose another place") from None
+    written = []
+    with mpl.rc_context(STYLE):
+        for name, draw in figures.items():
+            figure = Figure(layout="constrained")
+            FigureCanvasAgg(figure)  # no window, whatever the user's backend
+            draw(diagnosis, figure)
+            for suffix in ("png", "svg"):
+                written.append(folder / f"{name}.{suffix}")
+                metadata = {"Date": None} if suffix == "svg" else None
+                write_aside(written[-1], partial(figure.savefig, format=suffix, dpi=200, metadata=metadata))
     return written
 
 

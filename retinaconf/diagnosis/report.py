@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -23,7 +22,8 @@ from retinaconf.diagnosis import sections
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.explorer_data import explorer_data
 from retinaconf.diagnosis.worst_objects import worst_objects
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
+from retinaconf.files import write_aside
 
 if TYPE_CHECKING:
     from retinaconf.diagnosis.diagnose import Diagnosis
@@ -60,16 +60,11 @@ def write_report(
     names = _names(diagnoses) if names is None else names
     text = _page(diagnoses, names, max_images)
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-    finally:
-        if aside.exists():
-            aside.unlink()
+        raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from None
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retinaconf.data.images import check_image
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.inference import video
 from retinaconf.inference.detections import Detections
@@ -91,7 +91,7 @@ def predict_files(
                     bars.advance(task)
         write_aside(out / "detections.json", lambda aside: aside.write_text(json.dumps(records) + "\n"))
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+        raise InputError(f"{out}: cannot be written ({reason(error)}); choose another --out") from None
     return done
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 _TICKS = 60_000  # a second in a written video: a multiple of the usual frame rates, and MPEG-4 takes no more
@@ -46,7 +46,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
             if first is None:
                 raise InputError(f"{path}: no frame of it can be read; restore the file")
     except av.error.FFmpegError as error:
-        raise InputError(f"{path}: not a video that can be read ({error.strerror}); restore the file") from None
+        raise InputError(f"{path}: not a video that can be read ({reason(error)}); restore the file") from None
 
 
 def frame_count(path: Path) -> int | None:
@@ -98,7 +98,7 @@ def video_writer(path: Path) -> Iterator[Callable[[Frame], None]]:
             if stream is not None:
                 container.mux(stream.encode(None))
     except av.error.FFmpegError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+        raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from None
 
 
 def _av(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 
 
 class Categories(NamedTuple):
@@ -46,7 +46,7 @@ def read_categories(path: Path) -> Categories:
             found = named(tuple(line.strip() for line in text.splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); give a COCO JSON, or a text file with a name a line"
+            f"{path}: cannot be read ({reason(error)}); give a COCO JSON, or a text file with a name a line"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: has no list `categories` with `id` and `name`; give a COCO JSON") from None

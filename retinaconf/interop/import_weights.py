@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retinaconf.config import Config
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.interop import detectron2, mmdetection, torchvision
 from retinaconf.interop.categories import Categories, coco_categories, read_categories
 from retinaconf.interop.imported import Imported, classes_of, head_settings
@@ -64,7 +64,7 @@ def import_weights(path: Path, run: Path, classes: Path | None = None, quality: 
         write_weights(run / MODEL, state, config, categories.names, categories.ids)
         write_config(run / CONFIG, config)
     except OSError as error:
-        raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+        raise InputError(f"{run}: cannot be written ({reason(error)}); choose another --out") from None
     return ImportedRun(run, imported.family, config, categories.names)
 
 

@@ -24,7 +24,7 @@ from retinaconf.data.loader import steps_per_epoch
 from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.matching import match_detections
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import DetectionTable
@@ -191,7 +191,7 @@ class Experiments:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from None
+            raise InputError(f"{self.folder}: cannot be made ({reason(error)}); choose another --out") from None
         document = {"root": str(self.root), "train": digest}
         write_aside(path, lambda aside: aside.write_text(json.dumps(document, indent=1) + "\n"))
 

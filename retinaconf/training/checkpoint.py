@@ -26,7 +26,7 @@ from torch import Tensor
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 
 CONFIG, METRICS, MODEL, LAST, LOG = "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt"
@@ -85,7 +85,7 @@ def read_weights(path: Path) -> Weights:
             metadata = tensors.metadata() or {}
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{file}: not a readable safetensors file ({reason(error)})") from None
     if missing := {"config", "classes", "category_ids"} - set(metadata):
         raise InputError(f"{file}: no '{min(missing)}' in its metadata; was it written by retinaconf?")
     try:

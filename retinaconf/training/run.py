@@ -11,7 +11,7 @@ from retinaconf.config import Config, read_config
 from retinaconf.data.ground_truth import Fault
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.files import locked
 from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, MODEL, write_config
 from retinaconf.training.loop import launch, train
@@ -71,7 +71,7 @@ def _opened(run: Path, config: Config, resume: bool) -> Iterator[None]:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(run / LOG))
         except OSError as error:
-            raise InputError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+            raise InputError(f"{run}: cannot be written ({reason(error)}); choose another --out") from None
         try:
             if is_new:
                 write_config(run / CONFIG, config)

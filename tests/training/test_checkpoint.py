@@ -1,5 +1,4 @@
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 
 from retinaconf.config import Config, read_config
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside
 from retinaconf.training import checkpoint
 from retinaconf.training.checkpoint import read_state, read_weights, write_config, write_state, write_weights
 
@@ -19,66 +17,6 @@ STATE = {"step": 7, "best": 0.25, "categories": ((3, 90), ("a", "b")), "model": 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# --- writing aside -------------------------------------------------------------------------------------------------
-
-
-def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path):
-    file = tmp_path / "a.txt"
-    seen: list[tuple[str, list[str]]] = []
-
-    def write(aside: Path) -> None:
-        aside.write_text("new")
-        seen.append((file.read_text() if file.exists() else "", names(tmp_path)))
-
-    write_aside(file, write)
-    write_aside(file, write)
-    assert file.read_text() == "new"
-    assert names(tmp_path) == ["a.txt"]
-    aside = f".a.txt.{os.getpid()}"
-    assert seen == [("", [aside]), ("new", [aside, "a.txt"])]
-
-
-def half(error: Exception) -> Callable[[Path], None]:
-    def write(aside: Path, *args: Any) -> None:
-        aside.write_text("half")
-        raise error
-
-    return write
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OSError(28, "No space left on device"), "No space left on device"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0\nsecond line"), "PytorchStreamWriter failed"),
-        (safetensors.SafetensorError("I/O error"), "I/O error"),
-    ],
-    ids=["system", "torch", "safetensors"],
-)
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Exception, reason: str):
-    file = tmp_path / "a.txt"
-    file.write_text("old")
-    with pytest.raises(InputError, match=rf"a\.txt: cannot be written \({reason}") as caught:
-        write_aside(file, half(error))
-    assert "\n" not in str(caught.value)
-    assert file.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
-
-
-def test_other_errors_are_left_as_they_are(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError):
-        write_aside(tmp_path / "a.txt", half(ZeroDivisionError()))
-    with pytest.raises(KeyboardInterrupt):
-        write_aside(tmp_path / "a.txt", half(KeyboardInterrupt()))  # type: ignore[arg-type]
-    assert names(tmp_path) == []
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot be written"):
-        write_aside(tmp_path / "none/a.txt", lambda aside: aside.write_text("x"))
-    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +35,8 @@ def test_every_file_of_a_run_is_written_aside(
     before = file.read_bytes()
 
     def fail(thing: Any, aside: Path, *args: Any) -> None:
-        half(OSError(28, "No space left on device"))(aside)
+        aside.write_text("half")
+        raise OSError(28, "No space left on device")
 
     owner, _, name = part.rpartition(".")
     monkeypatch.setattr(getattr(checkpoint, owner) if owner else checkpoint, name, fail)
