@@ -21,7 +21,7 @@ from retinaconf.files import write_aside
 from retinaconf.options import UsageError, parse
 from retinaconf.recipes import RECIPES, paper_recipe, recipe
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
 
 
@@ -102,7 +102,7 @@ def evaluate(
     """
     from retinaconf.inference.evaluate import evaluate_run, print_report
 
-    report = evaluate_run(run, data, split, alpha, sweep, layout, None if device == "auto" else device, detections)
+    report = evaluate_run(run, data, split, alpha, sweep, layout, device, detections)
     print_report(report)
     if json is not None:
         _write_json(json, report)
@@ -129,7 +129,7 @@ def predict(
     """
     from retinaconf.inference.predict import predict_files
 
-    written = predict_files(run, images, out, alpha, score_threshold, None if device == "auto" else device)
+    written = predict_files(run, images, out, alpha, score_threshold, device)
     print(f"{written:,} images: {out / 'detections.json'} and the pictures beside it")
 
 
@@ -191,8 +191,7 @@ def diagnose(
             raise UsageError("diagnose RUN: give the data set with --data ROOT")
         from retinaconf.inference.diagnose import diagnose_run
 
-        device_or_none = None if device == "auto" else device
-        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device_or_none)]
+        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device)]
     else:
         if ground_truth is None:
             raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
@@ -242,7 +241,7 @@ def retrofit(
     """
     from retinaconf.retrofit import retrofit_run
 
-    retrofit_run(run, data, out, quality, seed, layout, None if device == "auto" else device)
+    retrofit_run(run, data, out, quality, seed, layout, device)
 
 
 def check(

@@ -54,18 +54,17 @@ def run_demo(out: Path, device: str = "auto") -> None:
     write_scenes(data, TRAIN_SCENES, VAL_SCENES, size=SIZE)
     print(f"2. training RetinaNet-Conf on them: {run}")
     train_run(CONFIG, data, run, resume=True, device=device)
-    chosen_device = None if device == "auto" else device
     print("3. evaluating every joint score of class and quality, from one pass of the network")
-    report = evaluate_run(run, data, "val", with_sweep=True, device=chosen_device)
+    report = evaluate_run(run, data, "val", with_sweep=True, device=device)
     print_report(report)
     write_aside(out / "sweep.json", lambda aside: aside.write_text(json.dumps(report, indent=1) + "\n"))
     best = max(report["sweep"], key=lambda row: row["metrics"]["AP"])
     plain = report["sweep"][0]["metrics"]["AP"]
     print(f"   class score alone: AP {plain:.3f}; best, {best['joint']}: AP {best['metrics']['AP']:.3f}")
     print(f"4. diagnosing it: {out / 'report.html'}")
-    diagnosis = diagnose_run(run, data, "val", device=chosen_device)
+    diagnosis = diagnose_run(run, data, "val", device=device)
     print("\n".join(f"   {line}" for line in diagnosis.summary()))
     write_report(out / "report.html", [diagnosis])
     pictures = sorted((data / "images").glob("val*"))[:PICTURES]
     print(f"5. drawing detections: {out / 'pictures'}")
-    predict_files(run, pictures, out / "pictures", score_threshold=0.6, device=chosen_device)
+    predict_files(run, pictures, out / "pictures", score_threshold=0.6, device=device)

@@ -49,7 +49,7 @@ def retrofit_run(
     quality: Tower = "classification",
     seed: int = 0,
     layout: str | None = None,
-    device: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Give the detector of `run` a quality branch, trained alone on the split `train` of `root`, as the run `out`.
 

@@ -23,6 +23,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
 from retinaconf.data.loader import evaluation_batches, padded
 from retinaconf.data.transforms import Augmentation, apply, canvas, resized
+from retinaconf.device import find_device
 from retinaconf.errors import InputError
 from retinaconf.inference.dataset import DetectionTable, detect, to_original
 from retinaconf.inference.detections import Detections
@@ -44,14 +45,14 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # owner/name
 _UNREACHED = "the Hugging Face Hub cannot be reached ({}); go online, or give a run folder"
 
 
-def load(run: str | Path, device: str | torch.device | None = None) -> Detector:
-    """The detector of a run folder (or of a `model.safetensors`), on `device`: a GPU if there is one.
+def load(run: str | Path, device: str | torch.device = "auto") -> Detector:
+    """The detector of a run folder (or of a `model.safetensors`), on a device by its name in `retinaconf.device`.
 
     What is not there and reads as `owner/name`, with no local folder `owner`, is fetched from the Hugging Face Hub.
 
     Raises:
         InputError: the folder holds no model, or one that does not fit its configuration; the Hub has no such model or
-            cannot be reached.
+            cannot be reached; there is no such device.
     """
     path = Path(run)
     name = path.as_posix()
@@ -84,16 +85,14 @@ class Detector(ModelHubMixin):
     def __init__(
         self,
         weights: Weights,
-        device: str | torch.device | None = None,
+        device: str | torch.device = "auto",
         metrics: Mapping[str, float] | None = None,
     ):
         self.config: Config = weights.config
         self.classes = weights.classes
         self.category_ids = weights.category_ids
         self.metrics = metrics  # of the validation that chose the weights, if that is known
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
+        self.device = find_device(device)
         untrained = self.config.model.model_copy(update={"weights": "none"})
         self.model = RetinaNet(untrained, len(self.classes)).eval()
         try:
@@ -120,7 +119,7 @@ class Detector(ModelHubMixin):
         token: str | bool | None,
         **model_kwargs: Any,  # device
     ) -> Detector:
-        device = model_kwargs.get("device")
+        device = model_kwargs.get("device", "auto")
         if Path(model_id).is_dir():
             return load(model_id, device)
         file = hf_hub_download(

@@ -27,7 +27,7 @@ def diagnose_run(
     alpha: float | None = None,
     images: int = 5000,
     layout: str | None = None,
-    device: str | None = None,
+    device: str = "auto",
 ) -> Diagnosis:
     """Diagnose a run on a split of `root`, or on `images` of its images, drawn at random where it has more.
 

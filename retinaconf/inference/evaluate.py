@@ -31,7 +31,7 @@ def evaluate_run(
     alpha: float | None = None,
     with_sweep: bool = False,
     layout: str | None = None,
-    device: str | None = None,
+    device: str = "auto",
     detections: Path | None = None,
 ) -> dict[str, Any]:
     """The report that `retinaconf evaluate --json` writes.

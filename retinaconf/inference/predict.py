@@ -29,7 +29,7 @@ def predict_files(
     out: Path,
     alpha: float | None = None,
     score_threshold: float = 0.3,
-    device: str | None = None,
+    device: str = "auto",
 ) -> int:
     """Detect in files, in the images of folders, and in videos; returns how many images and frames there were.
 
@@ -43,7 +43,7 @@ def predict_files(
         out: folder for the pictures, videos and `detections.json`.
         alpha: exponent of the quality in the joint score, instead of the run's own.
         score_threshold: for the pictures.
-        device: where to compute.
+        device: where to compute: `auto`, or what else `retinaconf.device.find_device` takes.
 
     Raises:
         InputError: no such run, file or folder, an unreadable image or video, a wrong alpha, or `out` cannot be written

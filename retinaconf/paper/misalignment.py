@@ -43,7 +43,7 @@ def statistics(experiments: Experiments, training: Training, seed: int) -> dict[
 def _measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     random = np.random.default_rng(0)
     truth = sample(experiments.ground_truth, random)
-    detector = load(run, None if experiments.device == "auto" else experiments.device)
+    detector = load(run, experiments.device)
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=SCORE_THRESHOLDS[0])
     (table,) = detector.detect(truth, config, suppress=False)
     before = candidates(table, run)

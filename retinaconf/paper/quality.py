@@ -40,7 +40,7 @@ def qualities(experiments: Experiments, training: Training, seed: int) -> dict[s
 
 def _measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     truth = sample(experiments.ground_truth, np.random.default_rng(0))
-    boxes = class_ranked(load(run, None if experiments.device == "auto" else experiments.device), truth)
+    boxes = class_ranked(load(run, experiments.device), truth)
     return by_overlap(boxes, truth) | {"uses": by_use(boxes, truth)}
 
 

@@ -198,7 +198,7 @@ class Experiments:
 
 def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     truth, joints = experiments.ground_truth, joints_of(training)
-    detector = load(run, None if experiments.device == "auto" else experiments.device)
+    detector = load(run, experiments.device)
     same_categories(detector, run, truth)
     evaluator = CocoEvaluator(truth)
     found = {}

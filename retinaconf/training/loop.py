@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from retinaconf.device import find_device
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.files import write_aside
@@ -51,13 +52,12 @@ def launch(config: Config, device: str = "auto") -> Fabric:
     """Devices, precision and processes. Under torchrun, this process is one of those that it started.
 
     Raises:
-        InputError: a GPU is asked for and there is none.
+        InputError: there is no such device.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
+    found = find_device(device)
     fabric = Fabric(
-        accelerator={"cuda": "gpu"}.get(device, device),
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        accelerator=found.type,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if not found.index else [found.index],
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         precision={"32": "32-true"}.get(config.precision, config.precision),  # type: ignore[arg-type]
     )
