@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
@@ -38,7 +39,7 @@ def step(bf16: bool, depthwise: bool) -> Callable[[], None]:
         torch.cat([corner, corner + 20 + 50 * torch.rand(IMAGES, 13, 2)], -1),
         torch.zeros(IMAGES, 13).long(),
     )
-    matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU), boxes, labels)
+    matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU, CellAnchors()), boxes, labels)
 
     def run() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

@@ -28,11 +28,12 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import Config
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
-from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
+from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.training.checkpoint import Weights
@@ -94,7 +95,7 @@ def our_step(name: str) -> Callable[[], None]:
     boxes, labels = random_targets(2)
 
     def step() -> None:
-        matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU), boxes, labels)
+        matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU, CellAnchors()), boxes, labels)
         outputs = network(images, sizes)
         losses = detection_losses(outputs, matches, boxes, config.model, config.loss, max(1, matches.positives))
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -141,13 +142,13 @@ def random_outputs() -> Outputs:
     """Logits of which about 0.3 % pass the threshold of 0.05, as after some training."""
     generator = torch.Generator().manual_seed(0)
     shapes = level_shapes(HEIGHT, WIDTH)
-    anchors = anchor_boxes(shapes, CPU)
+    anchors = anchor_boxes(shapes, CPU, CellAnchors())
     return Outputs(
         torch.randn(1, len(anchors), CLASSES, generator=generator) * 1.5 - 7,
         torch.randn(1, len(anchors), 4, generator=generator) * 0.2,
         torch.randn(1, len(anchors), generator=generator),
         anchors,
-        tuple(h * w * PER_CELL for h, w in shapes),
+        tuple(h * w * CellAnchors().count for h, w in shapes),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from retinaconf.cell_anchors import RATIOS, SCALES, STRIDES, CellAnchors
 from retinaconf.errors import InputError, reason
 
 QualityLoss = Literal[
@@ -19,6 +20,8 @@ QualityLoss = Literal[
 ]
 Resize = Literal["antialias", "bilinear", "torchvision"]
 JointMethod = Literal["product", "proportional", "cls", "cls*obj"]
+
+LARGEST_ANCHOR = 512  # pixels on P3; then 8,192 on P7
 
 
 class Section(BaseModel):
@@ -52,6 +55,11 @@ class ModelConfig(Section):
     """Group normalisation (32 groups) behind the convolutions of the towers; torchvision's second RetinaNet has it."""
     anchors: Literal["exact", "torchvision"] = "exact"
     """`exact`, as in MMDetection and Detectron2, or `torchvision`: cut to whole pixels."""
+    anchor_ratios: tuple[float, ...] = RATIOS
+    """Height to width of the anchors: every cell has each ratio at each scale. `retinaconf check` proposes ratios and
+    scales where the objects of a data set need others."""
+    anchor_scales: tuple[float, ...] = SCALES
+    """Side of a square anchor in strides of its level: 4 is 32 pixels on P3, of stride 8, and 512 on P7, of 128."""
     quality: Literal["none", "classification", "localization"] = "none"
     """Tower that carries the quality branch: `classification` is RetinaNet-Conf, `localization` IoU-aware RetinaNet."""
     class_target: Literal["label", "iou"] = "label"
@@ -68,6 +76,25 @@ class ModelConfig(Section):
         if self.head_norm == "group" and self.channels % 32:
             raise ValueError(f"model.head-norm group needs channels in multiples of 32, not {self.channels}")
         return self
+
+    @model_validator(mode="after")
+    def _anchors_are_boxes(self) -> ModelConfig:
+        for name, values in (("ratios", self.anchor_ratios), ("scales", self.anchor_scales)):
+            if not values or min(values) <= 0 or len(set(values)) < len(values):
+                raise ValueError(f"model.anchor-{name} {values}: give one or more positive numbers, each once")
+        sides = self.cell_anchors.sides(STRIDES[0])
+        if sides.min() < 1 or sides.max() > LARGEST_ANCHOR:
+            width, height = sides[(sides < 1).any(1) | (sides > LARGEST_ANCHOR).any(1)][0]
+            raise ValueError(
+                f"model.anchor-ratios and model.anchor-scales make an anchor of {width:.3g} x {height:.3g} pixels on "
+                f"P3; the sides must be from 1 to {LARGEST_ANCHOR}"
+            )
+        return self
+
+    @property
+    def cell_anchors(self) -> CellAnchors:
+        """The anchors of a cell, of which the head has an output each."""
+        return CellAnchors(self.anchor_ratios, self.anchor_scales, whole_pixels=self.anchors == "torchvision")
 
 
 class DataConfig(Section):

@@ -72,10 +72,10 @@ def seen(detector: Detector, batch: Batch) -> Seen:
     return Seen(batch.boxes, outputs, maps, matches, targets)
 
 
-def fitted_branch(batches: list[Seen], loss: LossConfig) -> nn.Conv2d:
-    """The convolution with a small `loss`, by AdamW; the same steps for any."""
+def fitted_branch(batches: list[Seen], loss: LossConfig, anchors: int) -> nn.Conv2d:
+    """The convolution, for so many `anchors` a cell, with a small `loss`, by AdamW; the same steps for any."""
     torch.manual_seed(0)
-    branch = nn.Conv2d(batches[0].maps[0].shape[1], 9, 3, padding=1)
+    branch = nn.Conv2d(batches[0].maps[0].shape[1], anchors, 3, padding=1)
     nn.init.normal_(branch.weight, std=0.01)
     nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
     branch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,7 +107,7 @@ def fit(run: Path, root: Path, out: Path) -> None:
     batches = [seen(detector, batch) for batch in training_batches(train_set, data, 0, 0, steps)]
     for name, training in missing.items():
         config = detector.config.changed(**{"model.quality": "classification"} | dict(training.changes))
-        branch = fitted_branch(batches, config.loss)
+        branch = fitted_branch(batches, config.loss, detector.model.cell_anchors.count)
         state = detector.model.state_dict()
         state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
         folder = _folder(out, name, run)

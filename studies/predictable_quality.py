@@ -34,7 +34,6 @@ from retinaconf.diagnosis.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import to_original
 from retinaconf.inference.detector import BATCH, Detector, load
-from retinaconf.model.anchors import PER_CELL
 from retinaconf.model.boxes import decode
 from retinaconf.paper.quality import CLASS_SCORE, USES, by_overlap, by_use
 
@@ -46,7 +45,7 @@ LEARNED = 12_000  # boxes, drawn at random from two folds
 def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Candidates, np.ndarray]:
     """The (anchor, class) pairs with a class score above 0.05, and what is known of each (D, F)."""
     maps: list[Tensor] = []
-    head = detector.model.head
+    head, per_cell = detector.model.head, detector.model.cell_anchors.count
     hooks = [
         tower.register_forward_hook(lambda *call: maps.append(call[-1]))
         for tower in (head.classification_tower, head.localization_tower)
@@ -69,8 +68,8 @@ def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Candidat
             anchor, label, deltas, boxes = (part[has_area] for part in (anchor, label, deltas, boxes))
             score = scores[n, anchor, label]
             sides = (boxes[:, 2:] - boxes[:, :2]).log()
-            kind = torch.stack([anchor % PER_CELL, label], 1)
-            known = [features[n, anchor // PER_CELL], scores[n, anchor], deltas, sides, kind, score[:, None]]
+            kind = torch.stack([anchor % per_cell, label], 1)
+            known = [features[n, anchor // per_cell], scores[n, anchor], deltas, sides, kind, score[:, None]]
             original = (int(truth.image_sizes[image, 0]), int(truth.image_sizes[image, 1]))
             columns.append(
                 (

@@ -35,6 +35,8 @@ FLAT = {
     "model.backbone": st.text(min_size=1),
     "model.freeze_stem": st.booleans(),
     "model.channels": st.integers(8, 10**6),
+    "model.anchor_ratios": st.lists(st.floats(0.05, 20), min_size=1, unique=True).map(tuple),
+    "model.anchor_scales": st.lists(st.floats(1, 10), min_size=1, unique=True).map(tuple),
     "model.mean": st.tuples(*[st.floats(-10, 10)] * 3),
     "data.flip": st.floats(0, 1),
     "data.scale": st.floats(0.1, 10).map(lambda low: (low, low * 2)),
@@ -56,6 +58,13 @@ def test_a_configuration_survives_json_bit_by_bit(changes: dict[str, Any]):
     assert {name: again.flat()[name] for name in changes} == {
         name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()
     }
+
+
+def test_a_configuration_of_version_0_1_has_the_anchors_that_it_had():
+    old = {name: value for name, value in Config().flat().items() if not name.startswith("model.anchor_")}
+    assert config_from_flat(old) == Config()
+    assert Config().model.anchor_ratios == (0.5, 1.0, 2.0)
+    assert Config().model.anchor_scales == (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
 
 
 def test_changed_leaves_the_original_as_it_is():
@@ -103,6 +112,17 @@ def test_changed_leaves_the_original_as_it_is():
         ("model.channels", 4),
         ("model.head_convs", -1),
         ("model.mean", [0.5, 0.5]),
+        ("model.anchor_ratios", []),
+        ("model.anchor_ratios", [1, 0]),
+        ("model.anchor_ratios", [-1]),
+        ("model.anchor_ratios", [math.nan]),
+        ("model.anchor_ratios", [1, math.inf]),
+        ("model.anchor_ratios", [1, 2, 1]),  # twice the same anchor
+        ("model.anchor_ratios", [1e4]),  # a third of a pixel wide on P3
+        ("model.anchor_ratios", 1),
+        ("model.anchor_scales", []),
+        ("model.anchor_scales", [0.1]),
+        ("model.anchor_scales", [4, 65]),
         ("loss.quality", "bce"),
         ("loss.focal_alpha", 2),
         ("seed", -1),

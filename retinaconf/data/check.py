@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.data.anchor_coverage import best_anchor_iou
 from retinaconf.data.check_report import Finding, Report, Severity, SplitStatistics
 from retinaconf.data.ground_truth import Fault, GroundTruth
@@ -219,11 +220,11 @@ def _check_boxes(
     _add(findings, "warning", "tiny-box", split, tiny)
     _add(findings, "warning", "duplicate-box", split, (line(row, "occurs twice") for row in _duplicates(truth, rows)))
 
-    unfit = best_anchor_iou(boxes, canvases)
+    unfit = best_anchor_iou(boxes, canvases, CellAnchors())
     share = float((unfit < 0.5).mean()) if len(rows) else 0.0
     if share > _UNFIT_SHARE:
         more = round(1.5 * short_side), round(1.5 * long_side)
-        then = (best_anchor_iou(*_at_input_size(clipped[rows], sizes[rows], *more)) < 0.5).mean()
+        then = (best_anchor_iou(*_at_input_size(clipped[rows], sizes[rows], *more), CellAnchors()) < 0.5).mean()
         text = (
             f"{truth.source}: {share:.1%} of the boxes overlap no anchor by IoU 0.5 at input size {short_side} x "
             f"{long_side}, and learn from their best anchor only; at {more[0]} x {more[1]} {then:.1%}"

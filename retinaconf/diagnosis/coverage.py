@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.data.anchor_coverage import PER_CELL, SHAPES, STRIDES
+from retinaconf.cell_anchors import STRIDES, CellAnchors
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.overlaps import iou
 from retinaconf.diagnosis.progress import Progress, silent
@@ -42,6 +42,7 @@ def anchor_coverage(
     ground_truth: GroundTruth,
     scale: np.ndarray,
     padded_size: np.ndarray,
+    cell_anchors: CellAnchors,
     positive_iou: float = 0.5,
     progress: Progress = silent,
 ) -> Coverage:
@@ -53,6 +54,7 @@ def anchor_coverage(
         ground_truth: I images, B boxes in pixels of the files.
         scale: (I, 2) float: x and y factor by which the network's input is larger than the file.
         padded_size: (I, 2) int: height and width of the network's input, padding included.
+        cell_anchors: of the detector.
         positive_iou: an anchor at or above it is positive.
         progress: told after each image.
     """
@@ -67,7 +69,7 @@ def anchor_coverage(
         if len(rows) == 0:
             continue
         boxes = ground_truth.boxes[rows] * np.tile(scale[image], 2)
-        anchor, target, overlap, best = _relevant_anchors(boxes, padded_size[image], positive_iou)
+        anchor, target, overlap, best = _relevant_anchors(boxes, padded_size[image], cell_anchors, positive_iou)
         best_iou[rows] = best
         positive_anchors[image] = len(np.unique(anchor[overlap > positive_iou]))
 
@@ -85,36 +87,40 @@ def anchor_coverage(
 
 
 def _relevant_anchors(
-    boxes: np.ndarray, padded_size: np.ndarray, positive_iou: float
+    boxes: np.ndarray, padded_size: np.ndarray, cell_anchors: CellAnchors, positive_iou: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(P,) anchor number, object and IoU, ordered by object and anchor, of the pairs with IoU >= `positive_iou` or the
     largest > 0 of their object; (G,) that largest IoU.
     """
-    cells = -(-np.asarray(padded_size)[None, ::-1] // STRIDES[:, None])  # (S, 2): columns, rows of each anchor shape
-    per_level = cells[::PER_CELL].prod(1) * PER_CELL
-    level_start = np.repeat(np.concatenate([[0], np.cumsum(per_level)[:-1]]), PER_CELL)
+    per_cell = cell_anchors.count
+    shapes = np.concatenate([cell_anchors.sides(stride) for stride in STRIDES])  # (S, 2): width, height
+    strides, padded = np.repeat(STRIDES, per_cell)[:, None], np.asarray(padded_size)[None, ::-1]
+    cells = -(-padded // strides)  # (S, 2): columns, rows of each anchor shape
+    steps = np.broadcast_to(cell_anchors.step(strides, padded, cells), cells.shape)
+    per_level = cells[::per_cell].prod(1) * per_cell
+    level_start = np.repeat(np.concatenate([[0], np.cumsum(per_level)[:-1]]), per_cell)
 
     def measure(target: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Anchor, object and IoU of all anchors of these shapes that touch these objects."""
         low, high = boxes[target, :2], boxes[target, 2:]
-        step = STRIDES[kind][:, None]
-        first = np.clip(np.ceil((low - SHAPES[kind] / 2) / step).astype(np.int64), 0, cells[kind])
-        last = np.clip(np.floor((high + SHAPES[kind] / 2) / step).astype(np.int64) + 1, 0, cells[kind])
+        step = steps[kind]
+        first = np.clip(np.ceil((low - shapes[kind] / 2) / step).astype(np.int64), 0, cells[kind])
+        last = np.clip(np.floor((high + shapes[kind] / 2) / step).astype(np.int64) + 1, 0, cells[kind])
         width, height = np.maximum(last - first, 0).T
         count = width * height
         each = np.repeat(np.arange(len(target)), count)
         within = np.arange(len(each)) - np.repeat(np.cumsum(count) - count, count)
         x, y = first[each, 0] + within % width[each], first[each, 1] + within // width[each]
         kind = kind[each]
-        centre = np.stack([x, y], axis=1) * STRIDES[kind][:, None]
-        anchors = np.concatenate([centre - SHAPES[kind] / 2, centre + SHAPES[kind] / 2], axis=1)
-        number = level_start[kind] + (y * cells[kind, 0] + x) * PER_CELL + kind % PER_CELL
+        centre = np.stack([x, y], axis=1) * steps[kind]
+        anchors = np.concatenate([centre - shapes[kind] / 2, centre + shapes[kind] / 2], axis=1)
+        number = level_start[kind] + (y * cells[kind, 0] + x) * per_cell + kind % per_cell
         return number, target[each], iou(anchors, boxes[target[each]])
 
     sides = boxes[:, None, 2:] - boxes[:, None, :2]
-    inside = np.minimum(sides, SHAPES).prod(-1)
+    inside = np.minimum(sides, shapes).prod(-1)
     reachable = (
-        inside / (sides.prod(-1) + SHAPES.prod(-1) - inside) + 1e-9
+        inside / (sides.prod(-1) + shapes.prod(-1) - inside) + 1e-9
     )  # (G, S): the IoU with centres on each other
     near = measure(*np.nonzero(reachable >= positive_iou))
     best = np.zeros(len(boxes))

@@ -56,6 +56,7 @@ def diagnose_run(
         ground_truth,
         scale=np.array(inputs)[:, ::-1] / sizes[:, ::-1],
         padded_size=np.array([canvas([size]) for size in inputs]),
+        cell_anchors=detector.config.model.cell_anchors,
     )
     process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
     return diagnose(ground_truth, candidates=candidates, post_processing=process, coverage=coverage)

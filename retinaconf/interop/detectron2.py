@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import Categories
-from retinaconf.interop.imported import Imported, bgr_to_rgb, classes_of, reorder_anchors, resnet_of
+from retinaconf.interop.imported import NINE, Imported, bgr_to_rgb, classes_of, reorder_anchors, resnet_of
 from retinaconf.model.weights_file import WeightsFile
 
 _MEAN, _STD = (103.530, 116.280, 123.675), (1.0, 1.0, 1.0)  # BGR; of the zoo's networks
@@ -53,7 +53,7 @@ def convert(file: WeightsFile, categories: Categories | None) -> Imported:
     state = _renamed(file.tensors, norm)
     if "fpn.extra_blocks.p6.weight" not in state:
         raise InputError(f"{file.path}: has no pyramid with P6 and P7; only RetinaNets on an FPN are read")
-    classes_of(state)
+    classes_of(state, NINE)
     reorder_anchors(state, _ORDER)
     mean, std = (
         tuple(file.tensors[name].flatten().tolist()) if name in file.tensors else default

@@ -12,10 +12,11 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore, joint_score
 from retinaconf.inference.postprocess import RULES, Rules, is_finite
-from retinaconf.model.anchors import STRIDES, level_anchors
+from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import RetinaNet
@@ -165,7 +166,7 @@ def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[tuple[T
     for feature, stride in zip(features, STRIDES, strict=True):
         yield (
             *model.head([feature]),
-            level_anchors(_sides(feature), stride, _sides(images), model.whole_pixel_anchors),
+            level_anchors(_sides(feature), stride, _sides(images), model.cell_anchors),
         )
 
 

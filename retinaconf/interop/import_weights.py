@@ -53,7 +53,7 @@ def import_weights(path: Path, run: Path, classes: Path | None = None, quality: 
                 f"no RetinaNet of torchvision, MMDetection or Detectron2 (it begins with {min(file.tensors)!r})"
             )
         config = Config().changed(**{"model.weights": "none"} | head_settings(imported.state) | imported.settings)
-        categories = _categories(imported)
+        categories = _categories(imported, config.model.cell_anchors.count)
         state = _checked(imported, config, len(categories.names))
     except KeyError as error:
         raise InputError(f"{path}: lacks what becomes {error}; is the file whole?") from None
@@ -68,9 +68,9 @@ def import_weights(path: Path, run: Path, classes: Path | None = None, quality: 
     return ImportedRun(run, imported.family, config, categories.names)
 
 
-def _categories(imported: Imported) -> Categories:
+def _categories(imported: Imported, anchors: int) -> Categories:
     """The classes: as given, COCO's where there are 80, else numbered."""
-    number = classes_of(imported.state)
+    number = classes_of(imported.state, anchors)
     categories = imported.categories
     if categories is None:
         coco = coco_categories()

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import Categories
-from retinaconf.model.anchors import PER_CELL
+
+NINE = CellAnchors().count  # a cell's anchors in the weights of torchvision and Detectron2, which do not say them
 
 # Blocks of the four stages -> layers; those without a third convolution a block are marked.
 _RESNETS: dict[tuple[tuple[int, ...], bool], int] = {
@@ -66,22 +68,22 @@ def head_settings(state: dict[str, Tensor]) -> dict[str, int]:
     return {"model.channels": state["head.class_conv.weight"].shape[1], "model.head_convs": len(convs)}
 
 
-def classes_of(state: dict[str, Tensor]) -> int:
-    """The number of classes.
+def classes_of(state: dict[str, Tensor], anchors: int) -> int:
+    """The number of classes of a head for so many `anchors` a cell.
 
     Raises:
-        InputError: not nine anchors a cell.
+        InputError: the head is for another number of anchors.
     """
     boxes, classes = len(state["head.box_conv.bias"]), len(state["head.class_conv.bias"])
-    if boxes != PER_CELL * 4 or classes % PER_CELL:
-        raise InputError(f"its head has {boxes / 4:g} anchors a cell; only heads with nine are read")
-    return classes // PER_CELL
+    if boxes != anchors * 4 or classes % anchors:
+        raise InputError(f"its head has {boxes / 4:g} anchors a cell, and what is known of them makes {anchors}")
+    return classes // anchors
 
 
 def keep_classes(state: dict[str, Tensor], rows: list[int]) -> None:
     """Leave only the outputs of some classes, in place and in this order."""
     for name in ("head.class_conv.weight", "head.class_conv.bias"):
-        by_anchor = state[name].unflatten(0, (PER_CELL, -1))
+        by_anchor = state[name].unflatten(0, (NINE, -1))
         state[name] = by_anchor[:, torch.tensor(rows)].flatten(0, 1)
 
 
@@ -90,7 +92,7 @@ def reorder_anchors(state: dict[str, Tensor], order: list[int]) -> None:
     for name in [
         name for name in state if name.startswith(("head.class_conv.", "head.box_conv.", "head.quality_conv."))
     ]:
-        state[name] = state[name].unflatten(0, (PER_CELL, -1))[torch.tensor(order)].flatten(0, 1)
+        state[name] = state[name].unflatten(0, (NINE, -1))[torch.tensor(order)].flatten(0, 1)
 
 
 def tower_layer(conv: int, part: str, norm: bool) -> int:

@@ -1,7 +1,7 @@
 """MMDetection 2 and 3: `RetinaHead`, and its relatives with a quality branch called `retina_iou`.
 
 MMDetection saves its configuration, a text of Python, beside the weights. What the tensors do not show is read from
-there: the style of the ResNet, the input's normalisation and size, the limits of the post-processing.
+there: the style of the ResNet, the anchors, the input's normalisation and size, the limits of the post-processing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from retinaconf.cell_anchors import RATIOS, SCALES, STRIDES, CellAnchors
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import Categories, named
 from retinaconf.interop.imported import (
     Imported,
     add_missing_biases,
     bgr_to_rgb,
-    classes_of,
     input_settings,
     resnet_of,
     tower_layer,
@@ -51,14 +51,15 @@ def convert(file: WeightsFile, categories: Categories | None, quality: str | Non
     `quality` is the tower that carries `retina_iou`, where the saved configuration does not say it.
 
     Raises:
-        InputError: a head of another kind, or a quality branch of which nobody says which tower carries it.
+        InputError: a head of another kind, anchors that cannot be set here, or a quality branch of which nobody says
+            which tower carries it.
     """
     _refuse_other_heads(file)
     norm = any(re.match(r"bbox_head\.cls_convs\.\d+\.gn\.", name) for name in file.tensors)
     state = _renamed(file.tensors, norm)
     add_missing_biases(state)
-    classes_of(state)
     config = _configuration(str(file.meta.get("config") or file.meta.get("cfg") or ""))
+    anchors = _anchors(file, config)
     caffe = _find(config.get("model"), "style") == "caffe"
     p6 = state["fpn.extra_blocks.p6.weight"]
     settings: dict[str, Any] = {
@@ -67,6 +68,8 @@ def convert(file: WeightsFile, categories: Categories | None, quality: str | Non
         "model.p6_from": "p5" if p6.shape[0] == p6.shape[1] else "c5",
         "model.relu_before_p7": bool(_find(config.get("model"), "relu_before_extra_convs")),
         "model.head_norm": "group" if norm else "none",
+        "model.anchor_ratios": anchors.ratios,
+        "model.anchor_scales": anchors.scales,
         "data.resize": "bilinear",
         "inference.rules": "mmdetection",
         **_input_size(config),
@@ -131,6 +134,17 @@ def _quality_tower(file: WeightsFile, config: dict[str, Any]) -> str:
         f"{file.path}: has a quality branch, and its tensors do not tell which tower carries it; say --quality "
         "localization (IoU-aware RetinaNet) or --quality classification (RetinaNet-Conf)"
     )
+
+
+def _anchors(file: WeightsFile, config: dict[str, Any]) -> CellAnchors:
+    """Of a cell, as `AnchorGenerator` makes them; RetinaNet's where the saved configuration does not say."""
+    said = _find(config.get("model"), "anchor_generator") or {}
+    strides = said.get("strides", STRIDES)
+    if tuple(strides) != STRIDES or said.get("center_offset") or said.get("base_sizes"):
+        raise InputError(f"{file.path}: its anchors lie otherwise than RetinaNet's, on strides 8 to 128")
+    base, octave = said.get("octave_base_scale"), said.get("scales_per_octave")
+    scales = [base * 2 ** (part / octave) for part in range(octave)] if base and octave else said.get("scales")
+    return CellAnchors(tuple(said.get("ratios") or RATIOS), tuple(scales or SCALES))
 
 
 def _input_size(config: dict[str, Any]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retinaconf.interop.categories import Categories, coco_categories
 from retinaconf.interop.imported import (
+    NINE,
     Imported,
     add_missing_biases,
     classes_of,
@@ -46,7 +47,7 @@ def convert(file: WeightsFile, categories: Categories | None) -> Imported:
     norm = "head.classification_head.conv.0.1.weight" in file.tensors
     state = _renamed(file.tensors, norm)
     add_missing_biases(state)
-    outputs = classes_of(state)
+    outputs = classes_of(state, NINE)
     p6 = state["fpn.extra_blocks.p6.weight"]
     settings: dict[str, Any] = {
         "model.backbone": resnet_of(state),

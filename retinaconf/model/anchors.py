@@ -1,9 +1,4 @@
-"""Anchors: nine boxes at every cell of every pyramid level.
-
-By default those of MMDetection and Detectron2 (which numbers them otherwise). torchvision's are cut to whole pixels:
-a side's octaves, the corners, and the distance of the cells, which it takes as the padded image's side divided by
-their number: 60 and not 64 pixels on P6 where the image is 608 high.
-"""
+"""Anchors: the boxes of `retinaconf.cell_anchors` at every cell of every pyramid level."""
 
 from __future__ import annotations
 
@@ -12,27 +7,17 @@ import functools
 import torch
 from torch import Tensor
 
-STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
-OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-RATIOS = (0.5, 1.0, 2.0)  # height to width, at equal area
-BASE_SIZE = 4  # side of the square anchor of scale 1, in strides
-PER_CELL = len(OCTAVE_SCALES) * len(RATIOS)
+from retinaconf.cell_anchors import STRIDES, CellAnchors
 
 
-def cell_anchors(stride: int, whole_pixels: bool = False) -> Tensor:
-    """(9, 4) float32 boxes around the origin, ratio by ratio, scales ascending; `whole_pixels` as torchvision."""
-    side = BASE_SIZE * stride * torch.tensor(OCTAVE_SCALES, dtype=torch.float64)
-    if whole_pixels:
-        side = side.floor()
-    ratio_root = torch.tensor(RATIOS, dtype=torch.float64).sqrt()
-    width = (side / ratio_root[:, None]).flatten()
-    height = (side * ratio_root[:, None]).flatten()
-    boxes = (torch.stack([-width, -height, width, height], dim=1) / 2).float()
-    return boxes.round() if whole_pixels else boxes
+def cell_boxes(stride: int, cell_anchors: CellAnchors) -> Tensor:
+    """(P, 4) float32 boxes around the origin, on the level of `stride`."""
+    corner = torch.tensor(cell_anchors.sides(stride).tolist(), dtype=torch.float64) / 2
+    return torch.cat([-corner, corner], dim=1).float()
 
 
 @functools.lru_cache(maxsize=64)
-def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, whole_pixels: bool = False) -> Tensor:
+def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, cell_anchors: CellAnchors) -> Tensor:
     """(A, 4) anchors of levels with `shapes` (H, W), level by level, row by row, cell by cell.
 
     The anchors of cell (0, 0) are centred on pixel (0, 0), as in MMDetection and torchvision. Cached: the tensor is
@@ -41,18 +26,17 @@ def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, whol
     padded = (shapes[2][0] * STRIDES[2], shapes[2][1] * STRIDES[2])
     with torch.inference_mode(False):  # whoever asks first, training can use them
         levels = [
-            level_anchors(shape, stride, padded, whole_pixels) for shape, stride in zip(shapes, STRIDES, strict=True)
+            level_anchors(shape, stride, padded, cell_anchors) for shape, stride in zip(shapes, STRIDES, strict=True)
         ]
         return torch.cat(levels).to(device)
 
 
-def level_anchors(shape: tuple[int, int], stride: int, padded: tuple[int, int], whole_pixels: bool = False) -> Tensor:
-    """(9 * H * W, 4) anchors of a level of `shape` (H, W) over a padded image of `padded` (height, width) pixels."""
-    height, width = shape
-    down, right = (padded[0] // height, padded[1] // width) if whole_pixels else (stride, stride)
-    y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
+def level_anchors(shape: tuple[int, int], stride: int, padded: tuple[int, int], cell_anchors: CellAnchors) -> Tensor:
+    """(P * H * W, 4) anchors of a level of `shape` (H, W) over a padded image of `padded` (height, width) pixels."""
+    down, right = (cell_anchors.step(stride, side, cells) for side, cells in zip(padded, shape, strict=True))
+    y, x = torch.meshgrid(torch.arange(shape[0]) * down, torch.arange(shape[1]) * right, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-    return (shifts + cell_anchors(stride, whole_pixels)).reshape(-1, 4)
+    return (shifts + cell_boxes(stride, cell_anchors)).reshape(-1, 4)
 
 
 def level_shapes(height: int, width: int) -> tuple[tuple[int, int], ...]:

@@ -18,19 +18,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from retinaconf.model.anchors import PER_CELL
-
 NORM_GROUPS = 32
 PRIOR = 0.01  # class score of every anchor before training (RetinaNet, section 4.1)
 
 
 class Head(nn.Module):
-    """Two towers, shared by all levels, and the 3x3 convolutions on top of them."""
+    """Two towers, shared by all levels, and the 3x3 convolutions on top of them, for so many `anchors` a cell."""
 
     def __init__(
         self,
         channels: int,
         classes: int,
+        anchors: int,
         convs: int = 4,
         quality: Literal["none", "classification", "localization"] = "none",
         norm: Literal["none", "group"] = "none",
@@ -40,13 +39,13 @@ class Head(nn.Module):
         self.quality = quality
         self.classification_tower = _tower(channels, convs, norm)
         self.localization_tower = _tower(channels, convs, norm)
-        self.class_conv = nn.Conv2d(channels, PER_CELL * classes, 3, padding=1)
-        self.box_conv = nn.Conv2d(channels, PER_CELL * 4, 3, padding=1)
+        self.class_conv = nn.Conv2d(channels, anchors * classes, 3, padding=1)
+        self.box_conv = nn.Conv2d(channels, anchors * 4, 3, padding=1)
         for module in self.modules():
             _init(module)
         nn.init.constant_(self.class_conv.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         # The branch is made last, so that detectors with and without it start from the same weights for a seed.
-        self.quality_conv = None if quality == "none" else _init(nn.Conv2d(channels, PER_CELL, 3, padding=1))
+        self.quality_conv = None if quality == "none" else _init(nn.Conv2d(channels, anchors, 3, padding=1))
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Levels (N, C, H_l, W_l) to class logits (N, A, K), box deltas (N, A, 4), quality logits (N, A) or None."""
@@ -85,7 +84,7 @@ def _init(module: nn.Module) -> nn.Module:
 
 
 def _by_anchor(levels: list[Tensor], width: int) -> Tensor:
-    """Maps (N, 9 * width, H_l, W_l) to (N, A, width), A running over levels, rows, columns and cell anchors.
+    """Maps (N, P * width, H_l, W_l) to (N, A, width), A running over levels, rows, columns and the P anchors of a cell.
 
     The transposed maps are views, so that the concatenation is the only copy.
     """

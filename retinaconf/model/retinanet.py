@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retinaconf.config import ModelConfig
-from retinaconf.model.anchors import PER_CELL, anchor_boxes
+from retinaconf.model.anchors import anchor_boxes
 from retinaconf.model.backbone import Backbone
 from retinaconf.model.fpn import FPN
 from retinaconf.model.head import Head
@@ -36,8 +36,10 @@ class RetinaNet(nn.Module):
             config.backbone, config.weights, config.freeze_stem, config.freeze_norm, config.stride_in_1x1
         )
         self.fpn = FPN(self.backbone.channels, config.channels, config.p6_from, config.relu_before_p7)
-        self.head = Head(config.channels, classes, config.head_convs, config.quality, config.head_norm)
-        self.whole_pixel_anchors = config.anchors == "torchvision"
+        self.cell_anchors = config.cell_anchors
+        self.head = Head(
+            config.channels, classes, self.cell_anchors.count, config.head_convs, config.quality, config.head_norm
+        )
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
@@ -50,8 +52,8 @@ class RetinaNet(nn.Module):
             class_logits,
             box_deltas,
             quality_logits,
-            anchor_boxes(shapes, class_logits.device, self.whole_pixel_anchors),
-            tuple(height * width * PER_CELL for height, width in shapes),
+            anchor_boxes(shapes, class_logits.device, self.cell_anchors),
+            tuple(height * width * self.cell_anchors.count for height, width in shapes),
         )
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from retinaconf.config import DataConfig
+from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.transforms import canvas, resized
 from retinaconf.diagnosis.overlaps import best_overlaps
@@ -56,7 +56,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
         "images": len(truth),
         "classes": len(truth.classes),
         "shown": [int(truth.image_ids[image]) for image in shown],
-        "positives": [positive_anchors(truth, int(image), detector.config.data) for image in shown],
+        "positives": [positive_anchors(truth, int(image), detector.config) for image in shown],
     }
     counts: dict[str, Counts] = {}
     points: dict[str, Any] = {}
@@ -96,11 +96,12 @@ def sample(truth: GroundTruth, random: np.random.Generator) -> GroundTruth:
     return truth.subset(np.sort(random.choice(len(truth), MAX_IMAGES, replace=False)))
 
 
-def positive_anchors(truth: GroundTruth, image: int, data: DataConfig) -> int:
+def positive_anchors(truth: GroundTruth, image: int, config: Config) -> int:
     """How many anchors of an image have an IoU above 0.5 with one of its objects, before any rule of training."""
     height, width = (int(side) for side in truth.image_sizes[image])
+    data = config.data
     size = resized((height, width), data.short_side, data.long_side, resize=data.resize)
     rows = slice(*truth.offsets[image : image + 2])
     boxes = truth.boxes[rows][~truth.crowd[rows]] * (np.array([size[1], size[0]] * 2) / [width, height, width, height])
-    anchors = anchor_boxes(level_shapes(*canvas([size])), torch.device("cpu"))
+    anchors = anchor_boxes(level_shapes(*canvas([size])), torch.device("cpu"), config.model.cell_anchors)
     return int((box_iou(anchors.double(), torch.from_numpy(boxes)) > 0.5).any(1).sum())

@@ -3,7 +3,7 @@
 The branch is one 3x3 convolution, and its loss, equation (9), counts positive anchors only. With the rest frozen, all
 that it sees there is the 3x3 patch of its tower around the anchor's cell, and what it should say, the IoU of the
 predicted box, never changes. So the network runs a few times over the images to collect the patches, and the rest is
-nine logistic regressions, one for each anchor of a cell: convex, and solved without the network.
+as many logistic regressions as a cell has anchors: convex, and solved without the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retinaconf.data.loader import Batch
-from retinaconf.model.anchors import PER_CELL
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.training.matching import match
@@ -37,7 +36,7 @@ class Cells(NamedTuple):
     """U cells at which at least one anchor is positive."""
 
     patches: Tensor  # (U, 9 C) float32: what a 3x3 convolution sees there, in the order of its weights
-    targets: Tensor  # (U, 9) float32: IoU of each anchor's predicted box with its object; NaN where not positive
+    targets: Tensor  # (U, P) float32: IoU of each anchor's predicted box with its object; NaN where not positive
     images: Tensor  # (U,) int64 row in the ground truth
 
     @property
@@ -49,8 +48,8 @@ class Cells(NamedTuple):
 class Branch(NamedTuple):
     """The convolution found, and how."""
 
-    weight: Tensor  # (9, C, 3, 3)
-    bias: Tensor  # (9,)
+    weight: Tensor  # (P, C, 3, 3), for the P anchors of a cell
+    bias: Tensor  # (P,)
     tried: list[dict[str, float]]  # by weight decay: mean loss on the images fitted and on those held out
     constant_loss: float  # on the latter, of the best constants: what there is to improve on
     weight_decay: float  # the best
@@ -79,7 +78,7 @@ def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
 
     found = []
     for level, level_targets in zip(maps, targets.split(outputs.level_sizes, dim=1)):
-        by_cell = level_targets.unflatten(1, (*level.shape[2:], PER_CELL))  # (N, H, W, 9)
+        by_cell = level_targets.unflatten(1, (*level.shape[2:], -1))  # (N, H, W, P)
         n, y, x = torch.nonzero(~by_cell.isnan().all(dim=3), as_tuple=True)  # (U_l,)
         around = torch.arange(3, device=n.device)
         rows, columns = (y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]  # (U_l, 3, 1), (U_l, 1, 3)
@@ -136,7 +135,7 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
     std, mean = torch.std_mean(cells.patches, dim=0, correction=0)
     problem = _Regression(cells.patches, mean, torch.where(std > 0, std, 1))
     constants = (
-        torch.zeros(PER_CELL, len(mean)),
+        torch.zeros(cells.targets.shape[1], len(mean)),
         torch.logit(fitted.nanmean(0).nan_to_num(float(fitted.nanmean())), eps=1e-4),
     )
     tried: list[dict[str, float]] = []
@@ -149,17 +148,17 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
             break
         best, chosen, at_best = losses["held_out"], decay, solution
     weight, bias = problem.convolution(problem.minimum(cells.targets, chosen, at_best))
-    return Branch(weight.view(PER_CELL, -1, 3, 3), bias, tried, problem.loss(constants, held_out), chosen)
+    return Branch(weight.view(len(weight), -1, 3, 3), bias, tried, problem.loss(constants, held_out), chosen)
 
 
 class _Regression:
-    """Nine logistic regressions on standardised patches, which are never made: the weights take it in."""
+    """P logistic regressions on standardised patches, which are never made: the weights take it in."""
 
     def __init__(self, patches: Tensor, mean: Tensor, std: Tensor):
         self.patches, self.mean, self.std = patches, mean, std
 
     def convolution(self, solution: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(9, 9 C) and (9,) for the patches as they are."""
+        """(P, 9 C) and (P,) for the patches as they are."""
         weight = solution[0] / self.std
         return weight, solution[1] - weight @ self.mean
 

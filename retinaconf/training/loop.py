@@ -149,7 +149,7 @@ def train(
             passes = [next(batches).to(fabric.device) for _ in range(parts)]
             matches = [
                 match(
-                    anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device, network.whole_pixel_anchors),
+                    anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device, network.cell_anchors),
                     b.boxes,
                     b.labels,
                 )

@@ -6,22 +6,29 @@ import numpy as np
 import pytest
 from planted import truth
 
-from retinaconf.data.anchor_coverage import SHAPES, best_anchor_iou
+from retinaconf.cell_anchors import CellAnchors
+from retinaconf.data.anchor_coverage import best_anchor_iou
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.coverage import anchor_coverage
 from retinaconf.diagnosis.overlaps import iou
 
-SIZE = np.array([256, 320])
+SIZE = np.array([224, 320])  # P6 has four rows, P7 two: 56 and 112 pixels apart if they share out the height
+KINDS = {
+    "default": CellAnchors(),
+    "whole pixels": CellAnchors(whole_pixels=True),
+    "others": CellAnchors((0.25, 1.0, 3.0, 6.0), (2.0, 5.0)),
+}
 
 
-def all_anchors(size: np.ndarray) -> np.ndarray:
+def all_anchors(size: np.ndarray, cell_anchors: CellAnchors) -> np.ndarray:
     anchors = []
-    for stride, shapes in zip((8, 16, 32, 64, 128), SHAPES.reshape(5, 9, 2)):
+    for stride in (8, 16, 32, 64, 128):
         rows, columns = -(-size // stride)
+        down, right = (size[0] // rows, size[1] // columns) if cell_anchors.whole_pixels else (stride, stride)
         for y in range(rows):
             for x in range(columns):
-                for w, h in shapes:
-                    anchors.append((x * stride - w / 2, y * stride - h / 2, x * stride + w / 2, y * stride + h / 2))
+                for w, h in cell_anchors.sides(stride):
+                    anchors.append((x * right - w / 2, y * down - h / 2, x * right + w / 2, y * down + h / 2))
     return np.array(anchors)
 
 
@@ -36,11 +43,12 @@ def random_truth(seed: int, images: int = 8) -> GroundTruth:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("factor", [1.0, 0.5])
-def test_equals_a_look_at_every_anchor(seed: int, factor: float) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_a_look_at_every_anchor(seed: int, factor: float, kind: str) -> None:
     ground_truth = random_truth(seed)
     images = len(ground_truth)
-    coverage = anchor_coverage(ground_truth, np.full((images, 2), factor), np.tile(SIZE, (images, 1)))
-    anchors = all_anchors(SIZE)
+    coverage = anchor_coverage(ground_truth, np.full((images, 2), factor), np.tile(SIZE, (images, 1)), KINDS[kind])
+    anchors = all_anchors(SIZE, KINDS[kind])
     for image in range(images):
         rows = np.arange(*ground_truth.offsets[image : image + 2])
         rows = rows[~ground_truth.crowd[rows]]
@@ -59,17 +67,18 @@ def test_equals_a_look_at_every_anchor(seed: int, factor: float) -> None:
     assert coverage.positives[ground_truth.crowd].tolist() == [0] * images
 
 
-def test_the_best_overlap_is_the_one_that_the_check_of_a_data_set_measures() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_overlap_is_the_one_that_the_check_of_a_data_set_measures(kind: str) -> None:
     ground_truth = random_truth(3)
-    coverage = anchor_coverage(ground_truth, np.ones((8, 2)), np.tile(SIZE, (8, 1)))
+    coverage = anchor_coverage(ground_truth, np.ones((8, 2)), np.tile(SIZE, (8, 1)), KINDS[kind])
     rows = ~ground_truth.crowd
-    expected = best_anchor_iou(ground_truth.boxes[rows], np.tile(SIZE, (rows.sum(), 1)))
+    expected = best_anchor_iou(ground_truth.boxes[rows], np.tile(SIZE, (rows.sum(), 1)), KINDS[kind])
     assert coverage.best_iou[rows] == pytest.approx(expected)
 
 
 def test_an_object_outside_the_anchors_is_never_positive() -> None:
     ground_truth = truth([[[5000, 5000, 5010, 5010], [32, 32, 64, 64]], []])
-    coverage = anchor_coverage(ground_truth, np.ones((2, 2)), np.tile(SIZE, (2, 1)))
+    coverage = anchor_coverage(ground_truth, np.ones((2, 2)), np.tile(SIZE, (2, 1)), CellAnchors())
     assert coverage.positives[0] == 0
     assert coverage.best_iou[1] == pytest.approx(1)
     counts = coverage.of(np.ones(2, bool))
@@ -78,6 +87,6 @@ def test_an_object_outside_the_anchors_is_never_positive() -> None:
 
 
 def test_the_grid_is_retinanets() -> None:
-    shapes = SHAPES.reshape(5, 9, 2)
+    shapes = np.stack([CellAnchors().sides(stride) for stride in (8, 16, 32, 64, 128)])
     assert shapes.prod(-1)[0] == pytest.approx(np.tile([32**2, (32 * 2 ** (1 / 3)) ** 2, (32 * 2 ** (2 / 3)) ** 2], 3))
     assert sorted(set(np.round(shapes[..., 1] / shapes[..., 0], 6).ravel())) == [0.5, 1, 2]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from planted import random_set, truth
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.diagnosis.candidates import Candidates, read_candidates, write_candidates
@@ -111,7 +112,7 @@ def test_where_there_is_little_to_see_nothing_breaks(tmp_path: Path, case: str, 
         boxes = replace(boxes, boxes=boxes.boxes + 500)
     boxes = replace(boxes, quality=boxes.scores)
     shape = (len(ground_truth), 2)
-    coverage = anchor_coverage(ground_truth, np.ones(shape), np.full(shape, 64))
+    coverage = anchor_coverage(ground_truth, np.ones(shape), np.full(shape, 64), CellAnchors())
     given = {"candidates" if as_candidates else "detections": boxes}
     diagnosis = diagnose(ground_truth, **given, coverage=coverage, replicates=5)
     json.dumps(diagnosis.to_json(), allow_nan=False)

@@ -7,10 +7,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import batched_nms
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
 from retinaconf.inference.postprocess import RULES, postprocess, suppressed
-from retinaconf.model.anchors import PER_CELL, anchor_boxes, level_shapes
+from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
 
@@ -22,14 +23,14 @@ def outputs(n=2, classes=5, seed=0, bias=-3.5, quality=True, canvas=CANVAS):
     """Random outputs of which `bias` decides how many pass the threshold."""
     generator = torch.Generator().manual_seed(seed)
     shapes = level_shapes(*canvas)
-    anchors = anchor_boxes(shapes, torch.device("cpu"))
+    anchors = anchor_boxes(shapes, torch.device("cpu"), CellAnchors())
     a = len(anchors)
     return Outputs(
         torch.randn(n, a, classes, generator=generator) + bias,
         torch.randn(n, a, 4, generator=generator) * 0.3,
         torch.randn(n, a, generator=generator) if quality else None,
         anchors,
-        tuple(h * w * PER_CELL for h, w in shapes),
+        tuple(h * w * CellAnchors().count for h, w in shapes),
     )
 
 

@@ -20,7 +20,7 @@ STRIDES = (8, 16, 32, 64, 128)
 class Reference(nn.Module):
     """ResNet-50, pyramid with P6 from C5, towers of two convolutions of 32 channels."""
 
-    def __init__(self, classes, quality=None, caffe=False, groups=False, relu_before_p7=False):
+    def __init__(self, classes, quality=None, caffe=False, groups=False, relu_before_p7=False, anchors=9):
         super().__init__()
         self.quality, self.relu_before_p7 = quality, relu_before_p7
         self.backbone = resnet50(weights=None)
@@ -35,9 +35,9 @@ class Reference(nn.Module):
         self.box_tower = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1, bias=not groups) for _ in range(2))
         self.cls_norm = nn.ModuleList(nn.GroupNorm(32, 32) for _ in range(2)) if groups else None
         self.box_norm = nn.ModuleList(nn.GroupNorm(32, 32) for _ in range(2)) if groups else None
-        self.cls = nn.Conv2d(32, 9 * classes, 3, padding=1)
-        self.box = nn.Conv2d(32, 36, 3, padding=1)
-        self.iou = nn.Conv2d(32, 9, 3, padding=1) if quality else None
+        self.cls = nn.Conv2d(32, anchors * classes, 3, padding=1)
+        self.box = nn.Conv2d(32, 4 * anchors, 3, padding=1)
+        self.iou = nn.Conv2d(32, anchors, 3, padding=1) if quality else None
         self.classes = classes
         self.eval()
         with torch.no_grad():
@@ -90,12 +90,13 @@ class Reference(nn.Module):
         return state
 
 
-def cell_anchors(stride, by_size_first):
-    """Nine boxes around the origin; by size, then ratio (Detectron2), or by ratio, then size (MMDetection)."""
-    sizes = [4 * stride * 2 ** (octave / 3) for octave in range(3)]
-    pairs = (
-        [(s, r) for s in sizes for r in (0.5, 1, 2)] if by_size_first else [(s, r) for r in (0.5, 1, 2) for s in sizes]
-    )
+RATIOS, SCALES = (0.5, 1, 2), tuple(4 * 2 ** (octave / 3) for octave in range(3))
+
+
+def cell_anchors(stride, by_size_first, ratios=RATIOS, scales=SCALES):
+    """Boxes around the origin; by size, then ratio (Detectron2), or by ratio, then size (MMDetection)."""
+    sizes = [stride * scale for scale in scales]
+    pairs = [(s, r) for s in sizes for r in ratios] if by_size_first else [(s, r) for r in ratios for s in sizes]
     boxes = []
     for size, ratio in pairs:
         width = math.sqrt(size * size / ratio)
@@ -103,18 +104,20 @@ def cell_anchors(stride, by_size_first):
     return torch.tensor(boxes, dtype=torch.float64)
 
 
-def detections(maps, size, classes, by_size_first, clip_first, limits_shrinking, alpha=0.0):
+def detections(
+    maps, size, classes, by_size_first, clip_first, limits_shrinking, alpha=0.0, ratios=RATIOS, scales=SCALES
+):
     """(boxes, scores, labels) of one resized image of `size` (h, w), by the library's rules."""
     boxes, scores, labels = [], [], []
     for stride, logits, deltas, quality in zip(STRIDES, *maps):
         _, _, height, width = logits.shape
-        cell = cell_anchors(stride, by_size_first)
+        cell = cell_anchors(stride, by_size_first, ratios, scales)
         y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
         anchors = (torch.stack([x, y, x, y], -1)[:, :, None].double() + cell).reshape(-1, 4)
-        score = logits[0].view(9, classes, height, width).permute(2, 3, 0, 1).reshape(-1, classes).sigmoid()
+        score = logits[0].view(len(cell), classes, height, width).permute(2, 3, 0, 1).reshape(-1, classes).sigmoid()
         if quality is not None:
             score = quality[0].permute(1, 2, 0).reshape(-1, 1).sigmoid() ** alpha * score ** (1 - alpha)
-        delta = deltas[0].view(9, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
+        delta = deltas[0].view(len(cell), 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
         above = torch.nonzero(score > 0.05)
         order = score[above[:, 0], above[:, 1]].sort(descending=True).indices[:1000]
         anchor, label = above[order].unbind(1)

@@ -77,6 +77,36 @@ def test_the_joint_score_ranks_where_there_is_a_quality_branch(images, tmp_path,
     assert_same(detector, model, images, (MEAN, STD), RULES | {"alpha": alpha})
 
 
+@pytest.mark.parametrize(
+    ("generator", "ratios", "scales"),
+    [
+        ("octave_base_scale=3, scales_per_octave=2, ratios=[0.25, 1.0]", (0.25, 1.0), (3, 3 * 2**0.5)),
+        ("scales=[8], ratios=[1.0], strides=[8, 16, 32, 64, 128]", (1.0,), (8,)),
+    ],
+    ids=["octaves", "one square"],
+)
+def test_the_anchors_are_those_of_its_configuration(images, tmp_path, generator, ratios, scales):
+    torch.manual_seed(3)
+    model = Reference(classes=4, anchors=len(ratios) * len(scales))
+    text = CONFIG.replace("num_classes=4", f"num_classes=4, anchor_generator=dict(type='AnchorGenerator', {generator})")
+    run, detector = imported(model.named(mmdetection_name), tmp_path, {"config": text})
+    assert (run.config.model.anchor_ratios, run.config.model.anchor_scales) == (ratios, scales)
+    assert_same(detector, model, images, (MEAN, STD), RULES | {"ratios": ratios, "scales": scales})
+
+
+@pytest.mark.parametrize(
+    ("generator", "complaint"),
+    [
+        ("strides=[4, 8, 16, 32, 64]", "lie otherwise than RetinaNet's"),
+        ("ratios=[1.0]", "9 anchors a cell, and what is known of them makes 3"),
+    ],
+)
+def test_other_anchors_are_refused(tmp_path, generator, complaint):
+    text = CONFIG.replace("num_classes=4", f"num_classes=4, anchor_generator=dict(type='AnchorGenerator', {generator})")
+    with pytest.raises(InputError, match=complaint):
+        imported(Reference(classes=4).named(mmdetection_name), tmp_path, {"config": text})
+
+
 def test_caffe_style_takes_bgr_and_strides_early(images, tmp_path):
     torch.manual_seed(2)
     model = Reference(classes=4, caffe=True)

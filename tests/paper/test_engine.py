@@ -255,7 +255,7 @@ def test_one_line_for_what_the_user_got_wrong(run_cli: Callable[..., Any], tiny_
 def test_positive_anchors_are_counted_as_one_by_one(tiny_data: Path, base: Config):
     from retinaconf.data.layouts import load_split
     from retinaconf.data.transforms import canvas, resized
-    from retinaconf.model.anchors import cell_anchors
+    from retinaconf.model.anchors import cell_boxes
 
     truth = load_split(tiny_data, "val")
     image = 3
@@ -267,7 +267,7 @@ def test_positive_anchors_are_counted_as_one_by_one(tiny_data: Path, base: Confi
     for stride in (8, 16, 32, 64, 128):
         for y in range(0, padded[0], stride):
             for x in range(0, padded[1], stride):
-                for anchor in cell_anchors(stride).tolist():
+                for anchor in cell_boxes(stride, base.model.cell_anchors).tolist():
                     x1, y1, x2, y2 = anchor[0] + x, anchor[1] + y, anchor[2] + x, anchor[3] + y
                     for box in boxes:
                         a, b, c, d = (
@@ -280,4 +280,4 @@ def test_positive_anchors_are_counted_as_one_by_one(tiny_data: Path, base: Confi
                         if inside > 0.5 * ((x2 - x1) * (y2 - y1) + (c - a) * (d - b) - inside):
                             count += 1
                             break
-    assert positive_anchors(truth, image, base.data) == count > 0
+    assert positive_anchors(truth, image, base) == count > 0

@@ -123,7 +123,7 @@ def test_cells_without_a_positive_are_left_out_and_images_named(config: Config):
 
 
 def test_paper_branch_has_20745_parameters():
-    conv = Head(256, 80, quality="classification").quality_conv
+    conv = Head(256, 80, 9, quality="classification").quality_conv
     assert conv is not None
     rows = torch.rand(20, 9 * 256)
     found = fit_branch(Cells(rows, torch.rand(20, 9), torch.arange(20) // 4))

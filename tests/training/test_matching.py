@@ -3,10 +3,11 @@ import torch
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.training.matching import IGNORED, NEGATIVE, match
 
-ANCHORS = anchor_boxes(level_shapes(128, 160), torch.device("cpu"))
+ANCHORS = anchor_boxes(level_shapes(128, 160), torch.device("cpu"), CellAnchors())
 
 
 def ground_truth(counts, seed=0, width=160, height=128):
