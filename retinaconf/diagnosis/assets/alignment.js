@@ -3,24 +3,29 @@
 const FOUND = 0.5; // an object is found by a candidate of this IoU or more
 
 /**
- * The object that each candidate fits best, of its own class; crowd regions are no objects.
+ * How the candidates fit the objects of their class; crowd regions are no objects.
  *
- * Returns {ious: (n) Float64Array, 0 where the class has no object, object: (n) Int32Array, -1 there}.
+ * Returns {ious: (n) Float64Array, each candidate's with the object that it fits best, 0 where it overlaps none of its
+ * class, object: (n) Int32Array, that object or -1, fitting: for each object the candidates that overlap it, as
+ * {candidate, iou}, best-placed first}.
  */
 function matchToObjects(candidates, objects) {
   const ious = new Float64Array(candidates.count);
   const object = new Int32Array(candidates.count).fill(-1);
+  const fitting = Array.from({ length: objects.count }, () => []);
   for (let i = 0; i < candidates.count; i++) {
     for (let g = 0; g < objects.count; g++) {
       if (objects.crowd[g] || objects.labels[g] !== candidates.labels[i]) continue;
       const iou = boxIou(candidates.boxes, i, objects.boxes, g);
+      if (iou > 0) fitting[g].push({ candidate: i, iou });
       if (iou > ious[i]) {
         ious[i] = iou;
         object[i] = g;
       }
     }
   }
-  return { ious, object };
+  for (const boxes of fitting) boxes.sort((a, b) => b.iou - a.iou);
+  return { ious, object, fitting };
 }
 
 /**
@@ -29,19 +34,15 @@ function matchToObjects(candidates, objects) {
  *
  * Returns a list of {object, best, kept, bestIou, keptIou, lost}; best and kept are -1 where there is none.
  */
-function objectLosses(candidates, objects, outcome) {
+function objectLosses(match, objects, status) {
   const rows = [];
   for (let g = 0; g < objects.count; g++) {
     if (objects.crowd[g]) continue;
-    const row = { object: g, best: -1, kept: -1, bestIou: 0, keptIou: 0, lost: 0 };
-    for (let i = 0; i < candidates.count; i++) {
-      if (outcome.status[i] === BELOW || candidates.labels[i] !== objects.labels[g]) continue;
-      const iou = boxIou(candidates.boxes, i, objects.boxes, g);
-      if (iou > row.bestIou) [row.best, row.bestIou] = [i, iou];
-      if (iou > row.keptIou && outcome.status[i] === KEPT) [row.kept, row.keptIou] = [i, iou];
-    }
-    row.lost = row.bestIou - row.keptIou;
-    rows.push(row);
+    const best = match.fitting[g].find(({ candidate }) => status[candidate] !== BELOW);
+    const kept = match.fitting[g].find(({ candidate }) => status[candidate] === KEPT);
+    const [bestIou, keptIou] = [best?.iou ?? 0, kept?.iou ?? 0];
+    const lost = bestIou - keptIou;
+    rows.push({ object: g, best: best?.candidate ?? -1, kept: kept?.candidate ?? -1, bestIou, keptIou, lost });
   }
   return rows;
 }

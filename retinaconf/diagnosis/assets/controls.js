@@ -22,8 +22,8 @@ function connectSliders(root, data, state, update) {
   for (const name of settings) {
     slider[name].addEventListener("input", () => {
       state[name] = Number(slider[name].value);
-      show();
       update();
+      show();
     });
   }
   const formulas = data.detectors.map(({ name, own_score }) =>

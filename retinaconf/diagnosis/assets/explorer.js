@@ -35,7 +35,7 @@ function createExplorer(root, data) {
     const limits = [state.nmsIou, state.scoreThreshold, initial.max_detections];
     const outcome = nonMaximumSuppression(candidates, scores, ...limits);
     const rows = [...outcome.status.keys()];
-    const losses = objectLosses(candidates, objects, outcome);
+    const losses = objectLosses(match, objects, outcome.status);
     const isVisibleLabel = (label) => state.label < 0 || label === state.label;
     const isVisible = (i) => isVisibleLabel(candidates.labels[i]);
     const taking = rows.filter((i) => outcome.status[i] !== BELOW);
@@ -64,7 +64,7 @@ function createExplorer(root, data) {
   function focusIn(panel) {
     const chosen = state.hovered ?? state.pinned;
     if (!chosen) return null;
-    const { outcome, match, losses } = panel.scene;
+    const { outcome, match } = panel.scene;
     if (chosen.panel === panel.index) {
       const i = chosen.candidate;
       const rival = outcome.suppressor[i];
@@ -72,7 +72,7 @@ function createExplorer(root, data) {
       return { candidates: rival >= 0 ? [rival, i] : [i], victims, object: match.object[i] };
     }
     const object = chosen.object ?? panels[chosen.panel].scene.match.object[chosen.candidate];
-    const row = losses.find((loss) => loss.object === object);
+    const row = lossOf(panel.scene, object);
     if (!row) return null;
     const candidates = [...new Set([row.kept, row.best])].filter((i) => i >= 0);
     return { candidates, victims: [], object };
@@ -83,8 +83,9 @@ function createExplorer(root, data) {
       const focus = focusIn(panel);
       drawPicture(panel.picture, panel.scene, focus, colours);
       drawScatter(panel.scatter, panel.scene, focus, colours);
-      panel.detail.textContent = describeFocus(panel);
     }
+    // Text comes last: to ask a canvas for its size once text has changed lays out the whole page.
+    for (const panel of panels) setText(panel.detail, describeFocus(panel));
     const pinned = state.pinned?.object ?? -1;
     for (const row of find(".objects tbody").rows) {
       row.classList.toggle("chosen", Number(row.dataset.object) === pinned);
@@ -124,15 +125,6 @@ function createExplorer(root, data) {
     return parts.join(" ");
   }
 
-  function showNumbers() {
-    for (const panel of panels) writeNumbers(panel);
-    const { objects } = unpackImage(data, state.image);
-    writeObjectTable(find(".objects"), panels, objects, data.classes, (object) => {
-      state.pinned = state.pinned?.object === object ? null : { object };
-      draw();
-    });
-  }
-
   /** Everything that follows from a setting. */
   function update() {
     for (const panel of panels) compute(panel);
@@ -141,8 +133,9 @@ function createExplorer(root, data) {
       const isGone = candidate >= 0 && (!scene.isShown(candidate) || scene.outcome.status[candidate] === BELOW);
       if (isGone) state.pinned = null;
     }
-    showNumbers();
     draw();
+    for (const panel of panels) writeNumbers(panel);
+    writeObjectTable(find(".objects"), panels);
   }
 
   function chooseImage(index) {
@@ -156,6 +149,12 @@ function createExplorer(root, data) {
     }
     find(".image-name").textContent = image.name;
     fillClassFilter();
+    for (const panel of panels) compute(panel);
+    const { objects } = unpackImage(data, index);
+    fillObjectTable(find(".objects"), panels, objects, data.classes, (object) => {
+      state.pinned = state.pinned?.object === object ? null : { object };
+      draw();
+    });
     update();
     if (image.jpeg && !image.element) {
       const element = new Image();

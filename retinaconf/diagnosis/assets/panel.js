@@ -32,6 +32,7 @@ function createPanel(root, detector, index, count) {
     scatter,
     detail: element.querySelector(".detail"),
     numbers: element.querySelector(".numbers"),
+    shownNumbers: {}, // the elements of their values, by name
     scene: null,
   };
 }
@@ -42,6 +43,16 @@ function boxWords({ classes, candidates, scores, match }, i) {
   return `${classes[candidates.labels[i]]}, score ${scores[i].toFixed(2)}, ${fit}`;
 }
 
+/** Show a text, and leave the page's layout alone where it stands already. */
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** An element of this kind with a text in it. */
+function textElement(tag, text) {
+  return Object.assign(document.createElement(tag), { textContent: text });
+}
+
 /** The panel's numbers at the present settings. */
 function writeNumbers(panel) {
   const { outcome, losses, suppressed, match, scores, ranked, candidates } = panel.scene;
@@ -50,7 +61,7 @@ function writeNumbers(panel) {
   const onObjects = ranked.filter((i) => match.ious[i] >= FOUND);
   const text = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
   const numbers = {
-    kept: outcome.kept.length,
+    kept: `${outcome.kept.length}`,
     suppressed: suppressed.length.toLocaleString("en"),
     "objects found": `${found.length} of ${losses.length}`,
     "mean IoU kept": text(mean(found.map((row) => row.keptIou))),
@@ -58,33 +69,35 @@ function writeNumbers(panel) {
     "IoU lost": text(mean(found.map((row) => row.lost))),
     "rank correlation": text(spearman(scores, match.ious, onObjects)),
   };
-  panel.numbers.replaceChildren(
-    ...Object.entries(numbers).map(([name, value]) => {
-      const item = document.createElement("div");
-      const term = Object.assign(document.createElement("dt"), { textContent: name });
-      const description = Object.assign(document.createElement("dd"), { textContent: value });
-      item.append(term, description);
-      return item;
-    }),
-  );
+  for (const [name, value] of Object.entries(numbers)) {
+    panel.shownNumbers[name] ??= addNumber(panel.numbers, name);
+    setText(panel.shownNumbers[name], value);
+  }
   const leftOut = panel.element.querySelector(".left-out");
   leftOut.hidden = !candidates.left_out;
   const count = candidates.left_out.toLocaleString("en");
   leftOut.textContent = `${count} candidates with lower scores are not in this page.`;
 }
 
-/** The image's objects, most IoU lost first, a row a button that marks the object in picture and scatter. */
-function writeObjectTable(table, panels, objects, classes, choose) {
-  const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
-  const lossOf = panels.map((panel) => new Map(panel.scene.losses.map((row) => [row.object, row])));
-  const worst = (object) => Math.max(...lossOf.map((losses) => losses.get(object).lost));
-  const order = [...lossOf[0].keys()].sort((a, b) => worst(b) - worst(a) || a - b);
+/** A new line of a list of numbers; returns the element for its value. */
+function addNumber(list, name) {
+  const item = document.createElement("div");
+  const value = document.createElement("dd");
+  item.append(textElement("dt", name), value);
+  list.append(item);
+  return value;
+}
+
+/** A new table of the image's objects, most IoU lost first, a row a button that marks its object. */
+function fillObjectTable(table, panels, objects, classes, choose) {
+  const worst = (object) => Math.max(...panels.map(({ scene }) => lossOf(scene, object).lost));
+  const order = panels[0].scene.losses.map((row) => row.object).sort((a, b) => worst(b) - worst(a) || a - b);
 
   const head = document.createElement("tr");
-  head.append(cell("th", "Object"));
+  head.append(textElement("th", "Object"));
   for (const panel of panels) {
     const prefix = panels.length > 1 ? `${panel.name}: ` : "";
-    head.append(cell("th", `${prefix}kept IoU`), cell("th", "best IoU"), cell("th", "lost"));
+    head.append(...["kept IoU", "best IoU", "lost"].map((name) => textElement("th", `${prefix}${name}`)));
   }
   for (const th of head.cells) th.scope = "col";
   table.querySelector("thead").replaceChildren(head);
@@ -92,21 +105,32 @@ function writeObjectTable(table, panels, objects, classes, choose) {
     ...order.map((object) => {
       const row = document.createElement("tr");
       row.dataset.object = object;
-      const button = cell("button", `${classes[objects.labels[object]]} ${object + 1}`);
+      const button = textElement("button", `${classes[objects.labels[object]]} ${object + 1}`);
       button.type = "button";
       button.addEventListener("click", () => choose(object));
       const name = document.createElement("th");
       name.scope = "row";
       name.append(button);
-      row.append(name);
-      for (const losses of lossOf) {
-        const loss = losses.get(object);
-        const shown = [loss.keptIou, loss.bestIou, loss.bestIou >= FOUND ? loss.lost : "not found"];
-        row.append(...shown.map((value) => cell("td", typeof value === "number" ? value.toFixed(2) : value)));
-      }
+      row.append(name, ...panels.flatMap(() => ["", "", ""].map((text) => textElement("td", text))));
       return row;
     }),
   );
+}
+
+/** Each object's IoU at the present settings, in the rows that stand; they keep their order, to be followed by eye. */
+function writeObjectTable(table, panels) {
+  for (const row of table.querySelector("tbody").rows) {
+    const values = panels.flatMap(({ scene }) => {
+      const loss = lossOf(scene, Number(row.dataset.object));
+      const lost = loss.bestIou >= FOUND ? loss.lost.toFixed(2) : "not found";
+      return [loss.keptIou.toFixed(2), loss.bestIou.toFixed(2), lost];
+    });
+    for (const [k, value] of values.entries()) setText(row.cells[k + 1], value);
+  }
+}
+
+function lossOf(scene, object) {
+  return scene.losses.find((row) => row.object === object);
 }
 
 /** Pointer and keyboard on a canvas: hover shows, click or arrows pin, Escape lets go. */
