@@ -19,7 +19,7 @@ from retinaconf.config import Config
 from retinaconf.errors import InputError, Interrupted, reason
 from retinaconf.files import write_aside
 from retinaconf.options import UsageError, parse
-from retinaconf.recipes import RECIPES, paper_recipe, recipe
+from retinaconf.recipes import RECIPES, paper_recipe
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
@@ -47,20 +47,24 @@ class TrainOptions:
 
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
-    # The recipe decides the defaults of all other options.
-    first = args[0] if args and args[0] in RECIPES else parse(TrainOptions, args, "train").recipe
-    try:
-        config = recipe(first)
-    except InputError as error:
-        raise UsageError(str(error)) from None
-    default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=config)
-    options = parse(TrainOptions, args, "train", default=default)
+    options = _with_defaults_of_its_recipe(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
 
     from retinaconf.training.run import train_run
 
     train_run(options.config, options.data, options.out, options.resume, options.max_steps, options.device)
+
+
+def _with_defaults_of_its_recipe(args: Sequence[str]) -> TrainOptions:
+    """The options of `train`. The recipe, which may stand anywhere, decides the defaults of the others."""
+    for name in dict.fromkeys([*(word for word in args if word in RECIPES), "conf-r50-1x"]):
+        default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=RECIPES[name])
+        description = f"Train a detector into a run folder. The defaults below are those of {name}."
+        options: TrainOptions = parse(TrainOptions, args, "train", default=default, description=description)
+        if options.recipe == name:  # and it is not a folder that has the name of a recipe
+            return options
+    raise UsageError(f"no recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
 
 
 def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
@@ -325,8 +329,18 @@ PaperItem = Literal[
 ]
 
 
-@dataclass
-class PaperOptions:
+@dataclass(kw_only=True)
+class PaperBase:
+    """What decides the defaults of the other options of `paper`."""
+
+    recipe_base: Literal["r50", "lite0"] = "r50"
+    """The recipes: the paper's, or those for CPUs and small data."""
+    schedule: Literal["1x", "2x"] = "1x"
+    """The recipes' schedule; 2x trains for twice the epochs."""
+
+
+@dataclass(kw_only=True)
+class PaperOptions(PaperBase):
     """A table or figure of the paper on a data set, beside the published one, with a verdict on its claims."""
 
     item: Positional[PaperItem]
@@ -335,10 +349,6 @@ class PaperOptions:
     """The data set's folder."""
     out: Path
     """Folder for ITEM.md, ITEM.json, ITEM.png and the runs, which are used again."""
-    recipe_base: Literal["r50", "lite0"] = "r50"
-    """The recipes: the paper's, or those for CPUs and small data."""
-    schedule: Literal["1x", "2x"] = "1x"
-    """The recipes' schedule; 2x trains for twice the epochs."""
     seeds: int = 1
     """Trainings of each kind, with the seeds from --seed on; verdicts need two, better three or more."""
     split: str = "val"
@@ -355,10 +365,11 @@ class PaperOptions:
 
 def paper(args: Sequence[str]) -> None:
     """A table or figure of the paper, regenerated and compared."""
-    # The recipe decides the defaults of all other options, as for train.
-    first = parse(PaperOptions, args, "paper")
+    words = [word for word in args if word not in ("-h", "--help")]
+    first, _ = parse(PaperBase, words, "paper", return_unknown_args=True)
     base = paper_recipe(first.recipe_base, first.schedule)
-    default: Any = PaperOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=base)
+    missing: Any = tyro.MISSING
+    default = PaperOptions(item=missing, data=missing, out=missing, config=base)
     options = parse(PaperOptions, args, "paper", default=default)
     for name, value in (("--seeds", options.seeds), ("--max-steps", options.max_steps)):
         if value is not None and value < 1:

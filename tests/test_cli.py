@@ -159,6 +159,22 @@ def test_a_recipes_help_shows_the_recipes_values(run_cli: Callable[..., Any]):
     assert "(default: 600)" in " ".join(run_cli("train", "conf-r50-1x", "--help").out.split())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--help", "conf-lite0"],
+        ["train", "--data", "x", "conf-lite0", "--help"],
+        ["paper", "table1", "--recipe-base", "lite0", "--help"],
+        ["paper", "-h", "table1", "--recipe-base=lite0"],
+    ],
+    ids=" ".join,
+)
+def test_help_shows_the_values_of_what_was_chosen(run_cli: Callable[..., Any], words: list[str]):
+    shown = " ".join(run_cli(*words).out.replace("│", " ").split())
+    assert "Images are resized until their short side has this many pixels ... (default: 320)" in shown
+    assert words[0] == "paper" or "The defaults below are those of conf-lite0." in shown
+
+
 # --- usage ---------------------------------------------------------------------------------------------------------
 
 TRAIN = ["train", "conf-lite0", "--data", "nowhere", "--out", "run"]
@@ -213,8 +229,18 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_recipe_may_stand_anywhere(run_cli: Callable[..., Any]):
-    result = run_cli("train", "--data", "nowhere", "--out", "run", "retinanet-lite0")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data", "nowhere", "--out", "run", "retinanet-lite0"],
+        ["train", "--data", "nowhere", "--out", "conf-r50-1x", "retinanet-lite0"],
+        ["train", "--data.long-side", "500", "conf-lite0", "--data", "nowhere", "--out", "run"],  # of short side 320
+        ["paper", "table1", "--recipe-base", "lite0", "--data.long-side", "500", "--data", "nowhere", "--out", "run"],
+    ],
+    ids=" ".join,
+)
+def test_the_recipe_may_stand_anywhere(run_cli: Callable[..., Any], words: list[str]):
+    result = run_cli(*words)
     assert (result.code, result.err.split(";")[0]) == (1, "retinaconf: nowhere: no such folder")
 
 
