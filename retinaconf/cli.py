@@ -89,6 +89,7 @@ def evaluate(
     json: Path | None = None,
     detections: Path | None = None,
     layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
     """COCO's ten numbers of a run on a split, overall and by class.
@@ -102,11 +103,12 @@ def evaluate(
         json: also write the numbers to this file.
         detections: also write the detections to this file, as COCO results with the data set's image ids.
         layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute.
     """
     from retinaconf.inference.evaluate import evaluate_run, print_report
 
-    report = evaluate_run(run, data, split, alpha, sweep, layout, device, detections)
+    report = evaluate_run(run, data, split, alpha, sweep, layout, device, detections, val_fraction)
     print_report(report)
     if json is not None:
         _write_json(json, report)
@@ -153,6 +155,7 @@ def diagnose(
     nms_iou: float | None = None,
     score_threshold: float | None = None,
     layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
     """Where a detector's score and its boxes disagree, what NMS loses by it, and what mending it is worth.
@@ -174,6 +177,7 @@ def diagnose(
         nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
         score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
         layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute, for a run.
     """
     from_files = bool(detections or candidates)
@@ -195,7 +199,7 @@ def diagnose(
             raise UsageError("diagnose RUN: give the data set with --data ROOT")
         from retinaconf.inference.diagnose import diagnose_run
 
-        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device)]
+        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
     else:
         if ground_truth is None:
             raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
@@ -230,6 +234,7 @@ def retrofit(
     quality: Literal["classification", "localization"] = "classification",
     seed: int = 0,
     layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
     """Give a trained RetinaNet a quality branch, trained alone: boxes and class scores stay what they are.
@@ -241,11 +246,12 @@ def retrofit(
         quality: tower that carries the branch.
         seed: of the augmentation, and of the images that choose the weight decay.
         layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute.
     """
     from retinaconf.retrofit import retrofit_run
 
-    retrofit_run(run, data, out, quality, seed, layout, device)
+    retrofit_run(run, data, out, quality, seed, layout, device, val_fraction)
 
 
 def check(

@@ -117,6 +117,8 @@ class DataConfig(Section):
     """Images a training step, over all processes and accumulated passes together."""
     workers: int = Field(2, ge=0)
     """Processes that load images, for each training process."""
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the images that becomes `val`, balanced by class, where the data set names no splits."""
     skip_bad: bool = False
     """Leave out, and list, unreadable images and unusable annotations instead of stopping."""
     max_skipped: float = Field(0.01, ge=0, le=1)

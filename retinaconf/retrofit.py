@@ -15,14 +15,14 @@ from rich.progress import Progress as Bar
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
-from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.data.layouts import describe, find_layout
 from retinaconf.data.loader import steps_per_epoch, training_batches
 from retinaconf.diagnosis.quality import AlphaSweep, compare_alphas
 from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.diagnose import as_candidates
-from retinaconf.inference.evaluate import same_categories
+from retinaconf.inference.evaluate import split_for
 from retinaconf.inference.joint_score import sweep
 from retinaconf.training.branch import Branch, Tower, collect, fit_branch
 from retinaconf.training.checkpoint import (
@@ -30,9 +30,11 @@ from retinaconf.training.checkpoint import (
     LOG,
     METRICS,
     MODEL,
+    VAL,
     Weights,
     metrics_line,
     write_config,
+    write_val_list,
     write_weights,
 )
 from retinaconf.training.progress import Progress
@@ -50,6 +52,7 @@ def retrofit_run(
     seed: int = 0,
     layout: str | None = None,
     device: str = "auto",
+    val_fraction: float | None = None,
 ) -> None:
     """Give the detector of `run` a quality branch, trained alone on the split `train` of `root`, as the run `out`.
 
@@ -66,12 +69,9 @@ def retrofit_run(
     detector = load(run, device)
     config = _with_branch(detector.config, quality, run)
     skip_bad = config.data.skip_bad
-    train_set = load_split(root, "train", skip_bad, layout)
+    train_set = split_for(detector, run, root, "train", layout, val_fraction)
     has_val = "val" in find_layout(root, layout).splits(root)
-    val_set = load_split(root, "val", skip_bad, layout) if has_val else None
-    for split in (train_set, val_set):
-        if split is not None:
-            same_categories(detector, run, split)
+    val_set = split_for(detector, run, root, "val", layout, val_fraction) if has_val else None
     train_set = check_images(train_set, skip_bad, config.data.max_skipped)
     val_set = None if val_set is None else check_images(val_set, skip_bad, config.data.max_skipped)
     if train_set.crowd.all():  # also where there are no boxes
@@ -79,6 +79,9 @@ def retrofit_run(
 
     with _appearing_whole(out) as folder:
         progress = Progress(folder / LOG)
+        progress.say(describe(root, train_set, layout))
+        if val_set is not None:
+            progress.say(describe(root, val_set, layout))
         report_dropped([*train_set.dropped, *(() if val_set is None else val_set.dropped)], progress)
         try:
             branch = _learn(detector, quality, train_set, seed, progress)
@@ -101,6 +104,8 @@ def retrofit_run(
             records.append(record | {"per_class": metrics.per_class})
         config = config.changed(**{"inference.alpha": alpha})
         write_config(folder / CONFIG, config)
+        if train_set.val_split is not None:
+            write_val_list(folder / VAL, train_set.val_split)
         write_weights(folder / MODEL, state, config, detector.classes, detector.category_ids)
         (folder / METRICS).write_text("".join(metrics_line(record) for record in records))
         progress.say(f"{out}: alpha {alpha:g}; `retinaconf evaluate {out}` and the others take it from there")

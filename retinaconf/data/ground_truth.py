@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import FaultKind, InputError, reason
 
 
@@ -74,6 +75,7 @@ class GroundTruth:
     image_folder: Path | None
     source: str  # the file or folder that messages name
     dropped: tuple[Fault, ...] = field(default=())  # what was left out
+    val_split: ValSplit | None = None  # which images are `val`, where the data set does not say
 
     def __len__(self) -> int:
         return len(self.image_ids)

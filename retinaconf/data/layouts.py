@@ -35,7 +35,13 @@ class Layout:
 
 
 def load_split(
-    root: Path, split: str, skip_bad: bool = False, layout: str | None = None, difficult: Difficult = "keep"
+    root: Path,
+    split: str,
+    skip_bad: bool = False,
+    layout: str | None = None,
+    difficult: Difficult = "keep",
+    val_fraction: float = 0.2,
+    val_list: Path | None = None,
 ) -> GroundTruth:
     """Ground truth of one split of the data set in `root`.
 
@@ -45,6 +51,8 @@ def load_split(
         skip_bad: drop records that cannot be used and list them in `dropped`; otherwise the first one raises.
         layout: a key of `LAYOUTS`; by default the one that the folder has.
         difficult: of VOC only, which marks objects so: keep them, ignore them as crowd regions are, or drop them.
+        val_fraction: of VOC without lists of splits, the share of the images that becomes `val`, balanced by class.
+        val_list: likewise, a file that lists the images of `val`, as a run keeps it; it goes before `val_fraction`.
 
     Raises:
         InputError: no such folder or split, no layout or several recognised, or a bad file or record.
@@ -55,7 +63,7 @@ def load_split(
     if split not in splits:
         raise InputError(f"{root}: no split '{split}' in this {found.name} layout; it has {', '.join(splits)}")
     if found.read is read_voc:
-        return read_voc(root, split, skip_bad, difficult)
+        return read_voc(root, split, skip_bad, difficult, val_fraction, val_list)
     return found.read(root, split, skip_bad)
 
 
@@ -92,10 +100,10 @@ def describe(root: Path, ground_truth: GroundTruth, layout: str | None = None) -
     """One line on what was found: `COCO 2017 layout in coco: annotations/instances_val2017.json, 100 images ...`."""
     source = Path(ground_truth.source)
     source = source.relative_to(root) if source.is_relative_to(root) else source
-    left_out = str(ground_truth.left_out)
+    rest = "".join(f"; {part}" for part in (ground_truth.val_split, ground_truth.left_out) if part and str(part))
     return (
         f"{find_layout(Path(root), layout).name} layout in {root}: {source}, {len(ground_truth):,} images, "
-        f"{len(ground_truth.boxes):,} boxes, {len(ground_truth.classes)} classes" + (left_out and f"; {left_out}")
+        f"{len(ground_truth.boxes):,} boxes, {len(ground_truth.classes)} classes{rest}"
     )
 
 

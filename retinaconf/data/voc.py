@@ -12,13 +12,13 @@ import html
 import math
 import re
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
+from retinaconf.data.val_split import ValSplit, draw_val
 from retinaconf.errors import InputError, reason
 
 Difficult = Literal["keep", "ignore", "drop"]
@@ -44,17 +44,22 @@ class _Annotation:
 def voc_splits(root: Path) -> list[str]:
     """Splits of the data set; empty if the folder is not VOC.
 
-    With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, a fifth of
-    the images is `val`, chosen by a hash of the name: a picture stays in its split when others are added.
+    With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, they are
+    `train` and `val`, of which `read_voc` says more.
     """
     if next((root / "Annotations").glob("*.xml"), None) is None:
         return []
-    names = {file.stem for file in _image_sets(root).glob("*.txt")}
-    whole = [name for name in names if not any(name.endswith(f"_{other}") for other in names)]
-    return sorted(whole) or ["train", "val"]
+    return _listed_splits(root) or ["train", "val"]
 
 
-def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficult = "keep") -> GroundTruth:
+def read_voc(
+    root: Path,
+    split: str,
+    skip_bad: bool = False,
+    difficult: Difficult = "keep",
+    val_fraction: float = 0.2,
+    val_list: Path | None = None,
+) -> GroundTruth:
     """Read one split. Classes are the names that occur anywhere in the folder, sorted, with category ids from 1.
 
     Args:
@@ -63,12 +68,17 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
         difficult: what becomes of objects marked so: `keep` them as any other; `ignore`, as COCO's crowd regions are,
             in training and evaluation (VOC's own evaluation does so); or `drop`.
+        val_fraction: without `ImageSets/Main/`, the share of the images that `draw_val` makes `val`.
+        val_list: a file that lists these, as `ImageSets/Main/val.txt` would; taken instead where it names any image of
+            the folder.
 
     Raises:
         InputError: an annotation is missing, is not XML, or holds a bad object.
     """
     if difficult not in ("keep", "ignore", "drop"):
         raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction = {val_fraction:g}: give a share between 0 and 1")
     folder = root / "Annotations"
     annotations: dict[str, _Annotation] = {}
     unreadable: dict[str, Fault] = {}
@@ -95,8 +105,25 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
     on_disk = {path.stem: path.name for path in image_folder.glob("*.*")}
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    dropped: list[Fault] = []
-    for stem in _stems(root, split, image_ids, skip_bad, dropped):
+    val_split = None
+    if _listed_splits(root):
+        source = _image_sets(root) / f"{split}.txt"
+        stems, missing = _listed(source, image_ids)
+    else:
+        source = folder
+        val_split, missing = _val_split(annotations, image_ids, val_fraction, val_list)
+        val = set(val_split.names)
+        stems = [stem for stem in image_ids if (stem in val) == (split == "val")]
+        missing = missing if split == "val" else []
+        if not stems:
+            raise InputError(
+                f"{root}: too few images to split; list those of '{split}' in {_image_sets(root) / split}.txt, one "
+                "name without suffix a line"
+            )
+    if missing and not skip_bad:
+        raise InputError(f"{missing[0]}; restore it, or leave such images out with --data.skip-bad")
+    dropped = missing
+    for stem in stems:
         if stem in unreadable:
             dropped.append(unreadable[stem])
             continue
@@ -121,9 +148,8 @@ def read_voc(root: Path, split: str, skip_bad: bool = False, difficult: Difficul
         "annotations": records,
         "categories": [{"id": i, "name": name} for name, i in category_ids.items()],
     }
-    ground_truth = ground_truth_from_coco(document, image_folder, str(_image_sets(root) / f"{split}.txt"))
-    source = ground_truth.source if Path(ground_truth.source).is_file() else str(folder)
-    return replace(ground_truth, source=source, dropped=tuple(dropped))
+    ground_truth = ground_truth_from_coco(document, image_folder, str(source))
+    return replace(ground_truth, dropped=tuple(dropped), val_split=val_split)
 
 
 class _BadFileError(Exception):
@@ -134,17 +160,26 @@ def _image_sets(root: Path) -> Path:
     return root / "ImageSets" / "Main"
 
 
-def _stems(root: Path, split: str, files: Collection[str], skip_bad: bool, dropped: list[Fault]) -> list[str]:
-    """Names of the split's images, without suffix; `files` has those of all annotations, sorted."""
-    listing = _image_sets(root) / f"{split}.txt"
-    if not listing.is_file():
-        part = [stem for stem in files if (zlib.crc32(stem.encode()) % 5 == 0) == (split == "val")]
-        if not part:
-            raise InputError(
-                f"{root}: too few images to split; list those of '{split}' in {listing}, one name without suffix a line"
-            )
-        return part
-    stems = []
+def _listed_splits(root: Path) -> list[str]:
+    names = {file.stem for file in _image_sets(root).glob("*.txt")}
+    return sorted(name for name in names if not any(name.endswith(f"_{other}") for other in names))
+
+
+def _val_split(
+    annotations: dict[str, _Annotation], files: Collection[str], val_fraction: float, val_list: Path | None
+) -> tuple[ValSplit, list[Fault]]:
+    """The images that are `val`, and faults for those that `val_list` names and the folder has no more."""
+    if val_list is not None:
+        names, missing = _listed(val_list, files)
+        if names:
+            return ValSplit(tuple(names), len(files), val_list), missing
+    objects = {stem: [one.name for one in annotation.objects] for stem, annotation in annotations.items()}
+    return ValSplit(tuple(draw_val(objects, val_fraction)), len(files), None), []
+
+
+def _listed(listing: Path, files: Collection[str]) -> tuple[list[str], list[Fault]]:
+    """Those of `files` that a list of images names, and faults for names without a file; all without suffix."""
+    stems, missing = [], []
     for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         words = line.split()
         if not words:
@@ -155,10 +190,8 @@ def _stems(root: Path, split: str, files: Collection[str], skip_bad: bool, dropp
             stems.append(stem)
         else:
             fault = f"{listing}: line {number} names {stem}, and there is no Annotations/{stem}.xml"
-            if not skip_bad:
-                raise InputError(f"{fault}; restore it, or leave such images out with --data.skip-bad")
-            dropped.append(Fault("bad-annotation", fault, image=True))
-    return list(dict.fromkeys(stems))
+            missing.append(Fault("bad-annotation", fault, image=True))
+    return list(dict.fromkeys(stems)), missing
 
 
 def _names_in(file: Path) -> frozenset[str]:

@@ -237,7 +237,7 @@ def _notes(
     detections: Candidates | None,
     process: PostProcessing,
 ) -> list[str]:
-    notes = []
+    notes = [f"{ground_truth.source}: {ground_truth.val_split}."] if ground_truth.val_split is not None else []
     if ground_truth.dropped:
         notes.append(
             f"{len(ground_truth.dropped):,} ground-truth records were dropped; the first: {ground_truth.dropped[0]}."

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from retinaconf.data.images import check_images
-from retinaconf.data.layouts import load_split
 from retinaconf.data.transforms import canvas, resized
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.coverage import anchor_coverage
@@ -17,7 +16,7 @@ from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
-from retinaconf.inference.evaluate import same_categories
+from retinaconf.inference.evaluate import split_for
 
 
 def diagnose_run(
@@ -28,6 +27,7 @@ def diagnose_run(
     images: int = 5000,
     layout: str | None = None,
     device: str = "auto",
+    val_fraction: float | None = None,
 ) -> Diagnosis:
     """Diagnose a run on a split of `root`, or on `images` of its images, drawn at random where it has more.
 
@@ -38,8 +38,7 @@ def diagnose_run(
     """
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
-    ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
-    same_categories(detector, run, ground_truth)
+    ground_truth = split_for(detector, run, root, split, layout, val_fraction)
     if len(ground_truth) > images:
         chosen = np.random.default_rng(0).choice(len(ground_truth), images, replace=False)
         ground_truth = ground_truth.subset(np.sort(chosen))

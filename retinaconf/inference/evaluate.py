@@ -14,12 +14,13 @@ from rich.table import Table
 
 from retinaconf.data.ground_truth import GroundTruth, LeftOut
 from retinaconf.data.images import check_images
-from retinaconf.data.layouts import load_split
+from retinaconf.data.layouts import describe, load_split
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score, sweep
+from retinaconf.training.checkpoint import val_list
 
 RECORDS_SHOWN = 10  # of those left out; the JSON has all
 
@@ -33,13 +34,14 @@ def evaluate_run(
     layout: str | None = None,
     device: str = "auto",
     detections: Path | None = None,
+    val_fraction: float | None = None,
 ) -> dict[str, Any]:
     """The report that `retinaconf evaluate --json` writes.
 
-    Keys: `run`, `data`, `split`, `images`, `left_out` (what of the split cannot be used, as `LeftOut`), `joint` (the
-    joint score's name), `metrics` (the ten numbers, fractions, null where nothing decides one), `per_class` (AP by
-    class), and with a sweep `sweep`: a list of `joint`, `alpha` (null for other methods), `metrics` and `per_class`,
-    all from one pass of the network.
+    Keys: `run`, `data`, `split`, `found` (in words, what was taken for the split), `images`, `left_out` (what of it
+    cannot be used, as `LeftOut`), `joint` (the joint score's name), `metrics` (the ten numbers, fractions, null where
+    nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha` (null for
+    other methods), `metrics` and `per_class`, all from one pass of the network.
 
     With `detections` that file gets the detections that `metrics` is about, as COCO results with the image and category
     ids of the data set, `class_score` and, of detectors that have one, `quality`.
@@ -52,8 +54,7 @@ def evaluate_run(
         raise InputError(f"{detections}: cannot be written, there is no folder {detections.parent}; make it first")
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
-    ground_truth = load_split(root, split, detector.config.data.skip_bad, layout)
-    same_categories(detector, run, ground_truth)
+    ground_truth = split_for(detector, run, root, split, layout, val_fraction)
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
 
     configured = joint_score(config)
@@ -74,7 +75,11 @@ def evaluate_run(
         for joint, table in zip(joints, tables)
     }
 
-    report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split, "images": len(ground_truth)}
+    report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split}
+    found = describe(root, ground_truth, layout)
+    if ground_truth.val_split is not None and ground_truth.val_split.kept_in is None:
+        found += f"; {run} keeps no list of those that it was trained on"
+    report |= {"found": found, "images": len(ground_truth)}
     report["left_out"] = asdict(ground_truth.left_out)
     report |= {"joint": configured.name, **_as_json(metrics[configured])}
     if with_sweep:
@@ -85,6 +90,7 @@ def evaluate_run(
 def print_report(report: dict[str, Any]) -> None:
     """The report as tables."""
     console = Console(width=max(Console().width, 104))  # the ten numbers need it, where there is no terminal too
+    console.print(report["found"], markup=False, highlight=False, soft_wrap=True)
     left_out = LeftOut(**report["left_out"])
     for record in left_out.records[:RECORDS_SHOWN]:
         console.print(f"{record}; dropped", markup=False, highlight=False, soft_wrap=True)
@@ -100,6 +106,26 @@ def print_report(report: dict[str, Any]) -> None:
     if "sweep" in report:
         rows = [(row["joint"], row["metrics"]) for row in report["sweep"]]
         console.print(_table("joint scores, from one pass of the network", "joint score", rows))
+
+
+def split_for(
+    detector: Detector, run: Path, root: Path, split: str, layout: str | None, val_fraction: float | None
+) -> GroundTruth:
+    """A split of a data set for a run, its images not checked yet.
+
+    Where the data set does not name its splits, `val` has the images that the run keeps; of other data, or where the
+    run keeps none, those that are drawn as the share `val_fraction`, by default the run's own.
+
+    Raises:
+        InputError: no such split, bad data, other categories than the run's, or a `val_fraction` beside a list.
+    """
+    data, kept = detector.config.data, val_list(run)
+    fraction = data.val_fraction if val_fraction is None else val_fraction
+    truth = load_split(root, split, data.skip_bad, layout, val_fraction=fraction, val_list=kept)
+    if val_fraction is not None and truth.val_split is not None and truth.val_split.kept_in is not None:
+        raise InputError(f"--val-fraction {val_fraction:g}: {kept} says which images are val; leave the option out")
+    same_categories(detector, run, truth)
+    return truth
 
 
 def same_categories(detector: Detector, run: Path, ground_truth: GroundTruth) -> None:

@@ -71,8 +71,10 @@ class Experiments:
         self.folder, self.kept, self.root, self.split, self.device = out / "runs", out / "measured", root, split, device
         self.base, self.schedule, self.max_steps = base, schedule, max_steps
         skip_bad, max_skipped, layout = base.data.skip_bad, base.data.max_skipped, base.data.layout
-        train_set = load_split(root, "train", skip_bad, layout)
-        truth = check_images(load_split(root, split, skip_bad, layout), skip_bad, max_skipped)
+        fraction = base.data.val_fraction
+        train_set = load_split(root, "train", skip_bad, layout, val_fraction=fraction)
+        truth = load_split(root, split, skip_bad, layout, val_fraction=fraction)
+        truth = check_images(truth, skip_bad, max_skipped)
         self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(truth.classes) == 80
         self.description = describe(root, truth, layout)
         if truth.crowd.all():

@@ -6,6 +6,7 @@
 `model.safetensors`          the best weights; classes, category ids, config as metadata
 `last.ckpt`                  everything that a resumed run needs
 `log.txt`                    what was printed
+`val.txt`                    names of the images of `val`, if the data set does not name its splits
 ============================ ==========================================================
 
 Files are written aside and renamed, so that a run that is killed leaves the old or the new one, never half of one.
@@ -26,10 +27,12 @@ from torch import Tensor
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 
 CONFIG, METRICS, MODEL, LAST, LOG = "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt"
+VAL = "val.txt"
 
 
 class Weights(NamedTuple):
@@ -44,6 +47,17 @@ class Weights(NamedTuple):
 def write_config(path: Path, config: Config) -> None:
     """Save a configuration as flat JSON."""
     write_aside(path, lambda aside: aside.write_text(json.dumps(config.flat(), indent=1) + "\n"))
+
+
+def write_val_list(path: Path, val_split: ValSplit) -> None:
+    """Keep which images are `val`, as the file `ImageSets/Main/val.txt` of a PASCAL VOC folder would."""
+    write_aside(path, lambda aside: aside.write_text("".join(f"{name}\n" for name in val_split.names)))
+
+
+def val_list(run: Path) -> Path | None:
+    """The file in which a run, given as its folder or a file in it, keeps which images are `val`, if it has one."""
+    path = (run if run.is_dir() else run.parent) / VAL
+    return path if path.is_file() else None
 
 
 def metrics_line(record: dict[str, Any]) -> str:

@@ -8,12 +8,23 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from retinaconf.config import Config, read_config
-from retinaconf.data.ground_truth import Fault
+from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
+from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
 from retinaconf.files import locked
-from retinaconf.training.checkpoint import CONFIG, LAST, LOG, METRICS, MODEL, write_config
+from retinaconf.training.checkpoint import (
+    CONFIG,
+    LAST,
+    LOG,
+    METRICS,
+    MODEL,
+    VAL,
+    val_list,
+    write_config,
+    write_val_list,
+)
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
 
@@ -33,10 +44,15 @@ def train_run(
         Interrupted: the run was asked to stop; it is saved.
     """
     # The data first: nothing is written for a run that cannot start.
-    skip_bad, max_skipped, layout = config.data.skip_bad, config.data.max_skipped, config.data.layout
-    train_set = check_images(load_split(root, "train", skip_bad, layout), skip_bad, max_skipped)
-    has_val = "val" in find_layout(root, layout).splits(root)
-    val_set = check_images(load_split(root, "val", skip_bad, layout), skip_bad, max_skipped) if has_val else None
+    layout, kept = config.data.layout, val_list(run) if (run / CONFIG).exists() else None
+
+    def read(split: str) -> GroundTruth:
+        skip_bad, fraction = config.data.skip_bad, config.data.val_fraction
+        truth = load_split(root, split, skip_bad, layout, val_fraction=fraction, val_list=kept)
+        return check_images(truth, skip_bad, config.data.max_skipped)
+
+    train_set = read("train")
+    val_set = read("val") if "val" in find_layout(root, layout).splits(root) else None
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
     if train_set.crowd.all():  # also where there are no boxes
         raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
@@ -44,7 +60,7 @@ def train_run(
         raise InputError(f"{val_set.source}: its categories are not those of {train_set.source}; make them the same")
 
     fabric = launch(config, device)
-    with _opened(run, config, resume) if fabric.is_global_zero else nullcontext():
+    with _opened(run, config, train_set.val_split, resume) if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         progress = Progress(run / LOG, silent=not fabric.is_global_zero)
         progress.say(describe(root, train_set, layout))
@@ -59,12 +75,12 @@ def train_run(
 
 
 @contextmanager
-def _opened(run: Path, config: Config, resume: bool) -> Iterator[None]:
+def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool) -> Iterator[None]:
     """The folder of a new run or of the one to go on with, held against other processes.
 
     If a new run cannot begin, its files are removed again; no file that was there before is removed or replaced.
     """
-    _see_that_it_fits(run, config, resume)
+    _see_that_it_fits(run, config, val_split, resume)
     is_new, had_folder = not (run / CONFIG).exists(), run.exists()
     with ExitStack() as stack:
         try:
@@ -74,21 +90,23 @@ def _opened(run: Path, config: Config, resume: bool) -> Iterator[None]:
             raise InputError(f"{run}: cannot be written ({reason(error)}); choose another --out") from None
         try:
             if is_new:
+                if val_split is not None:
+                    write_val_list(run / VAL, val_split)
                 write_config(run / CONFIG, config)
             yield
         except InputError:
             if is_new and not (run / METRICS).exists():  # a wrong backbone, say: the same --out can be used again
-                for name in (CONFIG, LOG):
+                for name in (CONFIG, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
                 if not had_folder and not any(run.iterdir()):
                     run.rmdir()
             raise
 
 
-def _see_that_it_fits(run: Path, config: Config, resume: bool) -> None:
+def _see_that_it_fits(run: Path, config: Config, val_split: ValSplit | None, resume: bool) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
-        if found := [name for name in (LAST, MODEL, METRICS, LOG) if os.path.lexists(run / name)]:
+        if found := [name for name in (LAST, MODEL, METRICS, LOG, VAL) if os.path.lexists(run / name)]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
                 f"is overwritten; restore {CONFIG}, or choose another --out"
@@ -98,6 +116,11 @@ def _see_that_it_fits(run: Path, config: Config, resume: bool) -> None:
         raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
     if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
         raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
+    if val_split is not None and val_split.kept_in is None:  # version 0.1 did not keep it, and drew others
+        raise InputError(
+            f"{run}: it is not known which images of these data it validates on ({VAL} is missing or of other data); "
+            "restore the file, or choose another --out"
+        )
     old, new = read_config(run / CONFIG).flat(), config.flat()
     # Loading is no part of the result: another machine may resume with other workers.
     different = [name for name in new if new[name] != old[name] and name != "data.workers"]

@@ -93,18 +93,50 @@ def test_a_zero_tells_that_boxes_are_edges_already(tmp_path: Path):
     assert load_split(tmp_path, "train").boxes.tolist() == [[3, 4, 20, 9]]
 
 
-def test_without_image_sets_a_picture_keeps_its_split(tmp_path: Path):
-    for i in range(60):
+def test_without_image_sets_a_share_of_the_images_is_val(tmp_path: Path):
+    for i in range(37):
         annotate(tmp_path, f"p{i:03d}", element("dog", (1, 1, 9, 9)), size=(16, 16))
-    train, val = (set(load_split(tmp_path, split).file_names.tolist()) for split in ("train", "val"))
-    assert not train & val
-    assert len(train | val) == 60
-    assert 5 <= len(val) <= 20
-    for i in range(60, 90):
-        annotate(tmp_path, f"p{i:03d}", size=(16, 16))
-    assert val <= set(load_split(tmp_path, "val").file_names.tolist())
+    for i in (11, 23):
+        annotate(tmp_path, f"p{i:03d}", element("emu", (1, 1, 9, 9)), size=(16, 16))
+    train, val = (load_split(tmp_path, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (30, 7)
+    assert not set(train.file_names) & set(val.file_names)
+    assert [(truth.classes, set(truth.labels)) for truth in (train, val)] == [(("dog", "emu"), {0, 1})] * 2
+    assert describe(tmp_path, val) == (
+        f"PASCAL VOC layout in {tmp_path}: Annotations, 7 images, 7 boxes, 2 classes; no splits named there: 7 of the "
+        "37 images are val, drawn in balance of the classes"
+    )
+    assert len(load_split(tmp_path, "val", val_fraction=0.5)) == 18
     with pytest.raises(InputError, match="it has train, val"):
         load_split(tmp_path, "test")
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(InputError, match=r"val_fraction = .*: give a share between 0 and 1"):
+            load_split(tmp_path, "val", val_fraction=share)
+
+
+def test_a_list_of_val_stays_what_it_is_when_images_come_and_go(tmp_path: Path):
+    for name in "abcdefgh":
+        annotate(tmp_path, name, element("dog", (1, 1, 9, 9)))
+    kept = tmp_path / "run/val.txt"
+    kept.parent.mkdir()
+    kept.write_text("b\ng\n")
+    annotate(tmp_path, "new one", element("dog", (1, 1, 9, 9)))
+    train, val = (load_split(tmp_path, split, val_list=kept) for split in ("train", "val"))
+    assert val.file_names.tolist() == ["b.jpg", "g.jpg"]
+    assert train.file_names.tolist() == ["a.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "h.jpg", "new one.jpg"]
+    assert describe(tmp_path, val).endswith(f"2 of the 9 images are val, as {kept} lists")
+
+    (tmp_path / "Annotations/g.xml").unlink()
+    assert len(load_split(tmp_path, "train", val_list=kept)) == 7
+    with pytest.raises(InputError, match=r"val\.txt: line 2 names g, and there is no Annotations/g\.xml; restore"):
+        load_split(tmp_path, "val", val_list=kept)
+    assert str(load_split(tmp_path, "val", True, val_list=kept).left_out) == "1 image left out"
+
+    kept.write_text("of\nother\ndata\n")
+    assert load_split(tmp_path, "val", val_list=kept).val_split == load_split(tmp_path, "val").val_split
+    image_set(tmp_path, "val", "a\n")  # what the data set says goes first
+    kept.write_text("b\n")
+    assert load_split(tmp_path, "val", val_list=kept).file_names.tolist() == ["a.jpg"]
 
 
 def test_too_few_images_to_split(tmp_path: Path):

@@ -21,7 +21,10 @@ def report(trained: Any) -> dict[str, Any]:
 
 
 def test_the_reports_keys(report: dict[str, Any], trained: Any):
-    assert list(report) == ["run", "data", "split", "images", "left_out", "joint", "metrics", "per_class", "sweep"]
+    keys = ["run", "data", "split", "found", "images", "left_out", "joint", "metrics", "per_class", "sweep"]
+    assert list(report) == keys
+    line = f"flat COCO layout in {trained.data}: val.json, 4 images, "
+    assert report["found"].startswith(line)
     assert (report["run"], report["data"]) == (str(trained.run), str(trained.data))
     assert (report["split"], report["images"], report["joint"]) == ("val", 4, "product(0.4)")
     assert report["left_out"] == {"images": 0, "annotations": 0, "classes": [], "records": []}
