@@ -3,7 +3,7 @@
     python studies/compare_runs.py --runs A0 [A1 ...] --than B0 [B1 ...] --data ROOT [--split test] [--joint NAME]
 
 A0 and B0 are trainings of the same data, schedule and seed, and so on. Prints AP, AP50 and AP75 of each, and the
-difference A - B with its 95% interval, paired over seeds and images (`retinaconf/paper/compare.py`); of one pair that
+difference A - B with its 95% interval, paired over seeds and images (`evaluation/compare.py`); for one pair that
 of the images alone. A's runs are judged by the joint score NAME of `evaluate --sweep`, without it by their own; B's by
 their own.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.compare import paired_difference
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import joint_score, sweep
-from retinaconf.paper.compare import paired_difference
 from retinaconf.paper.runs import replicates
 
 METRICS = ("AP", "AP50", "AP75")

@@ -10,7 +10,7 @@ loss. What this leaves out is what a loss does to the tower and to the boxes.
 Writes DIR/LOSS-RUN, a run folder that the other commands take, used again where it is there, and DIR/SPLIT.json;
 prints AP by joint score, its difference from the class score's and from that of cross entropy on positives, the change
 of each class's AP, and what the branch says by IoU. Intervals are paired over RUNs and images
-(`retinaconf/paper/compare.py`).
+(`retinaconf/evaluation/compare.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import Batch, steps_per_epoch, training_batches
 from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.compare import paired_difference
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
-from retinaconf.paper.compare import paired_difference
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates

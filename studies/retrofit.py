@@ -4,7 +4,7 @@
 
 Retrofits each RUN into DIR/RUN-TOWER-SEED (used again where it is there) and evaluates at alpha 0 and at the alpha that
 each retrofit chose on `val`. The interval of the mean difference is paired over seeds and images
-(`retinaconf/paper/compare.py`). With several RUNs the seeds are theirs: a RUN counts once, with the mean over its
+(`retinaconf/evaluation/compare.py`). With several RUNs the seeds are theirs: a RUN counts once, with the mean over its
 retrofits. With one RUN they are the retrofit's, and the interval says nothing of another RUN.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.compare import Difference, paired_difference
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import product
-from retinaconf.paper.compare import Difference, paired_difference
 from retinaconf.paper.runs import replicates
 from retinaconf.retrofit import retrofit_run
 from retinaconf.training.branch import Tower

@@ -10,9 +10,9 @@ import numpy as np
 
 from retinaconf.config import Config
 from retinaconf.evaluation.coco import METRICS
+from retinaconf.evaluation.compare import overall, paired_difference, seeds_needed, verdict
 from retinaconf.files import write_aside
 from retinaconf.paper import published
-from retinaconf.paper.compare import overall, paired_difference, seeds_needed, verdict
 from retinaconf.paper.figures import save_figure
 from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
 from retinaconf.paper.markdown import to_markdown

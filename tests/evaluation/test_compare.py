@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaconf.paper.compare import Difference, overall, paired_difference, seeds_needed, verdict
+from retinaconf.evaluation.compare import Difference, overall, paired_difference, seeds_needed, verdict
 
 
 def difference(low: float, high: float, seeds: int = 3, mean: float | None = None, spread: float = 0.01) -> Difference:
