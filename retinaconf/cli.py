@@ -257,8 +257,9 @@ def retrofit(
 def check(
     data: Path,
     json: Path | None = None,
-    short_side: int = 600,
-    long_side: int = 1000,
+    recipe: str = "conf-lite0",
+    short_side: int | None = None,
+    long_side: int | None = None,
     layout: LayoutKey | None = None,
 ) -> None:
     """What is wrong with a data set, file by file, before a training finds out.
@@ -266,13 +267,18 @@ def check(
     Args:
         data: the data set's folder.
         json: also write the findings to this file.
-        short_side: short side at which anchors are compared with the objects.
-        long_side: long side likewise.
+        recipe: the training that is planned: objects are compared with its anchors, at its input size.
+        short_side: another short side than the recipe's.
+        long_side: another long side likewise.
         layout: of the data set's folder; without it, found by looking.
     """
     from retinaconf.data.check import check as check_data
 
-    report = check_data(data, short_side, long_side, layout)
+    if recipe not in RECIPES:
+        raise UsageError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    changes = {"data.short_side": short_side, "data.long_side": long_side, "data.layout": layout}
+    config = RECIPES[recipe].changed(**{name: value for name, value in changes.items() if value is not None})
+    report = check_data(data, config)
     report.print()
     if json is not None:
         _write_json(json, report.to_json())

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import subprocess
@@ -140,7 +141,7 @@ def test_version(run_cli: Callable[..., Any]):
         ("predict", ["--out", "--alpha", "--score-threshold"]),
         ("diagnose", ["--data", "--detections", "--ground-truth", "--report", "--json"]),
         ("retrofit", ["--data", "--out", "--quality", "--seed"]),
-        ("check", ["--data", "--json"]),
+        ("check", ["--data", "--json", "--recipe"]),
         ("demo", ["--out"]),
         ("paper", ["--data", "--out", "--seeds", "--schedule", "--recipe-base", "--optimizer.lr", "--schedule.epochs"]),
     ],
@@ -173,6 +174,25 @@ def test_help_shows_the_values_of_what_was_chosen(run_cli: Callable[..., Any], w
     shown = " ".join(run_cli(*words).out.replace("│", " ").split())
     assert "Images are resized until their short side has this many pixels ... (default: 320)" in shown
     assert words[0] == "paper" or "The defaults below are those of conf-lite0." in shown
+
+
+def test_check_judges_for_the_training_that_comes_next_in_the_readme():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    following = readme[readme.index("retinaconf check --data") :]
+    following = following[following.index("retinaconf train ") :].split()[2]
+    assert inspect.signature(COMMANDS["check"]).parameters["recipe"].default == following
+    assert inspect.signature(check.check).parameters["config"].default == RECIPES[following]
+
+
+def test_check_takes_a_recipe_and_another_size(run_cli: Callable[..., Any], tiny_data: Path):
+    assert "at input size 320 x 544" in run_cli("check", "--data", tiny_data).out
+    assert "at input size 600 x 1000" in run_cli("check", "--data", tiny_data, "--recipe", "retinanet-r50-1x").out
+    assert "at input size 64 x 544" in run_cli("check", "--data", tiny_data, "--short-side", 64).out
+    result = run_cli("check", "--data", tiny_data, "--short-side", 700)
+    assert (result.code, result.out) == (1, "")
+    assert "data.long-side 544 is less than data.short-side 700" in result.err
+    result = run_cli("check", "--data", tiny_data, "--recipe", "yolo")
+    assert (result.code, result.err[:28]) == (2, "retinaconf: no recipe 'yolo'")
 
 
 # --- usage ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from retinaconf import retrofit
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import read_config
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
@@ -279,3 +280,22 @@ def test_training_does_not_go_on_from_a_retrofitted_run(
     with pytest.raises(InputError, match=r"holds a model and no last\.ckpt to go on from; choose another --out"):
         train_run(read_config(out / "config.json"), tiny_data, out, resume=True, device="cpu")
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_with_other_anchors_is_trained_evaluated_diagnosed_and_retrofitted(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
+):
+    run, other = tmp_path / "run", tmp_path / "retrofitted"
+    words = ["retinanet-lite0", *tiny_flags, "--model.quality", "none", "--inference.alpha", 0]
+    words += ["--model.anchor-ratios", 1, 0.3, "--model.anchor-scales", 4]
+    for command in (
+        ["train", *words, "--data", tiny_data, "--out", run, "--schedule.epochs", 1],
+        ["evaluate", run, "--data", tiny_data],
+        ["retrofit", run, "--data", tiny_data, "--out", other],
+        ["diagnose", other, "--data", tiny_data],
+    ):
+        assert run_cli(*command).code == 0, command
+    assert read_config(run / "config.json").model.anchor_ratios == (1, 0.3)
+    weights = read_weights(other)
+    assert weights.config.model.cell_anchors == CellAnchors((1.0, 0.3), (4.0,))
+    assert [len(weights.state[f"head.{conv}_conv.bias"]) for conv in ("class", "box", "quality")] == [2 * 3, 2 * 4, 2]

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-Severity = Literal["error", "warning", "note"]
+from retinaconf.data.findings import Finding
+
 _COLOR = {"error": "red", "warning": "yellow", "note": "dim"}
 _SHOWN_CLASSES = 20
 _SHOWN_RECORDS = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of fault in one split."""
-
-    severity: Severity  # error: training stops; warning: training is worse; note: good to know
-    kind: str  # one of retinaconf.data.check.REMEDIES
-    split: str
-    records: tuple[str, ...]  # one line each: file, box, what is wrong with it
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,7 @@ class SplitStatistics:
     box_sizes: dict[str, int]  # boxes by the square root of their area, in pixels of the network's input
     best_anchor_below_half: int  # objects that no anchor fits by IoU 0.5: only the low-quality rule matches them
     no_anchor: int  # objects that overlap no anchor
+    below_half_with_proposal: int | None  # objects that none of the anchors proposed fits either, where there are any
 
 
 @dataclass(frozen=True)
@@ -53,6 +44,7 @@ class Report:
     short_side: int  # of the network's input, in pixels
     long_side: int
     splits: dict[str, SplitStatistics]
+    proposal: dict[str, Any] | None  # settings for anchors that fit more objects of the first split, by name
     findings: tuple[Finding, ...]  # errors first
 
     @property
@@ -79,7 +71,7 @@ class Report:
         console.print(f"{verdict}: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
 
     def _numbers(self) -> Table:
-        table = Table(title=f"box sizes in pixels at input size {self.short_side} x {self.long_side}")
+        table = Table(title=f"box sizes in pixels at input size {self.short_side} x {self.long_side} (--recipe)")
         for column in ("", *self.splits):
             table.add_column(column, justify="right" if column else "left")
         statistics = self.splits.values()
@@ -93,6 +85,9 @@ class Report:
             table.add_row(interval, *(_share(one.box_sizes[interval], one.boxes) for one in statistics))
         table.add_section()
         table.add_row("no anchor fits (IoU < 0.5)", *(_share(o.best_anchor_below_half, o.boxes) for o in statistics))
+        if self.proposal is not None:
+            shares = [_share(o.below_half_with_proposal or 0, o.boxes) for o in statistics]
+            table.add_row("  with the anchors proposed", *shares)
         return table
 
     def _classes(self) -> Table:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
-from retinaconf.data.transforms import Augmentation, apply, augmentation, canvas, resized
+from retinaconf.data.transforms import Augmentation, apply, are_targets, augmentation, canvas, resized
 from retinaconf.errors import InputError
 
 # Batches are sorted by aspect ratio within blocks of this many, which keeps padding small and the order random.
@@ -60,7 +60,7 @@ class PlannedBatches(Dataset[Batch]):
         self.ground_truth = ground_truth
 
     def __getitem__(self, plan: Plan) -> Batch:
-        """Read, resize, flip and pad the images of a plan; crowd regions are left out, they are no targets."""
+        """Read, resize, flip and pad the images of a plan; crowd regions and too small boxes are no targets."""
         gt = self.ground_truth
         images: list[np.ndarray] = []
         kept: list[tuple[np.ndarray, np.ndarray]] = []
@@ -70,8 +70,8 @@ class PlannedBatches(Dataset[Batch]):
             rows = rows[~gt.crowd[rows]]
             pixels, boxes = apply(read_image(gt.path(i), declared), gt.boxes[rows], change)
             images.append(pixels)
-            inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            kept.append((boxes[inside], gt.labels[rows][inside]))
+            seen = are_targets(boxes)
+            kept.append((boxes[seen], gt.labels[rows][seen]))
         longest = max(len(labels) for _, labels in kept)
         boxes_out = torch.zeros(len(kept), longest, 4)
         labels_out = torch.full((len(kept), longest), -1)

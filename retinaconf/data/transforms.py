@@ -11,6 +11,9 @@ from PIL import Image
 from retinaconf.config import DataConfig, Resize
 
 PAD_TO = 32  # multiple of which the padded image's sides are: P5's stride
+# A box with a side of fewer pixels of the resized image is no target. Less than a pixel shows it, and `decode` cannot
+# make it of its anchor if the side is less than 1/62.5 of the anchor's: 0.36 pixels for the narrowest by default.
+MIN_SIDE = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ def augmentation(size: tuple[int, int], config: DataConfig, rng: np.random.Gener
     factor = math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
     target = resized(size, config.short_side, config.long_side, factor, config.resize)
     return Augmentation(*target, rng.random() < config.flip, config.resize)
+
+
+def are_targets(boxes: np.ndarray) -> np.ndarray:
+    """(B,) whether boxes (B, 4) xyxy in pixels of the resized image, cut at its edges, are large enough."""
+    return (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
 
 
 def apply(image: Image.Image, boxes: np.ndarray, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:

@@ -13,13 +13,17 @@ import numpy as np
 
 from retinaconf.cell_anchors import STRIDES, CellAnchors
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.transforms import are_targets
 from retinaconf.diagnosis.overlaps import iou
 from retinaconf.diagnosis.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """For each of B ground-truth boxes, on the image as the network sees it; crowd regions have 0 and NaN."""
+    """For each of B ground-truth boxes, on the image as the network sees it.
+
+    Crowd regions have 0 and NaN, objects that training leaves out 0 and 0.
+    """
 
     positives: np.ndarray  # (B,) int64: anchors that are positive for the object
     over_threshold: np.ndarray  # (B,) int64: of them, those with IoU >= 0.5
@@ -51,7 +55,7 @@ def anchor_coverage(
     Only anchors that touch an object and have about its shape are looked at: a COCO image has 100,000 anchors.
 
     Args:
-        ground_truth: I images, B boxes in pixels of the files.
+        ground_truth: I images of known sizes, B boxes in pixels of the files.
         scale: (I, 2) float: x and y factor by which the network's input is larger than the file.
         padded_size: (I, 2) int: height and width of the network's input, padding included.
         cell_anchors: of the detector.
@@ -62,13 +66,16 @@ def anchor_coverage(
     positives, over = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     best_iou = np.full(count, np.nan)
     positive_anchors = np.zeros(len(ground_truth), dtype=np.int64)
+    input_size = ground_truth.image_sizes[:, ::-1] * scale  # (I, 2): width, height
     for image in range(len(ground_truth)):
         rows = np.arange(*ground_truth.offsets[image : image + 2])
         rows = rows[~ground_truth.crowd[rows]]
+        best_iou[rows] = 0
         progress("anchor coverage", image + 1, len(ground_truth))
+        boxes = (ground_truth.boxes[rows] * np.tile(scale[image], 2)).clip(0, np.tile(input_size[image], 2))
+        rows, boxes = rows[are_targets(boxes)], boxes[are_targets(boxes)]
         if len(rows) == 0:
             continue
-        boxes = ground_truth.boxes[rows] * np.tile(scale[image], 2)
         anchor, target, overlap, best = _relevant_anchors(boxes, padded_size[image], cell_anchors, positive_iou)
         best_iou[rows] = best
         positive_anchors[image] = len(np.unique(anchor[overlap > positive_iou]))

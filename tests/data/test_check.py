@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from retinaconf.data.check import REMEDIES, Report, check
+from retinaconf.cell_anchors import SCALES
+from retinaconf.data.check import Report, check
+from retinaconf.data.findings import REMEDIES, Finding
 from retinaconf.errors import InputError
+from retinaconf.recipes import RECIPES
 
+SMALL = RECIPES["retinanet-r50-1x"].changed(**{"data.short_side": 96, "data.long_side": 128})
 Expected = dict[tuple[str, str, str], list[str]]  # what each record of a finding names, by severity, kind and split
 
 
@@ -52,7 +56,7 @@ class Folder:
     def check(self) -> Report:
         for name, document in (("train", self.train), ("val", self.val)):
             (self.root / f"{name}.json").write_text(json.dumps(document))
-        return check(self.root, short_side=96, long_side=128)
+        return check(self.root, SMALL)
 
 
 # --- damage: each changes the folder, and says what is to be found ---------------------------------------------------
@@ -165,6 +169,16 @@ def tiny(folder: Folder) -> Expected:
     return {("warning", "tiny-box", "val"): ["103.png, dog at x, y, w, h 50, 50, 3, 20 is 3.0 x 20.0 pixels"]}
 
 
+def thinner_than_a_pixel(folder: Folder) -> Expected:
+    folder.box(folder.train, 13, [50, 50, 0.5, 20], 2)
+    folder.box(folder.val, 103, [-30, 50, 30.001, 20], 2)
+    return {
+        ("warning", "thin-box", "train"): ["13.png, dog at x, y, w, h 50, 50, 0.5, 20 is 0.500 x 20.000 pixels"],
+        ("warning", "thin-box", "val"): ["-30, 50, 30.001, 20 is 0.001 x 20.000 pixels"],
+        ("warning", "outside-box", "val"): ["-30, 50, 30.001, 20 leaves the image"],
+    }
+
+
 def box_twice(folder: Folder) -> Expected:
     folder.box(folder.train, 11, [8.4, 24, 40, 40], 1)
     folder.box(folder.train, 11, [8, 24, 40, 40], 1, iscrowd=1)  # a crowd region may
@@ -206,7 +220,7 @@ def no_boxes(folder: Folder) -> Expected:
 
 def thin(folder: Folder) -> Expected:
     for image in range(8):
-        folder.box(folder.train, image, [2, 80, 120, 8])
+        folder.box(folder.train, image, [2, 76, 120, 8])
     return {("warning", "unfit-anchors", "train"): ["20.0% of the boxes overlap no anchor by IoU 0.5"]}
 
 
@@ -264,7 +278,7 @@ def test_nothing_is_found_in_a_clean_folder(folder: Folder):
     assert (train.best_anchor_below_half, train.no_anchor) == (0, 0)
 
 
-@pytest.mark.parametrize("damage", [*TOGETHER, *ALONE, unused, other_classes, listed_in_both])
+@pytest.mark.parametrize("damage", [*TOGETHER, *ALONE, unused, other_classes, listed_in_both, thinner_than_a_pixel])
 def test_each_fault_is_found_and_no_other(folder: Folder, damage: Callable[[Folder], Expected]):
     expected = damage(folder)
     compare(folder.check(), expected)
@@ -276,6 +290,48 @@ def test_all_faults_at_once(folder: Folder):
         for key, parts in damage(folder).items():
             expected.setdefault(key, []).extend(parts)
     compare(folder.check(), expected)
+
+
+def unfit(report: Report) -> list[Finding]:
+    return [finding for finding in report.findings if finding.kind == "unfit-anchors"]
+
+
+def test_anchors_are_proposed_where_shape_is_the_cause_and_no_larger_input(folder: Folder):
+    thin(folder)
+    report = folder.check()
+    (finding,) = unfit(report)
+    assert finding.remedy == "train with --model.anchor-ratios 0.1 0.5 1 2"
+    (record,) = finding.records
+    assert "100% are more than 3 times as long as wide, 0% smaller" in record
+    assert "At 144 x 192 it is 20.0%; with --model.anchor-ratios 0.1 0.5 1 2 (12 anchors a cell, not 9) 0.0%" in record
+    assert report.proposal == {"model.anchor_ratios": [0.1, 0.5, 1, 2], "model.anchor_scales": [*SCALES]}
+    assert report.splits["train"].below_half_with_proposal == report.splits["val"].below_half_with_proposal == 0
+    assert unfit(check(folder.root, SMALL.changed(**report.proposal))) == []
+
+
+def test_a_larger_input_is_advised_where_it_helps(folder: Folder):
+    for image in range(8):
+        folder.box(folder.train, image, [2, 70, 20, 18])
+    report = folder.check()
+    (finding,) = unfit(report)
+    larger = check(folder.root, SMALL.changed(**{"data.short_side": 144, "data.long_side": 192}))
+    assert unfit(larger) == []
+    assert "0% are more than 3 times as long as wide, 100% smaller than half" in finding.records[0]
+    assert "At 144 x 192 it is 0.0%" in finding.records[0]
+    assert "train at a larger --data.short-side" in finding.remedy
+    assert report.proposal is not None  # smaller anchors would do, too
+    assert "--model.anchor-scales" in finding.remedy
+
+
+def test_nothing_is_advised_where_nothing_helps(folder: Folder):
+    for image in range(8):
+        folder.box(folder.train, image, [0, 80, 128, 4.5])  # 28 times as long as high
+    report = folder.check()
+    (finding,) = unfit(report)
+    assert report.proposal is None
+    assert finding.remedy == REMEDIES["unfit-anchors"]
+    assert "At 144 x 192 it is 20.0%" in finding.records[0]
+    assert "--" not in finding.records[0] + finding.remedy
 
 
 @pytest.mark.parametrize("spread", [2.0, 40.0])
@@ -352,12 +408,12 @@ def test_the_printed_report(folder: Folder):
 def test_missing_and_unreadable_splits(folder: Folder):
     folder.check()
     (folder.root / "val.json").unlink()
-    report = check(folder.root, 96, 128)
+    report = check(folder.root, SMALL)
     compare(report, {("warning", "missing-split", "val"): ["has train"]})
     (folder.root / "val.json").write_text("{")
-    compare(check(folder.root, 96, 128), {("error", "unreadable-split", "val"): ["val.json: not valid JSON"]})
+    compare(check(folder.root, SMALL), {("error", "unreadable-split", "val"): ["val.json: not valid JSON"]})
     (folder.root / "images").rename(folder.root / "pictures")
-    kinds = {(one.kind, one.split) for one in check(folder.root, 96, 128).findings}
+    kinds = {(one.kind, one.split) for one in check(folder.root, SMALL).findings}
     assert kinds == {("unreadable-split", "train"), ("unreadable-split", "val")}
     with pytest.raises(InputError, match="no data set recognised"):
         check(folder.root / "pictures")
@@ -378,7 +434,7 @@ def test_a_yolo_folder(tmp_path: Path):
             (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     for i in range(3):
         scene(50 + i).save(tmp_path / "images/val" / f"{i}.png")
-    compare(check(tmp_path, 96, 128), {})
+    compare(check(tmp_path, SMALL), {})
     (tmp_path / "labels/val/0.txt").write_text("0 0.5 0.5 0.4 0.4\n1 0.5 0.5 0.4 0.4\n0 0.5 0.5 0 0.1")
     data = (tmp_path / "images/val/1.png").read_bytes()
     (tmp_path / "images/val/1.png").write_bytes(data[:500])
@@ -387,7 +443,7 @@ def test_a_yolo_folder(tmp_path: Path):
         ("warning", "degenerate-box", "val"): ["labels/val/0.txt: line 3 has width 0"],
         ("error", "truncated-image", "val"): ["images/val/1.png"],
     }
-    compare(check(tmp_path, 96, 128), expected)
+    compare(check(tmp_path, SMALL), expected)
 
 
 def test_importing_does_not_import_torch():

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from retinaconf.data.check import Report, check
+from retinaconf.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
 def reports(shared_data: Path) -> Callable[[str], Report]:
     """The report of a folder, made once."""
-    return functools.cache(lambda name: check(shared_data / name))
+    return functools.cache(lambda name: check(shared_data / name, RECIPES["retinanet-r50-1x"]))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ class Photographs:
     def check(self) -> Report:
         for name, document in (("train", self.train), ("val", self.val)):
             (self.root / f"{name}.json").write_text(json.dumps(document))
-        return check(self.root)
+        return check(self.root, RECIPES["retinanet-r50-1x"])
 
 
 @pytest.fixture

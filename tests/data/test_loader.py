@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
@@ -24,6 +25,9 @@ from retinaconf.data.loader import (
     training_batches,
 )
 from retinaconf.errors import InputError
+from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.model.boxes import decode, encode
+from retinaconf.training.matching import match
 
 CONFIG = DataConfig(short_side=64, long_side=96, batch_size=4, workers=0, scale=(0.8, 1.25))
 
@@ -111,6 +115,19 @@ def test_boxes_are_clipped_and_those_outside_left_out(tmp_path: Path):
     (batch,) = training_batches(gt, config, 0, 0, 1)
     assert batch.boxes[0].tolist() == [[0, 10, 30, 64], [90, 60, 96, 64]]
     assert batch.labels[0].tolist() == [0, 0]
+
+
+def test_boxes_of_less_than_a_pixel_are_no_targets_and_all_others_can_be_decoded(tmp_path: Path):
+    """At half the size; the last but one lies over the left edge by all but 1/5000 of a pixel."""
+    boxes = [[10, 10, 20, 20], [10, 10, 1.9, 20], [10, 10, 20, 0.5], [-10, 10, 10.0004, 20], [40, 8, 2, 40]]
+    (batch,) = evaluation_batches(one_image(tmp_path, boxes), CONFIG.model_copy(update={"short_side": 32}), 1)
+    assert batch.boxes.tolist() == [[[5, 5, 15, 15], [20, 4, 21, 24]]]
+    anchors = anchor_boxes(level_shapes(*batch.images.shape[2:]), torch.device("cpu"), CellAnchors())
+    matches = match(anchors, batch.boxes, batch.labels)
+    positive = matches.labels[0] >= 0
+    wanted = batch.boxes[0, matches.boxes[0, positive]]
+    assert set(matches.boxes[0, positive].tolist()) == {0, 1}
+    torch.testing.assert_close(decode(anchors[positive], encode(anchors[positive], wanted)), wanted)
 
 
 def test_images_without_boxes_are_kept(tmp_path: Path):

@@ -52,9 +52,9 @@ def test_equals_a_look_at_every_anchor(seed: int, factor: float, kind: str) -> N
     for image in range(images):
         rows = np.arange(*ground_truth.offsets[image : image + 2])
         rows = rows[~ground_truth.crowd[rows]]
-        overlap = np.stack(
-            [iou(anchors, np.broadcast_to(box, anchors.shape)) for box in ground_truth.boxes[rows] * factor], axis=1
-        )
+        boxes = (ground_truth.boxes[rows] * factor).clip(0)  # nothing lies beyond the right and lower edge
+        overlap = np.stack([iou(anchors, np.broadcast_to(box, anchors.shape)) for box in boxes], axis=1)
+        overlap[:, (boxes[:, 2:] - boxes[:, :2]).min(axis=1) < 1] = 0  # no targets
         owner = np.where(overlap.max(1) >= 0.5, overlap.argmax(1), -1)
         for place in range(len(rows)):
             best = overlap[:, place].max()
@@ -72,7 +72,9 @@ def test_the_best_overlap_is_the_one_that_the_check_of_a_data_set_measures(kind:
     ground_truth = random_truth(3)
     coverage = anchor_coverage(ground_truth, np.ones((8, 2)), np.tile(SIZE, (8, 1)), KINDS[kind])
     rows = ~ground_truth.crowd
-    expected = best_anchor_iou(ground_truth.boxes[rows], np.tile(SIZE, (rows.sum(), 1)), KINDS[kind])
+    boxes = ground_truth.boxes.clip(0)
+    rows &= (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= 1
+    expected = best_anchor_iou(boxes[rows], np.tile(SIZE, (rows.sum(), 1)), KINDS[kind])
     assert coverage.best_iou[rows] == pytest.approx(expected)
 
 
@@ -84,6 +86,16 @@ def test_an_object_outside_the_anchors_is_never_positive() -> None:
     counts = coverage.of(np.ones(2, bool))
     assert (counts["objects"], counts["never_positive"], counts["over_threshold"]) == (2, 1, 1)
     assert coverage.positive_anchors[1] == 0
+
+
+def test_an_object_that_training_leaves_out_is_never_positive() -> None:
+    """Half a pixel wide at the network's input, or in the image; the third is cut at the edge as training cuts it."""
+    ground_truth = truth([[[32, 32, 33, 64], [-9.5, 32, 0.5, 64], [-40, 0, 40, 40]]])
+    coverage = anchor_coverage(ground_truth, np.full((1, 2), 0.5), SIZE[None], CellAnchors())
+    assert coverage.positives[:2].tolist() == [0, 0]
+    assert coverage.best_iou[:2].tolist() == [0, 0]
+    inside = best_anchor_iou(np.array([[0.0, 0, 20, 20]]), SIZE[None], CellAnchors())
+    assert coverage.best_iou[2] == inside[0]
 
 
 def test_the_grid_is_retinanets() -> None:
