@@ -1,6 +1,6 @@
 """The explorer's pictures in docs/images, from a report: `python docs/take_pictures.py REPORT [FILE]`.
 
-Shows the image FILE, or the one in which NMS loses most, with its worst object chosen, at alpha 0, in both themes.
+Shows the image FILE, or the first one, with its worst object chosen, at alpha 0, in both themes.
 Needs Debian's chromium and the package playwright.
 """
 
@@ -23,9 +23,9 @@ def main() -> None:
         for theme in ("light", "dark"):
             page = browser.new_page(viewport=SIZE, color_scheme=theme)
             page.goto(report.absolute().as_uri())
-            if file is not None:
-                page.locator(".filmstrip [role=option]", has_text=file).click()
             page.evaluate("explorer.set({ alpha: 0, nmsIou: 0.5, scoreThreshold: 0.2 })")
+            images = page.locator(".filmstrip [role=option]")
+            (images if file is None else images.filter(has_text=file)).first.click()
             page.locator(".objects button").first.click()  # worst first
             page.add_style_tag(content=STYLE)
             page.mouse.move(0, 0)

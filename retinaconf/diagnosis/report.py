@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -20,8 +21,10 @@ import numpy as np
 
 from retinaconf.diagnosis import sections
 from retinaconf.diagnosis.candidates import Candidates
+from retinaconf.diagnosis.casualties import nms_casualties
 from retinaconf.diagnosis.explorer_data import explorer_data
-from retinaconf.diagnosis.worst_objects import worst_objects
+from retinaconf.diagnosis.nms import nms
+from retinaconf.diagnosis.worst_objects import MOST, worst_objects
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("columns", "nms", "alignment", "picture", "scatter", "panel", "controls", "explorer", "page")
 MAX_IMAGES = 50
+STEP = 0.005  # of the score threshold's slider
 
 
 def write_report(
@@ -69,8 +73,10 @@ def write_report(
 
 def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:
     results = [diagnosis.to_json() for diagnosis in diagnoses]
-    losses = np.max([image_losses(diagnosis) for diagnosis in diagnoses], axis=0)
-    images = np.argsort(-losses, kind="stable")[:max_images]
+    threshold, which = opening_threshold(diagnoses)
+    what = "below best" if all(diagnosis.before is None for diagnosis in diagnoses) else "lost"
+    losses = np.max([image_losses(diagnosis, threshold) for diagnosis in diagnoses], axis=0)
+    images = _offered(diagnoses, losses, max_images)
     shown = [_shown(diagnosis) for diagnosis in diagnoses]
     data = explorer_data(
         diagnoses[0].ground_truth,
@@ -78,13 +84,14 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         [diagnosis.own_score for diagnosis in diagnoses],
         names,
         images,
-        [f"{losses[i]:.2f} IoU lost" for i in images],
+        [f"{losses[i]:.2f} IoU {what}" for i in images],
         {
             "alpha": None,  # each detector's own score
             # Detections are what an NMS left: at 1 they stay as they are.
             "nms_iou": 1.0 if diagnoses[0].before is None else diagnoses[0].post_processing.nms_iou,
-            "score_threshold": diagnoses[0].post_processing.score_threshold,
+            "score_threshold": threshold,
             "max_detections": diagnoses[0].post_processing.max_detections,
+            "object_iou": diagnoses[0].object_iou,
         },
     )
     readable = sum(image["jpeg"] is not None for image in data["images"])
@@ -98,9 +105,12 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         subject=escape(sections.subject(named)),
         verdict=sections.verdict(named),
         explorer_notes=sections.explorer_notes(named, len(images), readable),
+        threshold=f"{threshold:g}, {which}",
+        step=STEP,
+        loss=f"mean IoU {what} of the objects found",
         shown_images=len(images),
         all_images=len(diagnoses[0].ground_truth),
-        worst=worst_objects(diagnoses, names),
+        worst=worst_objects(diagnoses, names, images),
         figures=sections.figures(named),
         tables=sections.tables(named),
         glossary=sections.glossary(),
@@ -109,24 +119,61 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
     )
 
 
-def image_losses(diagnosis: Diagnosis) -> np.ndarray:
-    """(I,) float64: how much IoU each image's objects lose in all, because of which box the score puts first.
+def opening_threshold(diagnoses: Sequence[Diagnosis]) -> tuple[float, str]:
+    """The score threshold that the explorer opens at, and which one that is in words.
 
-    With candidates: what NMS lost. With detections only: how much better than the highest-scored box of an object the
+    A step below the best of the median class (the lowest LRP error), so that boxes at it take part; of two detectors
+    the lower. The diagnosis's own where no class has one, or where that is higher.
+    """
+    given = diagnoses[0].post_processing.score_threshold
+    by_class = [diagnosis.calibration.lrp.threshold for diagnosis in diagnoses]
+    best = min((float(np.nanmedian(each)) for each in by_class if np.isfinite(each).any()), default=0.0)
+    below = round(STEP * math.floor(best / STEP - 1e-3), 3)
+    if below <= given:
+        return given, "the diagnosis's"
+    return below, "just below the best threshold of the median class"
+
+
+def image_losses(diagnosis: Diagnosis, score_threshold: float) -> np.ndarray:
+    """(I,) float64: the mean IoU that an image's objects lose because of which box the score puts first.
+
+    The mean is over the objects that a box above `score_threshold` finds, with IoU >= `object_iou`; 0 without any. With
+    candidates: what NMS lost. With detections only: how much better than the highest-scored box of an object the
     best-placed one is.
     """
-    truth = diagnosis.ground_truth
-    if diagnosis.casualties is not None:
-        lost = diagnosis.casualties.lost
+    truth, stage = diagnosis.ground_truth, diagnosis.before or diagnosis.after
+    scores = stage.boxes.scores.astype(np.float32).astype(np.float64)  # as the page has them
+    rows = np.flatnonzero(scores > score_threshold)
+    boxes, same_object = stage.boxes.take(rows), stage.overlaps.same_object[rows]
+    if diagnosis.before is not None:
+        columns = (boxes.image_index, boxes.labels, boxes.boxes, boxes.scores)
+        suppressor = nms(*columns, diagnosis.post_processing.nms_iou)
+        casualties = nms_casualties(boxes, suppressor, same_object, truth)
+        best, lost = casualties.best_iou, casualties.lost
     else:
-        overlaps = diagnosis.after.overlaps
-        rows = np.flatnonzero(overlaps.same_iou >= diagnosis.object_iou)
-        order = rows[np.argsort(diagnosis.after.boxes.scores[rows], kind="stable")]  # of one object the best comes last
-        lost, first = np.zeros(len(truth.boxes)), np.zeros(len(truth.boxes))
-        np.maximum.at(lost, overlaps.same_object[order], overlaps.same_iou[order])
-        first[overlaps.same_object[order]] = overlaps.same_iou[order]
-        lost -= first
-    return np.bincount(truth.image_index, weights=lost, minlength=len(truth))
+        same_iou = stage.overlaps.same_iou[rows]
+        own = np.flatnonzero(same_iou >= diagnosis.object_iou)
+        order = own[np.argsort(boxes.scores[own], kind="stable")]  # of one object the best comes last
+        best, first = np.zeros(len(truth.boxes)), np.zeros(len(truth.boxes))
+        np.maximum.at(best, same_object[order], same_iou[order])
+        first[same_object[order]] = same_iou[order]
+        lost = best - first
+    found = best >= diagnosis.object_iou
+    total, count = (
+        np.bincount(truth.image_index[found], weights=weights, minlength=len(truth)) for weights in (lost[found], None)
+    )
+    return total / np.maximum(count, 1)
+
+
+def _offered(diagnoses: Sequence[Diagnosis], losses: np.ndarray, most: int) -> np.ndarray:
+    """At most so many images, the largest losses first: those with the worst objects, then those that lose most."""
+    index = diagnoses[0].ground_truth.image_index
+    of_worst = np.zeros(len(losses), dtype=bool)
+    for diagnosis in diagnoses:
+        if diagnosis.casualties is not None:
+            of_worst[index[diagnosis.casualties.worst(MOST)]] = True
+    offered = np.sort(np.lexsort((-losses, ~of_worst))[:most])
+    return offered[np.argsort(-losses[offered], kind="stable")]
 
 
 def inline_json(value: Any) -> str:

@@ -19,8 +19,9 @@ MARGIN = 0.15  # shown around the boxes, as a share of their extent
 MAX_SIDE, MAX_BYTES = 320, 24_000
 
 
-def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str]) -> str:
-    """The gallery as HTML, the worst loss first."""
+def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str], offered: np.ndarray) -> str:
+    """The gallery as HTML, the worst loss first; objects of the images that the explorer has `offered` open there."""
+    place = {int(image): position for position, image in enumerate(offered)}
     parts = []
     for diagnosis, name in zip(diagnoses, names):
         heading = f"<h3>{escape(name)}</h3>" if len(diagnoses) > 1 else ""
@@ -34,16 +35,17 @@ def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str]) -> str:
         if len(objects) == 0:
             parts.append(f"{heading}<p>NMS kept the best-placed candidate of every object.</p>")
             continue
-        figures = "".join(_figure(diagnosis, int(row)) for row in objects)
+        figures = "".join(_figure(diagnosis, int(row), place) for row in objects)
         parts.append(f'{heading}<div class="gallery">{figures}</div>')
     key = (
         "<p class='lead'>The detector had a better box for each of these, and its score preferred another. Corners: "
-        "ground truth. Solid: the box that was kept. Dashed: the best-placed box, suppressed.</p>"
+        "ground truth. Solid: the box that was kept. Dashed: the best-placed box, suppressed. Choose one to see it in "
+        "the explorer.</p>"
     )
     return key + "".join(parts)
 
 
-def _figure(diagnosis: Diagnosis, row: int) -> str:
+def _figure(diagnosis: Diagnosis, row: int, place: dict[int, int]) -> str:
     truth, casualties = diagnosis.ground_truth, diagnosis.casualties
     assert casualties is not None
     assert diagnosis.before is not None
@@ -72,13 +74,17 @@ def _figure(diagnosis: Diagnosis, row: int) -> str:
     if rivals:
         fate += f" (score {candidates.scores[kept]:.2f})"
     words = f"{fate}, suppressed IoU {casualties.best_iou[row]:.2f} (score {candidates.scores[best]:.2f})"
-    file = escape(str(truth.file_names[image]))
     side = max(width, height)
     view = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"  # square, the crop in its middle
+    label = f'aria-label="{escape(name)}: {escape(words)}"'
+    drawing = f'<svg viewBox="{view}" role="img" {label}>{"".join(shapes)}</svg>'
+    if image in place:
+        lower = candidates.scores[[*rivals, best]].min()  # the threshold must let both take part
+        where = f'data-image="{place[image]}" data-object="{row - truth.offsets[image]}" data-score="{lower}"'
+        drawing = f'<a class="open" href="#explorer" {where}>{drawing}</a>'
     return (
-        f'<figure><svg viewBox="{view}" role="img" aria-label="{escape(name)}: {escape(words)}">{"".join(shapes)}</svg>'
-        f"<figcaption><strong>{escape(name)}: {casualties.lost[row]:.2f} lost</strong>{escape(words)}<br>{file}"
-        "</figcaption></figure>"
+        f"<figure>{drawing}<figcaption><strong>{escape(name)}: {casualties.lost[row]:.2f} lost</strong>{escape(words)}"
+        f"<br>{escape(str(truth.file_names[image]))}</figcaption></figure>"
     )
 
 

@@ -1,5 +1,6 @@
 """The explorer in headless Chromium: its NMS is Python's, it is quick, reachable by keyboard, and asks no one."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from retinaconf.diagnosis.candidates import Candidates, read_candidates  # noqa:
 from retinaconf.diagnosis.diagnose import diagnose  # noqa: E402
 from retinaconf.diagnosis.nms import nms, top_per_image  # noqa: E402
 from retinaconf.diagnosis.post_processing import PostProcessing  # noqa: E402
-from retinaconf.diagnosis.report import image_losses, write_report  # noqa: E402
+from retinaconf.diagnosis.report import image_losses, opening_threshold, write_report  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM} (Debian's package chromium)")
@@ -44,7 +45,8 @@ def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Candidates]]:
     diagnoses = [diagnose(truth, candidates=each, replicates=5) for each in both]
     write_report(folder / "two.html", diagnoses, names=["conf", EVIL])
     write_report(folder / "one.html", diagnoses[1:], names=["plain"])
-    losses = np.max([image_losses(each) for each in diagnoses], axis=0)
+    threshold, _ = opening_threshold(diagnoses)
+    losses = np.max([image_losses(each, threshold) for each in diagnoses], axis=0)
     return folder, np.argsort(-losses, kind="stable"), both
 
 
@@ -115,11 +117,47 @@ def test_keeps_what_python_keeps(page, detectors):
     assert {len(kept[0]) for kept in shown} > {0, 100}  # from nothing to the limit
 
 
-def test_losses_are_the_diagnosis_ones(page):
-    """The page opens on the settings of the report: what it says an image lost is what Python says."""
-    lost = page.evaluate("explorer.panels.map((panel) => panel.scene.losses.reduce((sum, row) => sum + row.lost, 0))")
-    note = page.locator(".filmstrip [role=option]").first.locator(".loss").inner_text()
-    assert f"{max(lost):.2f} IoU lost" == note
+def test_an_image_lost_what_its_panel_says(page):
+    """As the page opens, a thumbnail's loss is the larger of what the panels show."""
+    notes = page.locator(".filmstrip .loss").all_inner_texts()
+    shown = page.evaluate("""(count) => [...Array(count).keys()].map((image) => {
+        explorer.set({ image });
+        const places = [...document.querySelectorAll(".numbers div")].filter((each) => each.innerText.includes("lost"));
+        return places.map((each) => Number(each.querySelector("dd").innerText) || 0);
+    })""", len(notes))  # fmt: skip
+    losses = [float(note.removesuffix(" IoU lost")) for note in notes]
+    assert losses == pytest.approx([max(lost) for lost in shown], abs=0.0055)  # two digits and three
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 0.02
+
+
+def test_opens_at_the_best_threshold(page):
+    threshold = page.evaluate("explorer.state.scoreThreshold")
+    assert page.locator("input[name=scoreThreshold]").input_value() == f"{threshold:g}"
+    assert f"opens at {threshold:g}, just below the best threshold" in page.locator("#score-note").inner_text()
+    assert 0.1 < threshold < 0.9
+    kept = page.evaluate("explorer.kept()")
+    page.evaluate("explorer.set({ scoreThreshold: 0 })")
+    assert len(page.evaluate("explorer.kept()")) > len(kept) > 0
+
+
+def test_worst_objects_open_in_the_explorer(page):
+    """Also those whose boxes score below the threshold that the page opens at; the numbers are the gallery's."""
+    figures = page.locator("#worst figure").all()
+    assert len(figures) == 2 * 12
+    for k, figure in enumerate(figures):
+        page.evaluate("explorer.set({ alpha: 0.9, nmsIou: 0.1, scoreThreshold: 0.9 })")
+        figure.locator("a").click()
+        words = figure.locator("figcaption").inner_text()
+        kept, suppressed = (float(value) for value in re.findall(r"IoU (\d\.\d+)", words))
+        row = page.evaluate("""(detector) => {
+            const { object } = explorer.state.pinned;
+            return explorer.panels[detector].scene.losses.find((loss) => loss.object === object);
+        }""", k // 12)  # fmt: skip
+        assert (row["keptIou"], row["bestIou"]) == pytest.approx((kept, suppressed), abs=0.0051)
+        assert page.locator(".image-name").inner_text() in words
+        assert page.locator(".objects tr.chosen").count() == 1
+    assert page.evaluate("document.activeElement.className") == "picture"
 
 
 def test_opens_at_a_real_detectors_own_ranking(browser, shared_data, tmp_path):
@@ -131,10 +169,11 @@ def test_opens_at_a_real_detectors_own_ranking(browser, shared_data, tmp_path):
     page = browser.new_page()
     page.goto((tmp_path / "r.html").as_uri())
     shown = page.evaluate("[...Array(10).keys()].map((image) => { explorer.set({ image }); return explorer.kept(); })")
-    images = np.argsort(-image_losses(diagnosis), kind="stable")
+    threshold, _ = opening_threshold([diagnosis])
+    images = np.argsort(-image_losses(diagnosis, threshold), kind="stable")
     for image, kept in zip(images, shown):
-        assert kept == python_keeps(candidates, image, None, 0.65, 0)
-        assert kept != python_keeps(candidates, image, 1.0, 0.65, 0)
+        assert kept == python_keeps(candidates, image, None, 0.65, threshold)
+    assert shown != [python_keeps(candidates, image, 1.0, 0.65, threshold) for image in images[:10]]
     page.close()
 
 

@@ -16,10 +16,12 @@ from PIL import Image
 from synthetic import made_up_truth, synthetic_candidates
 
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
 from retinaconf.diagnosis.own_score import OwnScore
-from retinaconf.diagnosis.report import image_losses, inline_json, write_report
+from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.diagnosis.report import image_losses, inline_json, opening_threshold, write_report
 from retinaconf.errors import InputError
 
 
@@ -118,32 +120,58 @@ def test_numbers_of_the_diagnosis_are_in_the_page(tmp_path, diagnosis):
         assert f"{100 * step['AP50']:.1f}" in text
 
 
-def test_worst_images_come_first(tmp_path, diagnosis, truth):
-    losses = image_losses(diagnosis)
+def test_worst_images_come_first(tmp_path, diagnosis, truth, monkeypatch):
+    """And the image of the worst object is there, whatever the mean over its image's objects."""
+    losses = image_losses(diagnosis, opening_threshold([diagnosis])[0])
+    monkeypatch.setattr("retinaconf.diagnosis.report.MOST", 1)
     shown = [image["name"] for image in explorer_json(page(tmp_path / "r.html", diagnosis, max_images=3))["images"]]
-    assert shown == [str(truth.file_names[i]) for i in np.argsort(-losses, kind="stable")[:3]]
+    worst = truth.image_index[np.argmax(diagnosis.casualties.lost)]
+    best = [image for image in np.argsort(-losses, kind="stable") if image != worst][:2]
+    assert losses[worst] < losses[best].min()
+    assert shown == [str(truth.file_names[image]) for image in (*best, worst)]
+
+
+def three_objects(truth: GroundTruth) -> tuple[GroundTruth, Candidates]:
+    """An object with boxes of IoU 0.8 and 1, scores 0.9 and 0.6; one with a box of IoU 1, score 0.8; one missed."""
+    objects = np.array([[0.0, 0, 10, 10], [100, 0, 110, 10], [200, 0, 210, 10]])
+    single = replace(
+        truth.subset([0]),
+        boxes=objects,
+        labels=np.zeros(3, np.int64),
+        crowd=np.zeros(3, dtype=bool),
+        areas=np.full(3, 100.0),
+        offsets=np.array([0, 3]),
+    )
+    candidates = Candidates(
+        image_index=np.zeros(3, np.int64),
+        labels=np.zeros(3, np.int64),
+        boxes=np.array([[0.0, 0, 10, 8], objects[0], objects[1]]),
+        scores=np.array([0.9, 0.6, 0.8]),
+        source="three.json",
+    )
+    return single, candidates
 
 
 def test_losses_by_hand(truth):
-    single = replace(
-        truth.subset([0]),
-        boxes=np.array([[0.0, 0, 10, 10]]),
-        labels=np.array([0]),
-        crowd=np.array([False]),
-        areas=np.array([100.0]),
-        offsets=np.array([0, 1]),
-    )
-    candidates = replace(
-        synthetic_candidates(truth).take(np.arange(2)),
-        image_index=np.zeros(2, np.int64),
-        labels=np.zeros(2, np.int64),
-        boxes=np.array([[0.0, 0, 10, 8], [0, 0, 10, 10]]),  # IoU 0.8, then 1.0
-        scores=np.array([0.9, 0.6]),
-        class_scores=None,
-        quality=None,
-    )
-    assert image_losses(diagnose(single, candidates=candidates)) == pytest.approx([0.2])
-    assert image_losses(diagnose(single, detections=candidates)) == pytest.approx([0.2])
+    """0.2 on one of two found objects, as long as its better box takes part."""
+    single, candidates = three_objects(truth)
+    for boxes in ({"candidates": candidates}, {"detections": candidates}):
+        diagnosis = diagnose(single, **boxes, replicates=0)
+        losses = {threshold: image_losses(diagnosis, threshold).item() for threshold in (0, 0.59, 0.7, 0.85, 0.95)}
+        assert losses == pytest.approx({0: 0.1, 0.59: 0.1, 0.7: 0, 0.85: 0, 0.95: 0})
+
+
+def test_opening_threshold_by_hand(truth):
+    """Best is 0.8, LRP = (0.4 + 0 + 1 missed) / 3: at 0.9 two objects are missed, and 0.6 adds a duplicate."""
+    single, candidates = three_objects(truth)
+    opened = opening_threshold([diagnose(single, candidates=candidates, replicates=0)])
+    assert opened == (0.795, "just below the best threshold of the median class")
+    cut = PostProcessing(score_threshold=0.798)
+    opened = opening_threshold([diagnose(single, candidates=candidates, post_processing=cut, replicates=0)])
+    assert opened == (0.798, "the diagnosis's")
+    empty = replace(single, boxes=np.zeros((0, 4)), labels=single.labels[:0], crowd=single.crowd[:0], areas=np.zeros(0))
+    empty = replace(empty, offsets=np.array([0, 0]))
+    assert opening_threshold([diagnose(empty, candidates=candidates, replicates=0)]) == (0.0, "the diagnosis's")
 
 
 def test_same_input_same_file(tmp_path, diagnosis):

@@ -1,7 +1,5 @@
 /** How well candidates fit the objects, and what NMS lost of it. */
 
-const FOUND = 0.5; // an object is found by a candidate of this IoU or more
-
 /**
  * How the candidates fit the objects of their class; crowd regions are no objects.
  *

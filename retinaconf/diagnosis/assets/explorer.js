@@ -49,7 +49,8 @@ function createExplorer(root, data) {
       scores,
       outcome,
       losses,
-      casualties: losses.filter((row) => row.lost > CASUALTY && row.bestIou >= FOUND),
+      foundIou: initial.object_iou, // an object is found by a box of this IoU or more
+      casualties: losses.filter((row) => row.lost > CASUALTY && row.bestIou >= initial.object_iou),
       suppressed: rows.filter((i) => outcome.status[i] === SUPPRESSED || outcome.status[i] === CUT),
       ranked: taking.sort((i, j) => scores[j] - scores[i] || i - j),
       scoreThreshold: state.scoreThreshold,
@@ -176,6 +177,20 @@ function createExplorer(root, data) {
     find(".class-filter").value = state.label;
   }
 
+  /** Show an object of an image with the boxes that score at least `score`, by the detectors' own scores. */
+  function openObject(image, object, score) {
+    const step = Number(find("input[name=scoreThreshold]").step);
+    const below = step * Math.floor(score / step - 1e-3);
+    Object.assign(state, { alpha: initial.alpha, nmsIou: initial.nms_iou, label: -1 });
+    state.scoreThreshold = Math.max(0, Math.min(initial.score_threshold, below));
+    filmstrip.choose(image);
+    sliders.show();
+    state.pinned = { object };
+    draw();
+    find(".panels").scrollIntoView();
+    panels[0].picture.focus({ preventScroll: true });
+  }
+
   const sliders = connectSliders(root, data, state, update);
   const filmstrip = createFilmstrip(root, data, chooseImage);
 
@@ -205,6 +220,7 @@ function createExplorer(root, data) {
 
   return {
     state,
+    openObject,
     /** Show image `image` with these settings; those left out stay. */
     set({ image = state.image, ...settings }) {
       Object.assign(state, settings);

@@ -21,4 +21,10 @@ connectThemeButton();
 const explorerData = JSON.parse(document.getElementById("explorer-data").textContent);
 if (explorerData.images.length) {
   window.explorer = createExplorer(document.getElementById("explorer"), explorerData);
+  for (const link of document.querySelectorAll("#worst .open")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      window.explorer.openObject(...["image", "object", "score"].map((name) => Number(link.dataset[name])));
+    });
+  }
 }

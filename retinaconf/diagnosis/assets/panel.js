@@ -55,10 +55,10 @@ function textElement(tag, text) {
 
 /** The panel's numbers at the present settings. */
 function writeNumbers(panel) {
-  const { outcome, losses, suppressed, match, scores, ranked, candidates } = panel.scene;
-  const found = losses.filter((row) => row.bestIou >= FOUND);
+  const { outcome, losses, suppressed, match, scores, ranked, candidates, foundIou } = panel.scene;
+  const found = losses.filter((row) => row.bestIou >= foundIou);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const onObjects = ranked.filter((i) => match.ious[i] >= FOUND);
+  const onObjects = ranked.filter((i) => match.ious[i] >= foundIou);
   const text = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
   const numbers = {
     kept: `${outcome.kept.length}`,
@@ -122,7 +122,7 @@ function writeObjectTable(table, panels) {
   for (const row of table.querySelector("tbody").rows) {
     const values = panels.flatMap(({ scene }) => {
       const loss = lossOf(scene, Number(row.dataset.object));
-      const lost = loss.bestIou >= FOUND ? loss.lost.toFixed(2) : "not found";
+      const lost = loss.bestIou >= scene.foundIou ? loss.lost.toFixed(2) : "not found";
       return [loss.keptIou.toFixed(2), loss.bestIou.toFixed(2), lost];
     });
     for (const [k, value] of values.entries()) setText(row.cells[k + 1], value);
