@@ -33,8 +33,20 @@ class AveragePrecision:
         self._index()
 
     def _index(self) -> None:
-        starts = np.searchsorted(self._label, np.arange(self._num_classes))
-        self._levels = [_Level(*columns, self._label, starts) for columns in zip(self._true.T, self._ignored.T)]
+        """Precision matters at the true positives only: their places at all T thresholds, one threshold after another.
+
+        A group is the detections of one class at one threshold.
+        """
+        count, starts = len(self._label), np.searchsorted(self._label, np.arange(self._num_classes))
+        self._level, self._hit = np.nonzero(self._true.T)
+        label = self._label[self._hit]
+        self._group = self._level * self._num_classes + label
+        self._class_start = starts[label]
+        self._first_hit = np.searchsorted(self._group, self._group)
+        level, self._skipped = np.nonzero(self._ignored.T)
+        place = level * count + self._skipped
+        self._skipped_before = np.searchsorted(place, self._level * count + self._hit)
+        self._skipped_before_class = np.searchsorted(place, self._level * count + self._class_start)
 
     def within(self, images: np.ndarray) -> AveragePrecision:
         """The same on some images only, quicker where the others never count; (n,) image rows."""
@@ -56,51 +68,34 @@ class AveragePrecision:
         objects = np.bincount(
             self._object_label, weights=image_weights[self._object_image], minlength=self._num_classes
         )
-        present = np.count_nonzero(objects)
+        present, levels = np.count_nonzero(objects), self._true.shape[1]
         if present == 0:
-            return np.full(len(self._levels), np.nan)
+            return np.full(levels, np.nan)
         weight = image_weights[self._image]
-        seen = np.concatenate([[0.0], np.cumsum(weight)])
-        return np.array([level.precision_sum(weight, seen, objects) / present for level in self._levels])
-
-
-class _Level:
-    """One IoU threshold. Precision matters at the true positives only, so that their places are all it keeps."""
-
-    def __init__(self, true: np.ndarray, ignored: np.ndarray, label: np.ndarray, class_starts: np.ndarray):
-        self.hit = np.flatnonzero(true)
-        self.label = label[self.hit]
-        self.class_start = class_starts[self.label]
-        self.first_hit = np.searchsorted(self.hit, self.class_start)  # of the hit's class
-        self.skipped = np.flatnonzero(ignored)
-        self.skipped_before = np.searchsorted(self.skipped, self.hit)
-        self.skipped_before_class = np.searchsorted(self.skipped, self.class_start)
-
-    def precision_sum(self, weight: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> float:
-        """The sum over classes of the mean precision at COCO's 101 recalls.
-
-        Args:
-            weight: (M,) of each detection.
-            seen: (M + 1,) its sum over the detections before.
-            objects: (K,) weight of each class's objects.
-        """
-        counted = seen[self.hit + 1] - seen[self.class_start]
-        if len(self.skipped):
-            lost = np.concatenate([[0.0], np.cumsum(weight[self.skipped])])
-            counted -= lost[self.skipped_before] - lost[self.skipped_before_class]
-        hits = np.concatenate([[0.0], np.cumsum(weight[self.hit])])
-        found = hits[1:] - hits[self.first_hit]
-        used = weight[self.hit] > 0
-        label, found, counted = self.label[used], found[used], counted[used]
+        seen = _sums(weight)  # over the detections before
+        counted = seen[self._hit + 1] - seen[self._class_start]
+        if len(self._skipped):
+            lost = _sums(weight[self._skipped])
+            counted -= lost[self._skipped_before] - lost[self._skipped_before_class]
+        hits = _sums(weight[self._hit])
+        found = hits[1:] - hits[self._first_hit]
+        used = weight[self._hit] > 0
+        group, found, counted = self._group[used], found[used], counted[used]
         # How many recall levels each hit reaches: whole numbers, so that a tie is decided as in COCO's code.
-        reached = np.searchsorted(RECALLS, found / objects[label], side="right")
+        reached = np.searchsorted(RECALLS, found / objects[group % self._num_classes], side="right")
         new = np.diff(reached, prepend=0)
-        first = np.flatnonzero(np.diff(label, prepend=-1))
+        first = np.flatnonzero(np.diff(group, prepend=-1))
         new[first] = reached[first]
-        # The envelope of all classes in one pass: an offset keeps a class from seeing those after it.
-        apart = 2.0 * (len(objects) - label)
+        # The envelope of all groups in one pass: an offset keeps a group from seeing those after it.
+        apart = 2.0 * (levels * self._num_classes - group)
         precision = np.maximum.accumulate((found / counted + apart)[::-1])[::-1] - apart
-        return float(precision @ new) / len(RECALLS)
+        total = np.bincount(self._level[used], weights=precision * new, minlength=levels)
+        return total / (len(RECALLS) * present)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """(n + 1,) the sums of the first 0, 1 ... n values."""
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
 def image_draws(images: np.ndarray, num_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
