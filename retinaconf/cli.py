@@ -212,7 +212,8 @@ def diagnose(
         )
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
     for diagnosis in diagnoses:
-        print("\n".join([*diagnosis.summary(), *(f"note: {note}" for note in diagnosis.notes)]))
+        notes = (f"note: {note}" for note in diagnosis.notes)
+        print("\n".join([*diagnosis.summary(), *notes, "What to do:", *(f"- {line}" for line in diagnosis.advice())]))
     if json is not None:
         documents = [diagnosis.to_json() for diagnosis in diagnoses]
         _write_json(json, documents[0] if len(documents) == 1 else documents)

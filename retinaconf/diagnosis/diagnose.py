@@ -16,9 +16,8 @@ from retinaconf.diagnosis.calibration import Calibration, calibrate
 from retinaconf.diagnosis.candidates import Candidates, read_candidates
 from retinaconf.diagnosis.casualties import Casualties, nms_casualties
 from retinaconf.diagnosis.coverage import Coverage
-from retinaconf.diagnosis.gains import REPLICATES
+from retinaconf.diagnosis.gains import REPLICATES, ROUGH_REPLICATES
 from retinaconf.diagnosis.nms import nms
-from retinaconf.diagnosis.oracles import REPLICATES as LADDER_REPLICATES
 from retinaconf.diagnosis.oracles import Rung, oracle_ladder
 from retinaconf.diagnosis.overlaps import Overlaps, best_overlaps
 from retinaconf.diagnosis.own_score import OwnScore, own_score
@@ -26,6 +25,7 @@ from retinaconf.diagnosis.paper_statistics import Counts, count_predictions
 from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.diagnosis.progress import Progress, silent, terminal_progress
 from retinaconf.diagnosis.quality import AlphaSweep, sweep_alpha
+from retinaconf.diagnosis.remedies import Remedies, measure_remedies, reach_out
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 
@@ -56,6 +56,7 @@ class Diagnosis:
     oracles: list[Rung]
     quality: AlphaSweep | None  # where there are quality scores
     calibration: Calibration
+    remedies: Remedies  # what can be changed without training, and what it gains
     coverage: Coverage | None  # where the anchors are known
     notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
 
@@ -70,6 +71,12 @@ class Diagnosis:
         from retinaconf.diagnosis.summary import summarize
 
         return summarize(self)
+
+    def advice(self) -> list[str]:
+        """What to do, with what it gains, the surest first."""
+        from retinaconf.diagnosis.advice import advise
+
+        return advise(self)
 
     def save_figures(self, folder: Path) -> list[Path]:
         """Write each figure as PNG and SVG and return the files. Needs matplotlib.
@@ -107,7 +114,7 @@ def diagnose(
         post_processing: what makes detections of candidates, also in the oracles and at each alpha.
         object_iou: candidates of its class with at least this IoU are an object's own.
         coverage: from `anchor_coverage`, where the anchors are known.
-        replicates: bootstrap draws for intervals; the oracles' take 200 at most.
+        replicates: bootstrap draws for the intervals at each alpha; all others take 200 at most.
         seed: of those draws, and of the halves of the images.
         progress: told how far each step is.
 
@@ -138,6 +145,7 @@ def diagnose(
     base = before or after
     finish: Callable[[Candidates], Candidates] = process if before else _unchanged
     metrics = CocoEvaluator(ground_truth)(final.image_index, final.boxes, final.scores, final.labels)
+    rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,
         base.overlaps,
@@ -145,7 +153,7 @@ def diagnose(
         finish,
         object_iou,
         final,
-        replicates=min(replicates, LADDER_REPLICATES),
+        replicates=rough,
         seed=seed,
         progress=progress,
     )
@@ -166,6 +174,7 @@ def diagnose(
         oracles=ladder,
         quality=quality,
         calibration=calibrate(final, ground_truth),
+        remedies=measure_remedies(base.boxes, final, ground_truth, process if before else None, rough, seed, progress),
         coverage=coverage,
         notes=tuple(_notes(ground_truth, final, candidates, detections, process)),
     )
@@ -248,11 +257,7 @@ def _notes(
             f"{ground_truth.file_names[missing[0]]}); the report shows their boxes on an empty ground."
         )
     boxes = candidates if candidates is not None else final
-    height, width = ground_truth.image_sizes[boxes.image_index].T
-    known = (height > 0) & (width > 0)
-    outside = known & (
-        (boxes.boxes[:, :2] < -1).any(1) | (boxes.boxes[:, 2] > width + 1) | (boxes.boxes[:, 3] > height + 1)
-    )
+    outside = reach_out(boxes, ground_truth)
     if outside.any():
         notes.append(f"{outside.sum():,} boxes reach out of their image by more than a pixel; they are used as given.")
     empty = (boxes.boxes[:, 2:] <= boxes.boxes[:, :2]).any(1)

@@ -11,9 +11,11 @@ import numpy as np
 from retinaconf.diagnosis.casualties import Casualties
 from retinaconf.diagnosis.correlation import RankCorrelation
 from retinaconf.diagnosis.diagnose import Diagnosis, Stage
+from retinaconf.diagnosis.gains import Gain
 from retinaconf.diagnosis.oracles import DESCRIPTIONS
 from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, Counts
 from retinaconf.diagnosis.quality import AlphaSweep
+from retinaconf.diagnosis.remedies import Remedies
 from retinaconf.diagnosis.sizes import SIZES, object_size
 
 VERSION = 1
@@ -42,6 +44,7 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
         },
         "own_score": {**vars(diagnosis.own_score), "formula": diagnosis.own_score.formula},
         "summary": diagnosis.summary(),
+        "advice": diagnosis.advice(),
         "metrics": diagnosis.metrics.overall,
         "metrics_per_class": diagnosis.metrics.per_class,
         "paper": {
@@ -73,6 +76,7 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
         ],
         "quality": diagnosis.quality and _quality(diagnosis.quality, before is not None),
         "calibration": _calibration(diagnosis),
+        "remedies": _remedies(diagnosis.remedies),
         "coverage": _coverage(diagnosis),
     }
     plain = _plain(document)
@@ -210,6 +214,23 @@ def _calibration(diagnosis: Diagnosis) -> dict[str, Any]:
             "precision": bins.precision,
         },
     }
+
+
+def _remedies(remedies: Remedies) -> dict[str, Any]:
+    nms, map_ = remedies.nms, remedies.recalibration
+    return {
+        "nms": {"nms_ious": nms.ious, "AP": nms.AP, "best_nms_iou": nms.best, **_gain(nms.over_own)},
+        "clipping": remedies.clipping and _gain(remedies.clipping),
+        "shown_best": remedies.shown and vars(remedies.shown),
+        "shown_customary": remedies.customary and vars(remedies.customary),
+        "recalibration": map_ and vars(map_),
+        "chosen_on_images": len(remedies.chosen_on),
+        "reported_on_images": len(remedies.reported_on),
+    }
+
+
+def _gain(gain: Gain) -> dict[str, Any]:
+    return {"own_AP": gain.before, "changed_AP": gain.after, "gain": gain.points, "interval": gain.interval}
 
 
 def _coverage(diagnosis: Diagnosis) -> dict[str, Any] | None:

@@ -15,12 +15,10 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.average_precision import AveragePrecision
 from retinaconf.diagnosis.candidates import Candidates
-from retinaconf.diagnosis.gains import Gain, measure_gains
+from retinaconf.diagnosis.gains import ROUGH_REPLICATES, Gain, measure_gains
 from retinaconf.diagnosis.matching import match_detections
 from retinaconf.diagnosis.overlaps import Overlaps
 from retinaconf.diagnosis.progress import Progress, silent
-
-REPLICATES = 200  # of seven rungs: an interval's ends are good to a tenth of its width
 
 DESCRIPTIONS = {
     "as_is": "as it is",
@@ -76,7 +74,7 @@ def oracle_ladder(
     post_process: Callable[[Candidates], Candidates],
     object_iou: float = 0.5,
     detections: Candidates | None = None,
-    replicates: int = REPLICATES,
+    replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Rung]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retinaconf.diagnosis import sections
+from retinaconf.diagnosis import sections, tables
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.casualties import nms_casualties
 from retinaconf.diagnosis.explorer_data import explorer_data
@@ -112,7 +112,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         all_images=len(diagnoses[0].ground_truth),
         worst=worst_objects(diagnoses, names, images),
         figures=sections.figures(named),
-        tables=sections.tables(named),
+        tables=tables.tables(named),
         glossary=sections.glossary(),
         data=inline_json(data),
         script=script,

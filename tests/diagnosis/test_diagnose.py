@@ -236,8 +236,8 @@ def test_the_document_keeps_its_keys() -> None:
     ground_truth, candidates = with_quality(0)
     document = diagnose(ground_truth, candidates=candidates, replicates=2).to_json()
     assert list(document) == [
-        "version", "settings", "data", "own_score", "summary", "metrics", "metrics_per_class", "paper", "correlation",
-        "density", "casualties", "oracles", "quality", "calibration", "coverage",
+        "version", "settings", "data", "own_score", "summary", "advice", "metrics", "metrics_per_class", "paper",
+        "correlation", "density", "casualties", "oracles", "quality", "calibration", "remedies", "coverage",
     ]  # fmt: skip
     assert document["version"] == 1
     docs = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")

@@ -20,32 +20,34 @@ def rungs(diagnosis: Diagnosis) -> dict[str, float]:
     return {rung.name: rung.AP for rung in diagnosis.oracles}
 
 
-def planted(scores_of: np.ndarray, images: int = 6, per_image: int = 3) -> Diagnosis:
+def planted(scores_of: np.ndarray, images: int = 20, per_image: int = 5) -> Diagnosis:
     ground_truth = spread_objects(images, per_image)
     count = images * per_image
-    return diagnose(ground_truth, candidates=candidates_at(ground_truth, np.tile(IOUS, (count, 1)), scores_of))
+    return diagnose(
+        ground_truth, candidates=candidates_at(ground_truth, np.tile(IOUS, (count, 1)), scores_of), replicates=50
+    )
 
 
 def test_perfect_alignment() -> None:
-    diagnosis = planted(np.tile(IOUS, (18, 1)))
+    diagnosis = planted(np.tile(IOUS, (100, 1)))
     alignment = diagnosis.before.alignment
     for ranks in (alignment.everything, alignment.on_objects):
         assert (ranks.spearman[0], ranks.kendall[0], ranks.concordance[0]) == pytest.approx((1, 1, 1))
     assert (alignment.within.spearman, alignment.within.kendall, alignment.within.concordance) == pytest.approx(
         (1, 1, 1)
     )
-    assert alignment.within.objects == 18
+    assert alignment.within.objects == 100
     assert diagnosis.casualties.lost.max() == 0
     assert len(diagnosis.casualties.worst(10)) == 0
     # The kept box has IoU 0.923: right at nine of the ten thresholds. No oracle for ranking has anything to mend.
     assert diagnosis.metrics.overall["AP"] == pytest.approx(0.9)
     assert list(rungs(diagnosis).values()) == pytest.approx([0.9] * 7)
-    assert len(diagnosis.after.boxes) == 18
+    assert len(diagnosis.after.boxes) == 100
     assert diagnosis.summary()[0].startswith("Score and localization agree about as well as they can")
 
 
 def test_anti_aligned() -> None:
-    diagnosis = planted(np.tile(WORST + BEST - IOUS, (18, 1)))
+    diagnosis = planted(np.tile(WORST + BEST - IOUS, (100, 1)))
     alignment = diagnosis.before.alignment
     for ranks in (alignment.everything, alignment.on_objects):
         assert (ranks.spearman[0], ranks.kendall[0], ranks.concordance[0]) == pytest.approx((-1, -1, 0))
@@ -53,14 +55,14 @@ def test_anti_aligned() -> None:
     assert np.isnan(alignment.per_size.kendall[:2]).all()
     assert alignment.per_class.kendall[0] == pytest.approx(-1)
     casualties = diagnosis.casualties
-    assert casualties.lost == pytest.approx(np.full(18, BEST - WORST))
+    assert casualties.lost == pytest.approx(np.full(100, BEST - WORST))
     assert casualties.fallen(0.75).all()
     assert not casualties.fallen(0.5).any()
     assert not casualties.neighbour.any()
-    total = casualties.of(np.ones(18, bool))
+    total = casualties.of(np.ones(100, bool))
     assert total["mean_best_iou"] == pytest.approx(BEST)
     assert total["mean_kept_iou"] == pytest.approx(WORST)
-    assert (total["lost_at_50"], total["lost_at_75"], total["lost_at_75_to_neighbour"]) == (0, 18, 0)
+    assert (total["lost_at_50"], total["lost_at_75"], total["lost_at_75_to_neighbour"]) == (0, 100, 0)
     # NMS keeps IoU 0.527: one threshold of ten. Ranked by IoU it keeps 0.923: nine.
     ladder = rungs(diagnosis)
     assert ladder["as_is"] == pytest.approx(0.1)
@@ -118,8 +120,8 @@ def test_a_neighbour_takes_the_box() -> None:
 
 
 def test_class_right() -> None:
-    ground_truth = spread_objects(4, 2)
-    candidates = candidates_at(ground_truth, np.ones((8, 1)), np.full((8, 1), 0.9))
+    ground_truth = spread_objects(20, 6)
+    candidates = candidates_at(ground_truth, np.ones((120, 1)), np.full((120, 1), 0.9))
     labels = candidates.labels.copy()
     labels[::2] = 1  # half the objects are called class 1
     ladder = rungs(diagnose(ground_truth, candidates=replace(candidates, labels=labels)))
