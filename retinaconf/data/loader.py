@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
-from retinaconf.data.transforms import Augmentation, apply, are_targets, augmentation, canvas, resized
+from retinaconf.data.transforms import Augmentation, apply, are_targets, augmentation, by_canvas, canvas, resized
 from retinaconf.errors import InputError
 
 # Batches are sorted by aspect ratio within blocks of this many, which keeps padding small and the order random.
@@ -144,22 +144,20 @@ def training_batches(
 def evaluation_batches(
     ground_truth: GroundTruth, config: DataConfig, batch_size: int, rank: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """Every image once, resized and nothing else, neighbours in shape together."""
+    """Every image once, resized and nothing else, in batches of images that have the same canvas alone.
+
+    The batches are the same for any number of processes, which take turns.
+    """
     sizes = [
         resized((int(h), int(w)), config.short_side, config.long_side, resize=config.resize)
         for h, w in ground_truth.image_sizes
     ]
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i][1] / sizes[i][0], i))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][rank::processes]
-    plans = (
-        Plan(
-            tuple(chunk),
-            tuple(Augmentation(*sizes[i], resize=config.resize) for i in chunk),
-            canvas([sizes[i] for i in chunk]),
-        )
-        for chunk in chunks
-    )
-    return _load(ground_truth, plans, config.workers)
+    plans = [
+        Plan(tuple(chunk), tuple(Augmentation(*sizes[i], resize=config.resize) for i in chunk), padded_size)
+        for padded_size, images in by_canvas(sizes).items()
+        for chunk in (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+    ]
+    return _load(ground_truth, iter(plans[rank::processes]), config.workers)
 
 
 def _training_plan(gt: GroundTruth, config: DataConfig, seed: int, epoch: int, batch: np.ndarray) -> Plan:

@@ -80,3 +80,15 @@ def canvas(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     """(height, width) of the smallest padded image that holds images of all `sizes`."""
     height, width = (max(sides) for sides in zip(*sizes))
     return math.ceil(height / PAD_TO) * PAD_TO, math.ceil(width / PAD_TO) * PAD_TO
+
+
+def by_canvas(sizes: list[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """The images of `sizes`, by number, on the canvas that each has alone.
+
+    A larger canvas changes what a network sees at the image's border and, with it, the detections. So detection batches
+    only images of one canvas: what it finds in an image does not depend on the others.
+    """
+    images: dict[tuple[int, int], list[int]] = {}
+    for number, size in enumerate(sizes):
+        images.setdefault(canvas([size]), []).append(number)
+    return images

@@ -80,7 +80,7 @@ def detect(
 def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
     """Boxes (D, 4) in pixels of an image of `original` (height, width) that was resized to `size`."""
     limit = np.array([original[1], original[0]] * 2, dtype=np.float64)
-    scaled = boxes.cpu().numpy().astype(np.float64) * limit / np.array([size[1], size[0]] * 2)
+    scaled = boxes.numpy().astype(np.float64) * limit / np.array([size[1], size[0]] * 2)
     return scaled.clip(0, limit).astype(np.float32)
 
 
@@ -88,10 +88,10 @@ def _table(boxes: Boxes, index: int, size: tuple[int, int], original: tuple[int,
     return DetectionTable(
         np.full(len(boxes.labels), index),
         to_original(boxes.boxes, size, original),
-        boxes.scores.cpu().numpy(),
-        boxes.labels.cpu().numpy(),
-        boxes.class_scores.cpu().numpy(),
-        None if boxes.quality is None else boxes.quality.cpu().numpy(),
+        boxes.scores.numpy(),
+        boxes.labels.numpy(),
+        boxes.class_scores.numpy(),
+        None if boxes.quality is None else boxes.quality.numpy(),
     )
 
 

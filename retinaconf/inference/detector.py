@@ -22,7 +22,7 @@ from retinaconf.config import Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
 from retinaconf.data.loader import evaluation_batches, padded
-from retinaconf.data.transforms import Augmentation, apply, canvas, resized
+from retinaconf.data.transforms import Augmentation, apply, by_canvas, resized
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
 from retinaconf.inference.dataset import DetectionTable, detect, to_original
@@ -152,7 +152,7 @@ class Detector(ModelHubMixin):
         sources = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         found: list[Detections] = []
         for start in range(0, len(sources), BATCH):
-            found += self._predict_batch([read_image(source) for source in sources[start : start + BATCH]], config)
+            found += self._predict([read_image(source) for source in sources[start : start + BATCH]], config)
         return found
 
     def inference_config(self, **changes: Any) -> InferenceConfig:
@@ -174,33 +174,40 @@ class Detector(ModelHubMixin):
         suppress: bool = True,
         done: Callable[[int], None] = lambda images: None,
     ) -> list[DetectionTable]:
-        """Detections of every image of a split, one table for each of `joints` (default: the configured one)."""
-        batches = evaluation_batches(ground_truth, self.config.data, BATCH)
+        """Detections of every image of a split, one table for each of `joints` (default: the configured one).
+
+        Of several processes of torch.distributed each takes a part of the images, and all get the whole tables.
+        """
+        distributed = torch.distributed.is_initialized()
+        turn = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        batches = evaluation_batches(ground_truth, self.config.data, BATCH, *turn)
         joints = [joint_score(config)] if joints is None else joints
         return detect(self.model, batches, ground_truth, config, joints, self.device, suppress, done)
 
-    def _predict_batch(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
+    def _predict(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
         data = self.config.data
         sizes = [
             resized((image.height, image.width), data.short_side, data.long_side, resize=data.resize)
             for image in images
         ]
-        changes = [Augmentation(*size, resize=data.resize) for size in sizes]
-        pixels = [apply(image, np.zeros((0, 4)), change)[0] for image, change in zip(images, changes)]
-        batch = padded(pixels, canvas(sizes))
-        with torch.inference_mode():
-            on_device = torch.tensor(sizes, device=self.device)
-            outputs = self.model(batch.to(self.device), on_device)
-            (found,) = postprocess(outputs, on_device, config, [joint_score(config)])
-        return [self._detections(boxes, image, size) for boxes, image, size in zip(found, images, sizes)]
+        found: dict[int, Detections] = {}
+        for padded_size, numbers in by_canvas(sizes).items():
+            changes = [Augmentation(*sizes[n], resize=data.resize) for n in numbers]
+            pixels = [apply(images[n], np.zeros((0, 4)), change)[0] for n, change in zip(numbers, changes)]
+            with torch.inference_mode():
+                on_device = torch.tensor([sizes[n] for n in numbers], device=self.device)
+                outputs = self.model(padded(pixels, padded_size).to(self.device), on_device)
+                (results,) = postprocess(outputs, on_device, config, [joint_score(config)])
+            found |= {n: self._detections(boxes, images[n], sizes[n]) for n, boxes in zip(numbers, results)}
+        return [found[n] for n in range(len(images))]
 
     def _detections(self, boxes: Boxes, image: Image.Image, size: tuple[int, int]) -> Detections:
         return Detections(
             to_original(boxes.boxes, size, (image.height, image.width)),
-            boxes.scores.cpu().numpy(),
-            boxes.labels.cpu().numpy(),
-            boxes.class_scores.cpu().numpy(),
-            None if boxes.quality is None else boxes.quality.cpu().numpy(),
+            boxes.scores.numpy(),
+            boxes.labels.numpy(),
+            boxes.class_scores.numpy(),
+            None if boxes.quality is None else boxes.quality.numpy(),
             self.classes,
             self.category_ids,
         )

@@ -19,19 +19,19 @@ from torch.optim.swa_utils import AveragedModel
 
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from retinaconf.data.loader import steps_per_epoch, training_batches
 from retinaconf.device import find_device
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.files import write_aside
-from retinaconf.inference.dataset import detect
-from retinaconf.inference.joint_score import joint_score
+from retinaconf.inference.detector import Detector
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.training.checkpoint import (
     LAST,
     METRICS,
     MODEL,
+    Weights,
     data_of_run,
     metrics_line,
     read_state,
@@ -243,16 +243,16 @@ def depthwise_in_32_bits(network: nn.Module) -> None:
 
 
 def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config) -> Metrics:
-    """COCO metrics of the network as it is, on the split of `evaluator`."""
-    was_training = network.training
-    network.eval()
+    """COCO metrics of the network as it is, on the split of `evaluator`: to the last digit those of `evaluate`.
+
+    They are computed by a `Detector`, as they will be later: in 32 bits whatever the precision of training, in its
+    batches and its memory format. All of these change the last bits of a score, and lower precision more than those.
+    """
     gt = evaluator.ground_truth
-    batches = evaluation_batches(
-        gt, config.data, max(1, config.data.batch_size // fabric.world_size), fabric.global_rank, fabric.world_size
-    )
-    with fabric.autocast():
-        (table,) = detect(network, batches, gt, config.inference, [joint_score(config.inference)], fabric.device)
-    network.train(was_training)
+    # The weights that the first process will save: the running statistics of norms differ among processes.
+    state = fabric.broadcast({name: tensor.cpu() for name, tensor in network.state_dict().items()})
+    detector = Detector(Weights(config, gt.classes, gt.category_ids, state), fabric.device)
+    (table,) = detector.detect(gt, config.inference)
     return evaluator(table.image_index, table.boxes, table.scores, table.labels)
 
 

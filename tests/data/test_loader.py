@@ -255,10 +255,24 @@ def test_evaluation_gives_every_image_once_as_it_is(gt: GroundTruth, processes: 
     assert sorted(seen) == list(range(14))
 
 
-def test_evaluation_puts_like_shapes_together(gt: GroundTruth):
-    batches = list(evaluation_batches(gt, CONFIG, 5))
-    shapes = [tuple(size) for batch in batches for size in batch.sizes.tolist()]
-    assert shapes == sorted(shapes, key=lambda size: size[1] / size[0])
+def test_evaluation_puts_no_image_on_a_larger_canvas_than_it_has_alone(gt: GroundTruth):
+    batches = list(evaluation_batches(gt, CONFIG, 4))
+    canvases = [batch.images.shape[2:] for batch in batches]
+    assert len(set(canvases)) == 3
+    for batch, padded_size in zip(batches, canvases):
+        for (index,) in batch.index[:, None].tolist():
+            (alone,) = evaluation_batches(gt.subset([index]), CONFIG, 4)
+            assert alone.images.shape[2:] == padded_size
+    # As few batches as that allows: 5, 5 and 4 images.
+    assert sorted(len(batch.index) for batch in batches) == [1, 1, 4, 4, 4]
+
+
+def test_the_batches_of_evaluation_are_those_of_one_process(gt: GroundTruth):
+    whole = list(evaluation_batches(gt, CONFIG, 3))
+    for processes in (2, 3):
+        parts = [list(evaluation_batches(gt, CONFIG, 3, rank, processes)) for rank in range(processes)]
+        for n, batch in enumerate(whole):
+            assert torch.equal(parts[n % processes][n // processes].images, batch.images)
 
 
 def test_evaluation_of_no_images_gives_no_batch(gt: GroundTruth):
