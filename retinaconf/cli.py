@@ -125,6 +125,8 @@ def predict(
 ) -> None:
     """Annotated pictures and detections.json (COCO results) of images, folders of images, and videos.
 
+    Files that cannot be read are skipped and listed at the end; the exit code is then 1.
+
     Args:
         run: the run folder.
         images: images, folders of images, videos, or patterns such as 'photos/**/*.jpg'.
@@ -135,8 +137,12 @@ def predict(
     """
     from retinaconf.inference.predict import predict_files
 
-    written = predict_files(run, images, out, alpha, score_threshold, device)
-    print(f"{written:,} images: {out / 'detections.json'} and the pictures beside it")
+    done, skipped = predict_files(run, images, out, alpha, score_threshold, device)
+    print(f"{done:,} images: {out / 'detections.json'} and the pictures beside it")
+    for fault in skipped:
+        print(f"skipped: {fault}")
+    if skipped:
+        raise InputError(f"files skipped because they cannot be read: {len(skipped):,}; the first: {skipped[0]}")
 
 
 def diagnose(

@@ -9,18 +9,26 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retinaconf.data.images import check_image
+from retinaconf.data.images import read_image
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.inference import video
 from retinaconf.inference.detections import Detections
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.sources import find_files
+
+
+class Predicted(NamedTuple):
+    """What `predict_files` has done."""
+
+    images: int  # that detections were made of, frames of videos among them
+    skipped: tuple[str, ...]  # for each file that cannot be read, what is wrong with it and what to do
 
 
 def predict_files(
@@ -30,12 +38,14 @@ def predict_files(
     alpha: float | None = None,
     score_threshold: float = 0.3,
     device: str = "auto",
-) -> int:
-    """Detect in files, in the images of folders, and in videos; returns how many images and frames there were.
+) -> Predicted:
+    """Detect in files, in the images of folders, and in videos.
+
+    A file that cannot be read is skipped: a video as a whole, also if it breaks off in the middle.
 
     `detections.json` is a COCO results list of all detections, with `file_name` beside an `image_id` that counts from
-    1: the images in the order of the files, then the frames of each video, which have their number from 0 as `frame`. A
-    picture shows the detections with a score above `score_threshold`.
+    1: the images in the order of the files, skipped ones too, then the frames of each video, which have their number
+    from 0 as `frame`. A picture shows the detections with a score above `score_threshold`.
 
     Args:
         run: a run folder, or what else `load` takes.
@@ -46,8 +56,8 @@ def predict_files(
         device: where to compute: `auto`, or what else `retinaconf.device.find_device` takes.
 
     Raises:
-        InputError: no such run, file or folder, an unreadable image or video, a wrong alpha, or `out` cannot be written
-            or holds the images themselves.
+        InputError: no such run, file or folder, none of the files can be read, a wrong alpha, or `out` cannot be
+            written or holds the images themselves.
     """
     detector = load(run, device)
     detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
@@ -56,43 +66,62 @@ def predict_files(
     files = find_files(sources)
     names = dict(zip(files, _names(files)))
     given = {file.resolve() for file in files}
-    frames: dict[Path, int | None] = {}  # how many, of each video
-    for file, name in names.items():
-        # Before the first picture is written, so that a bad file leaves nothing behind.
-        if _is_video(file):
-            frames[file] = video.frame_count(file)
-        else:
-            check_image(file)
+    for name in names.values():
         if (out / name).resolve() in given:
             raise InputError(f"{out / name}: is one of the images and would be overwritten; choose another --out")
-    images = [file for file in names if file not in frames]
+    images = [file for file in files if not _is_video(file)]
+    skipped: dict[Path, str] = {}
+    videos: dict[Path, int | None] = {}  # how many frames each has
+    for file in filter(_is_video, files):
+        try:
+            videos[file] = video.frame_count(file)
+        except video.UnreadableVideo as fault:
+            skipped[file] = str(fault)
     records: list[dict[str, Any]] = []
+    done, last_id = 0, len(images)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             if images:
                 task = bars.add_task("images", total=len(images))
             for start in range(0, len(images), BATCH):
-                part = images[start : start + BATCH]
-                for n, found in enumerate(detector.predict(part, alpha=alpha), start):
+                pictures: dict[int, Image.Image] = {}
+                for n, file in enumerate(images[start : start + BATCH], start):
+                    try:
+                        pictures[n] = read_image(file)
+                    except InputError as fault:
+                        skipped[file] = str(fault)
+                for n, found in zip(pictures, detector.predict(list(pictures.values()), alpha)):
                     records += [record | {"file_name": str(images[n])} for record in found.to_coco(n + 1)]
-                    picture = found.above(score_threshold).draw(images[n])
+                    picture = found.above(score_threshold).draw(pictures[n])
+                    out.mkdir(parents=True, exist_ok=True)
                     write_aside(out / names[images[n]], partial(picture.save, format="JPEG", quality=92))
-                    bars.advance(task)
-            done = len(images)
-            for file, count in frames.items():
+                done += len(pictures)
+                bars.advance(task, len(images[start : start + BATCH]))
+            for file, count in videos.items():
+                of_video: list[dict[str, Any]] = []
+                frames = 0
                 task = bars.add_task(file.name, total=count)
-                for found in _annotate_video(detector, file, out / names[file], alpha, score_threshold):
-                    done += 1
-                    more = {"file_name": str(file), "frame": int(bars.tasks[task].completed)}
-                    records += [record | more for record in found.to_coco(done)]
-                    bars.advance(task)
+                try:
+                    for found in _annotate_video(detector, file, out / names[file], alpha, score_threshold):
+                        more = {"file_name": str(file), "frame": frames}
+                        frames += 1
+                        of_video += [record | more for record in found.to_coco(last_id + frames)]
+                        bars.advance(task)
+                except video.UnreadableVideo as fault:
+                    skipped[file] = str(fault)
+                else:
+                    records += of_video
+                    done, last_id = done + frames, last_id + frames
+        faults = tuple(skipped[file] for file in files if file in skipped)
+        if not done:
+            others = f" ({len(faults) - 1} more files cannot be read)" if len(faults) > 1 else ""
+            raise InputError(f"{faults[0]}{others}")
         write_aside(out / "detections.json", lambda aside: aside.write_text(json.dumps(records) + "\n"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({reason(error)}); choose another --out") from None
-    return done
+    return Predicted(done, faults)
 
 
 def _annotate_video(
@@ -100,13 +129,16 @@ def _annotate_video(
 ) -> Iterator[Detections]:
     """Write the video `out` as it goes; yields the detections of each frame."""
     reader = video.read_frames(file)
+    frames = list(islice(reader, BATCH))
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as folder:
         written = Path(folder) / out.name
         with video.video_writer(written) as write:
-            while frames := list(islice(reader, BATCH)):
+            while frames:
                 for frame, found in zip(frames, detector.predict([frame.image for frame in frames], alpha=alpha)):
                     write(frame._replace(image=found.above(score_threshold).draw(frame.image)))
                     yield found
+                frames = list(islice(reader, BATCH))
         write_aside(out, partial(os.replace, written))
 
 

@@ -16,6 +16,10 @@ SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".
 _TICKS = 60_000  # a second in a written video: a multiple of the usual frame rates, and MPEG-4 takes no more
 
 
+class UnreadableVideo(InputError):
+    """The file is damaged, or no video."""
+
+
 class Frame(NamedTuple):
     """One picture of a video."""
 
@@ -27,13 +31,14 @@ def read_frames(path: Path) -> Iterator[Frame]:
     """The frames of a video's first picture stream, in the order and at the times in which they are shown.
 
     Raises:
-        InputError: `av` is not installed, or the file is missing, damaged, or no video.
+        UnreadableVideo: the file is missing, damaged, or no video.
+        InputError: `av` is not installed.
     """
     av = _av(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InputError(f"{path}: has no pictures in it; give a video")
+                raise UnreadableVideo(f"{path}: has no pictures in it; give a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             first = None
@@ -44,16 +49,16 @@ def read_frames(path: Path) -> Iterator[Frame]:
                 # Phones store a video as the sensor lies, and how far it is to be turned anticlockwise.
                 yield Frame(image.rotate(frame.rotation, expand=True) if frame.rotation else image, time - first)
             if first is None:
-                raise InputError(f"{path}: no frame of it can be read; restore the file")
+                raise UnreadableVideo(f"{path}: no frame of it can be read; restore the file")
     except av.error.FFmpegError as error:
-        raise InputError(f"{path}: not a video that can be read ({reason(error)}); restore the file") from None
+        raise UnreadableVideo(f"{path}: not a video that can be read ({reason(error)}); restore the file") from None
 
 
 def frame_count(path: Path) -> int | None:
     """How many frames the file says that it has; None where it does not.
 
     Raises:
-        InputError: as `read_frames`; one frame is read.
+        UnreadableVideo, InputError: as `read_frames`; one frame is read.
     """
     next(frames := read_frames(path))
     frames.close()  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ def test_a_folder_gives_a_picture_for_each_image_and_one_file_of_detections(trai
     files = sorted(images.iterdir())
     assert len(files) > 2 * BATCH
     out = tmp_path / "new" / "out"
-    assert predict_files(trained.run, [images], out, device="cpu") == len(files)
+    assert predict_files(trained.run, [images], out, device="cpu") == (len(files), ())
     assert names(out) == sorted(["detections.json", *(f"{file.stem}.jpg" for file in files)])
     for file in files:
         picture, image = Image.open(out / f"{file.stem}.jpg"), Image.open(file)
@@ -49,7 +51,7 @@ def test_files_and_folders_at_any_depth_in_order(trained: Any, tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         image.convert("RGB").save(path, format="PNG") if path.suffix != ".txt" else path.write_text("hello")
     sources = [tmp_path / "in/x.png", tmp_path / "in/a", tmp_path / "in/b"]
-    assert predict_files(trained.run, sources, tmp_path / "out", device="cpu") == 5
+    assert predict_files(trained.run, sources, tmp_path / "out", device="cpu").images == 5
     # Of equal names the later ones are numbered, past a name that is numbered already.
     assert names(tmp_path / "out") == ["a.jpg", "detections.json", "x-2.jpg", "x-3.jpg", "x.jpg", "z.jpg"]
     by_image = {record["image_id"]: record["file_name"] for record in records(tmp_path / "out")}
@@ -114,3 +116,42 @@ def test_a_failing_write_leaves_no_half_file(trained: Any, tmp_path: Path, monke
     with pytest.raises(InputError, match=r"val-0\.jpg: cannot be written \(No space left on device\)"):
         predict_files(trained.run, [trained.data / "images/val-0.png"], out, device="cpu")
     assert names(out) == []
+
+
+def test_a_bad_file_is_skipped_and_listed_at_the_end(trained: Any, run_cli: Callable[..., Any], tmp_path: Path):
+    photos = tmp_path / "photos"
+    shutil.copytree(trained.data / "images", photos)
+    files = sorted(photos.iterdir())
+    bad = [files[1], files[BATCH + 2], files[-1]]
+    bad[0].write_bytes(bad[0].read_bytes()[:3000])
+    bad[1].write_text("hello")
+    damaged = bytearray(bad[2].read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # header and end are whole
+    bad[2].write_bytes(damaged)
+    words = ["predict", trained.run, photos, "--out", tmp_path / "out", "--device", "cpu"]
+    result = run_cli(*words)
+    assert result.code == 1
+    lines = result.out.splitlines()
+    assert lines[0].startswith(f"{len(files) - 3} images: ")
+    assert [line.split(": ")[:2] for line in lines[1:]] == [["skipped", str(file)] for file in bad]
+    assert result.err == (
+        f"retinaconf: files skipped because they cannot be read: 3; the first: {lines[1].removeprefix('skipped: ')}\n"
+    )
+    good = [file for file in files if file not in bad]
+    assert names(tmp_path / "out") == sorted(["detections.json", *(f"{file.stem}.jpg" for file in good)])
+    # An image's number is its place among all, so that mending the others does not change it.
+    predict_files(trained.run, good, tmp_path / "good", device="cpu")
+    found, expected = records(tmp_path / "out"), records(tmp_path / "good")
+    assert [record["file_name"] for record in found] == [record["file_name"] for record in expected]
+    np.testing.assert_allclose([r["score"] for r in found], [r["score"] for r in expected], atol=1e-5)
+    assert {record["image_id"]: record["file_name"] for record in found} == {
+        n: str(file) for n, file in enumerate(files, 1) if str(file) in {record["file_name"] for record in found}
+    }
+
+
+def test_where_no_file_can_be_read_nothing_is_written(trained: Any, tmp_path: Path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("hello")
+    with pytest.raises(InputError, match=r"a\.jpg: not an image .* \(1 more files cannot be read\)$"):
+        predict_files(trained.run, [tmp_path / "a.jpg", tmp_path / "b.jpg"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

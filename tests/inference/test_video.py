@@ -14,7 +14,7 @@ import retinaconf
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import BATCH
 from retinaconf.inference.predict import predict_files
-from retinaconf.inference.video import Frame, frame_count, read_frames, video_writer
+from retinaconf.inference.video import Frame, UnreadableVideo, frame_count, read_frames, video_writer
 
 av = pytest.importorskip("av")
 
@@ -153,13 +153,20 @@ def test_sound_is_no_video(trained: Any, tmp_path: Path):
 def test_a_video_that_breaks_off_leaves_nothing_half(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def breaking(path: Path) -> Any:
         yield Frame(picture(0), 0.0)
-        raise InputError(f"{path}: not a video that can be read (Invalid data); restore the file")
+        raise UnreadableVideo(f"{path}: not a video that can be read (Invalid data); restore the file")
 
     monkeypatch.setattr("retinaconf.inference.video.read_frames", breaking)
     video = write(tmp_path / "a.mp4", [0, 0.1])
     with pytest.raises(InputError, match="Invalid data"):
         predict_files(trained.run, [video], tmp_path / "out", device="cpu")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    # With others it is skipped as a whole, and takes no numbers.
+    image = trained.data / "images/val-3.png"
+    done = predict_files(trained.run, [video, image], tmp_path / "out", device="cpu")
+    assert (done.images, len(done.skipped)) == (1, 1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "val-3.jpg"]
+    records = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {record["file_name"] for record in records} == {str(image)}
 
 
 def test_without_av_the_extra_is_named(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -168,7 +175,7 @@ def test_without_av_the_extra_is_named(trained: Any, tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match=r"a\.mp4: videos need the package av; pip install 'retinaconf\[video\]'"):
         predict_files(trained.run, [video], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
-    assert predict_files(trained.run, [trained.data / "images/val-3.png"], tmp_path / "out", device="cpu") == 1
+    assert predict_files(trained.run, [trained.data / "images/val-3.png"], tmp_path / "out", device="cpu").images == 1
 
 
 def test_a_video_is_not_written_over(trained: Any, tmp_path: Path):
