@@ -29,6 +29,10 @@ __all__ = ["Detector", "load"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import torch only when a detector is asked for: `retinaconf diagnose` on two JSON files starts at once."""
     if name in __all__:

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from retinaconf.training.checkpoint import read_weights, write_weights
+
 
 def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     document = json.loads(file.read_text())
@@ -367,6 +369,13 @@ def rewrite(run: Path, **metadata: str) -> None:
     save_file(state, file, {name: value for name, value in (old | metadata).items() if value})
 
 
+def spoil(run: Path) -> None:
+    """One weight that is NaN, as after a training that diverged."""
+    weights = read_weights(run)
+    weights.state["head.box_conv.bias"][3] = float("nan")
+    write_weights(run / "model.safetensors", weights.state, weights.config, weights.classes, weights.category_ids)
+
+
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such file; give a run folder"),
     "no weights": (lambda run: (run / "model.safetensors").unlink(), "no such file; give a run folder"),
@@ -380,6 +389,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "classes a number": (lambda run: rewrite(run, classes="3"), "its metadata is damaged; restore the file"),
     "ids for other classes": (lambda run: rewrite(run, category_ids="[1]"), "its metadata is damaged"),
     "unknown setting": (lambda run: rewrite(run, config='{"model.wings": 2}'), "unknown setting 'model.wings'"),
+    "not a number": (spoil, "its weights are not finite (in head.box_conv.bias); restore the file, or train anew"),
     "another class count": (
         lambda run: rewrite(run, classes='["a", "b"]', category_ids="[1, 2]"),
         "its weights do not fit its configuration (",
@@ -415,7 +425,7 @@ def test_pictures_that_cannot_be_predicted(
         (tmp_path / "nowhere.jpg", "nowhere.jpg: no such file or folder"),
         (tmp_path / "empty", "empty: no images in this folder"),
         (tmp_path / "text.jpg", "text.jpg: not an image"),
-        (images, "val-3.png: truncated"),
+        (images / "val-3.png", "val-3.png: truncated"),
     ):
         assert message in one_line(run_cli("predict", untrained, given, "--out", out))
         assert not out.exists()

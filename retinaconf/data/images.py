@@ -72,6 +72,12 @@ def read_image(source: Any, size: tuple[int, int] | None = None) -> Image.Image:
         source = (tensor.float() if tensor.is_floating_point() else tensor).movedim(0, -1).numpy()
     if isinstance(source, np.ndarray):
         return _upright_rgb(Image.fromarray(_to_uint8(source)), size, "array")
+    if isinstance(source, bytes | bytearray | memoryview):
+        raise InputError("cannot read an image from bytes; open an encoded one by PIL.Image.open(io.BytesIO(them))")
+    if hasattr(source, "read"):
+        raise InputError(
+            f"cannot read an image from {type(source).__name__}; open it by PIL.Image.open, or give a path"
+        )
     raise InputError(
         f"cannot read an image from {type(source).__name__}; give a path, a PIL image, a numpy array or a torch tensor"
     )
@@ -174,6 +180,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
         stream = path.open("rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file; restore it, or correct the path", "missing-image") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not an image; give the path of an image") from None
     except (OSError, ValueError) as error:  # ValueError: no file system holds such a name
         raise InputError(f"{path}: cannot be read ({reason(error)}); check the file and its permissions") from None
     with stream:

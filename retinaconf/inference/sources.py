@@ -1,14 +1,21 @@
-"""What a person points at: files, folders, patterns and `file://` addresses, to files."""
+"""What a person points at: files, folders, patterns and `file://` addresses, to files; any images, to single ones."""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+from torch import Tensor
+
+from retinaconf.data.images import check_image
 from retinaconf.errors import InputError
 from retinaconf.inference import video
 
@@ -51,3 +58,41 @@ def _files(source: str) -> Iterator[Path]:
         yield from images
     else:
         raise InputError(f"{source}: no such file or folder")
+
+
+def find_images(images: Any) -> Iterable[Any]:
+    """The single images of `images`, which `Detector.predict` describes, each as `read_image` takes it.
+
+    Raises:
+        InputError: a folder has no image, a file of a list cannot be read, or it is a batch in one array.
+    """
+    if isinstance(images, str | os.PathLike):
+        return find_files([os.fspath(images)]) if Path(images).is_dir() else [images]
+    if isinstance(images, np.ndarray | Tensor):
+        if images.ndim == 4:
+            raise InputError(
+                f"a batch of shape {tuple(images.shape)} in one {type(images).__name__} is not taken; give a list of "
+                "images, arrays (H, W, 3) or tensors (3, H, W)"
+            )
+        return [images]
+    encoded = isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read")
+    if encoded or not isinstance(images, Iterable):
+        return [images]
+    if isinstance(images, Sequence):
+        _check_files([image for image in images if isinstance(image, str | os.PathLike)])
+    return images
+
+
+def _check_files(files: list[Any]) -> None:
+    def fault(file: Any) -> InputError | None:
+        try:
+            check_image(Path(file))
+        except InputError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        faults = [found for found in pool.map(fault, files) if found is not None]
+    if faults:
+        others = f" ({len(faults) - 1} more images are bad)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{others}")

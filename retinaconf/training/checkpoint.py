@@ -89,7 +89,7 @@ def read_weights(path: Path) -> Weights:
     """Read weights from a run folder or from its `model.safetensors`.
 
     Raises:
-        InputError: there are none, or they are not ours.
+        InputError: there are none, they are not ours, or they are not finite.
     """
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
@@ -108,6 +108,8 @@ def read_weights(path: Path) -> Weights:
             raise ValueError
     except (ValueError, TypeError):
         raise InputError(f"{file}: its metadata is damaged; restore the file, or train anew") from None
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{file}: its weights are not finite (in {broken[0]}); restore the file, or train anew")
     return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state)
 
 

@@ -1,3 +1,5 @@
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,51 @@ def test_one_image_in_any_form(detector: Detector, image: Image.Image, tmp_path:
         torch.from_numpy(array / 255).permute(2, 0, 1).float(),
         [image],
         (array,),
+        iter([image]),
+        {tmp_path / "a.png"},
+        tmp_path,
+        str(tmp_path),
+        tmp_path.glob("*.png"),
     ):
         (found,) = detector.predict(form)
         assert_same(found, expected)
+
+
+def test_a_folder_is_its_images_sorted_by_path(detector: Detector, trained: Any, tmp_path: Path):
+    for name, source in (("b.png", "val-1"), ("a/z.png", "val-2"), ("c.PNG", "val-3")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.open(trained.data / f"images/{source}.png").save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").write_text("hello")
+    paths = [tmp_path / name for name in ("a/z.png", "b.png", "c.PNG")]
+    for one, two in zip(detector.predict(tmp_path), detector.predict(paths), strict=True):
+        assert_same(one, two)
+
+
+def test_a_generator_is_read_as_it_is_needed(detector: Detector, image: Image.Image):
+    given = 0
+
+    def images() -> Iterator[Image.Image]:
+        nonlocal given
+        for _ in range(2 * BATCH + 1):
+            given += 1
+            yield image
+        raise InputError("a camera that is gone")
+
+    with pytest.raises(InputError, match="a camera"):
+        detector.predict(images())
+    assert given == 2 * BATCH + 1
+    frames = iter([image] * (BATCH + 1))
+    assert len(detector.predict(frames)) == BATCH + 1
+
+
+def test_a_bad_file_of_a_list_is_named_before_any_work(
+    detector: Detector, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    good = trained.data / "images/val-1.png"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:2000])
+    monkeypatch.setattr(detector, "model", None)
+    with pytest.raises(InputError, match=r"cut\.png: truncated .* \(1 more images are bad\)$"):
+        detector.predict([good] * (BATCH + 1) + [tmp_path / "cut.png", tmp_path / "nowhere.png"])
 
 
 def test_many_images_in_a_mix_of_forms(detector: Detector, trained: Any):
@@ -212,13 +256,31 @@ def test_settings_that_do_not_fit(detector: Detector, image: Image.Image, change
         ("nowhere.jpg", r"nowhere\.jpg: no such image file"),
         (3, "cannot read an image from int"),
         ([None], "cannot read an image from NoneType"),
-        (np.zeros((2, 3, 8, 8)), r"shape \(2, 3, 8, 8\)"),
-        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\)"),
+        (
+            np.zeros((2, 8, 8, 3)),
+            r"^a batch of shape \(2, 8, 8, 3\) in one ndarray is not taken; give a list of images",
+        ),
+        (
+            torch.zeros(2, 3, 8, 8),
+            r"^a batch of shape \(2, 3, 8, 8\) in one Tensor is not taken; give a list of images",
+        ),
         (np.full((8, 8, 3), np.nan), "nan"),
+        (b"\xff\xd8\xff", r"^cannot read an image from bytes; open an encoded one by PIL.Image.open\(io.BytesIO"),
+        (io.BytesIO(b"\xff\xd8\xff"), "^cannot read an image from BytesIO; open it by PIL.Image.open, or give a path"),
+        ([Path("tests")], "^tests: is a folder, not an image; give the path of an image"),
+        ("tests/inference", "^tests/inference: no images in this folder"),
     ],
-    ids=["missing file", "number", "None", "batch of arrays", "batch of tensors", "NaN"],
+    ids=[
+        *("missing file", "number", "None", "batch of arrays", "batch of tensors", "NaN", "bytes", "file object"),
+        *("folder in a list", "folder without images"),
+    ],
 )
-def test_what_is_no_image(detector: Detector, images: Any, message: str):
+def test_what_is_no_image(detector: Detector, images: Any, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(InputError, match=message) as caught:
         detector.predict(images)
     assert "\n" not in str(caught.value)
+
+
+def test_the_public_names_are_listed_before_they_are_loaded():
+    assert {"load", "Detector"} <= set(dir(retinaconf))
