@@ -76,6 +76,7 @@ class GroundTruth:
     source: str  # the file or folder that messages name
     dropped: tuple[Fault, ...] = field(default=())  # what was left out
     val_split: ValSplit | None = None  # which images are `val`, where the data set does not say
+    taken: tuple[str, ...] = ()  # what was found by its content and not under its usual name: `images from imgs`
 
     def __len__(self) -> int:
         return len(self.image_ids)

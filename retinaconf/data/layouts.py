@@ -9,17 +9,31 @@ layout                 annotations                                     images
 `voc` PASCAL VOC       `Annotations/*.xml`, `ImageSets/Main/`          `JPEGImages/`, or `images/`
 `yolo` YOLO            `data.yaml`, `labels/`                          as `data.yaml` says
 ====================== =============================================== =====================================
+
+Where a name is a little otherwise (`annots/` for `Annotations/`, `imgs/` for `images/`), the content decides, if only
+one place holds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from retinaconf.data.ground_truth import GroundTruth, read_coco
-from retinaconf.data.voc import Difficult, read_voc, voc_splits
-from retinaconf.data.yolo import read_yolo, yolo_splits
+from retinaconf.data.coco_layouts import (
+    coco_2017_splits,
+    flat_splits,
+    is_usual_coco_2017,
+    is_usual_flat,
+    is_usual_roboflow,
+    read_coco_2017,
+    read_flat,
+    read_roboflow,
+    roboflow_splits,
+)
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.voc import Difficult, is_usual_voc, read_voc, voc_splits
+from retinaconf.data.yolo import is_usual_yolo, read_yolo, yolo_splits
 from retinaconf.errors import InputError
 
 
@@ -30,6 +44,7 @@ class Layout:
     key: str  # what --data.layout takes
     name: str
     looked_for: str
+    is_usual: Callable[[Path], bool]  # whether a folder has the annotations under their usual name
     splits: Callable[[Path], list[str]]  # those the folder has; none: the folder has another layout
     read: Callable[..., GroundTruth]  # (root, split, skip_bad)
 
@@ -81,9 +96,9 @@ def find_layout(root: Path, layout: str | None = None) -> Layout:
         if not LAYOUTS[layout].splits(root):
             raise InputError(f"{root}: not a {LAYOUTS[layout].name} layout; it would have {LAYOUTS[layout].looked_for}")
         return LAYOUTS[layout]
-    found = _recognised(root)
+    found = _usual(root) or [one for one in LAYOUTS.values() if one.splits(root)]
     if not found:
-        inside = [child for child in sorted(root.iterdir()) if child.is_dir() and _recognised(child)]
+        inside = [child for child in sorted(root.iterdir()) if child.is_dir() and _usual(child)]
         hint = f"; did you mean {inside[0]}?" if inside else ""
         looked_for = ", ".join(one.looked_for for one in LAYOUTS.values())
         raise InputError(f"{root}: no data set recognised; looked for {looked_for}{hint}")
@@ -100,67 +115,39 @@ def describe(root: Path, ground_truth: GroundTruth, layout: str | None = None) -
     """One line on what was found: `COCO 2017 layout in coco: annotations/instances_val2017.json, 100 images ...`."""
     source = Path(ground_truth.source)
     source = source.relative_to(root) if source.is_relative_to(root) else source
-    rest = "".join(f"; {part}" for part in (ground_truth.val_split, ground_truth.left_out) if part and str(part))
+    parts = [", ".join(ground_truth.taken), str(ground_truth.val_split or ""), str(ground_truth.left_out)]
+    rest = "".join(f"; {part}" for part in parts if part)
     return (
         f"{find_layout(Path(root), layout).name} layout in {root}: {source}, {len(ground_truth):,} images, "
         f"{len(ground_truth.boxes):,} boxes, {len(ground_truth.classes)} classes{rest}"
     )
 
 
-def _recognised(root: Path) -> list[Layout]:
-    return [one for one in LAYOUTS.values() if one.splits(root)]
-
-
-def _in_usual_order(splits: list[str]) -> list[str]:
-    usual = ("train", "val", "test")
-    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))
-
-
-def _coco_2017_splits(root: Path) -> list[str]:
-    files = root.glob("annotations/instances_*2017.json")
-    return _in_usual_order([file.name.removeprefix("instances_").removesuffix("2017.json") for file in files])
-
-
-def _read_coco_2017(root: Path, split: str, skip_bad: bool) -> GroundTruth:
-    return read_coco(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017", skip_bad)
-
-
-def _flat_splits(root: Path) -> list[str]:
-    names = {file.stem for file in root.glob("*.json")}
-    return _in_usual_order(list(names)) if names & {"train", "val", "test"} else []
-
-
-def _read_flat(root: Path, split: str, skip_bad: bool) -> GroundTruth:
-    ground_truth = read_coco(root / f"{split}.json", root / "images", skip_bad)
-    names = ground_truth.file_names[:10]
-    if not any((root / "images" / name).is_file() for name in names) and any((root / n).is_file() for n in names):
-        return replace(ground_truth, image_folder=root)
-    return ground_truth
-
-
-def _roboflow_splits(root: Path) -> list[str]:
-    found = [file.parent.name for file in root.glob("*/_annotations.coco.json")]
-    return _in_usual_order(["val" if name == "valid" else name for name in found])
-
-
-def _read_roboflow(root: Path, split: str, skip_bad: bool) -> GroundTruth:
-    folder = root / ("valid" if split == "val" and not (root / "val").is_dir() else split)
-    return read_coco(folder / "_annotations.coco.json", folder, skip_bad)
+def _usual(root: Path) -> list[Layout]:
+    return [one for one in LAYOUTS.values() if one.is_usual(root) and one.splits(root)]
 
 
 LAYOUTS = {
     layout.key: layout
     for layout in (
-        Layout("coco", "COCO 2017", "annotations/instances_{train,val}2017.json", _coco_2017_splits, _read_coco_2017),
-        Layout("flat", "flat COCO", "{train,val,test}.json", _flat_splits, _read_flat),
+        Layout(
+            "coco",
+            "COCO 2017",
+            "annotations/instances_{train,val}2017.json",
+            is_usual_coco_2017,
+            coco_2017_splits,
+            read_coco_2017,
+        ),
+        Layout("flat", "flat COCO", "{train,val,test}.json", is_usual_flat, flat_splits, read_flat),
         Layout(
             "roboflow",
             "Roboflow COCO",
             "{train,valid,test}/_annotations.coco.json",
-            _roboflow_splits,
-            _read_roboflow,
+            is_usual_roboflow,
+            roboflow_splits,
+            read_roboflow,
         ),
-        Layout("voc", "PASCAL VOC", "Annotations/*.xml", voc_splits, read_voc),
-        Layout("yolo", "YOLO", "data.yaml", yolo_splits, read_yolo),
+        Layout("voc", "PASCAL VOC", "Annotations/*.xml", is_usual_voc, voc_splits, read_voc),
+        Layout("yolo", "YOLO", "data.yaml", is_usual_yolo, yolo_splits, read_yolo),
     )
 }

@@ -14,14 +14,17 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from retinaconf.data.folders import ANNOTATION_SUFFIXES, JUDGED, find_images, folders_in, taken, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.val_split import ValSplit, draw_val
 from retinaconf.errors import InputError, reason
 
 Difficult = Literal["keep", "ignore", "drop"]
+USUAL_ANNOTATIONS, USUAL_IMAGES, USUAL_LISTS = "Annotations", ("JPEGImages", "images"), Path("ImageSets/Main")
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,20 @@ def voc_splits(root: Path) -> list[str]:
 
     With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, they are
     `train` and `val`, of which `read_voc` says more.
+
+    Raises:
+        InputError: several folders hold annotations, or lists of images, and none has the usual name.
     """
-    if next((root / "Annotations").glob("*.xml"), None) is None:
+    folder = _annotations(root)
+    if folder is None:
         return []
-    return _listed_splits(root) or ["train", "val"]
+    lists = _image_sets(root, folder)
+    return _splits_in(lists) if lists is not None else ["train", "val"]
+
+
+def is_usual_voc(root: Path) -> bool:
+    """Whether the folder has VOC's annotations under their usual name."""
+    return any((root / USUAL_ANNOTATIONS).glob("*.xml"))
 
 
 def read_voc(
@@ -62,6 +75,8 @@ def read_voc(
 ) -> GroundTruth:
     """Read one split. Classes are the names that occur anywhere in the folder, sorted, with category ids from 1.
 
+    Annotations, images and lists of images that are not in folders of the usual names are found by their content.
+
     Args:
         root: the folder that holds `Annotations`.
         split: one of `voc_splits(root)`.
@@ -73,13 +88,14 @@ def read_voc(
             the folder.
 
     Raises:
-        InputError: an annotation is missing, is not XML, or holds a bad object.
+        InputError: an annotation is missing, is not XML, or holds a bad object; or what is not in a folder of the usual
+            name is in several others.
     """
     if difficult not in ("keep", "ignore", "drop"):
         raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction = {val_fraction:g}: give a share between 0 and 1")
-    folder = root / "Annotations"
+    folder = _annotations(root) or root / USUAL_ANNOTATIONS
     annotations: dict[str, _Annotation] = {}
     unreadable: dict[str, Fault] = {}
     files = sorted(folder.glob("*.xml"))
@@ -101,23 +117,25 @@ def read_voc(
     origin = 0 if any(min(one.corners[:2]) == 0 for one in every) else 1
     image_ids = {file.stem: i for i, file in enumerate(files, start=1)}  # the same whatever the split
 
-    image_folder = root / "JPEGImages" if (root / "JPEGImages").is_dir() else root / "images"
-    on_disk = {path.stem: path.name for path in image_folder.glob("*.*")}
+    usual_images = [root / name for name in USUAL_IMAGES if (root / name).is_dir()] or [root / USUAL_IMAGES[0]]
+    pictures = find_images(root, usual_images, [one.file_name for one in annotations.values()], any_suffix=True)
+    on_disk = {path.stem: path.name for path in pictures.glob("*.*") if path.suffix not in ANNOTATION_SUFFIXES}
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     val_split = None
-    if _listed_splits(root):
-        source = _image_sets(root) / f"{split}.txt"
-        stems, missing = _listed(source, image_ids)
+    lists = _image_sets(root, folder)
+    if lists is not None:
+        source = lists / f"{split}.txt"
+        stems, missing = _listed(source, folder, image_ids)
     else:
         source = folder
-        val_split, missing = _val_split(annotations, image_ids, val_fraction, val_list)
+        val_split, missing = _val_split(folder, annotations, image_ids, val_fraction, val_list)
         val = set(val_split.names)
         stems = [stem for stem in image_ids if (stem in val) == (split == "val")]
         missing = missing if split == "val" else []
         if not stems:
             raise InputError(
-                f"{root}: too few images to split; list those of '{split}' in {_image_sets(root) / split}.txt, one "
+                f"{root}: too few images to split; list those of '{split}' in {root / USUAL_LISTS / split}.txt, one "
                 "name without suffix a line"
             )
     if missing and not skip_bad:
@@ -148,37 +166,75 @@ def read_voc(
         "annotations": records,
         "categories": [{"id": i, "name": name} for name, i in category_ids.items()],
     }
-    ground_truth = ground_truth_from_coco(document, image_folder, str(source))
-    return replace(ground_truth, dropped=tuple(dropped), val_split=val_split)
+    found = taken(
+        root,
+        annotations=(folder, [root / USUAL_ANNOTATIONS]),
+        images=(pictures, usual_images),
+        splits=(lists or root / USUAL_LISTS, [root / USUAL_LISTS]),
+    )
+    ground_truth = ground_truth_from_coco(document, pictures, str(source))
+    return replace(ground_truth, dropped=tuple(dropped), val_split=val_split, taken=found)
 
 
 class _BadFileError(Exception):
     """An annotation file that cannot be used; the message names it."""
 
 
-def _image_sets(root: Path) -> Path:
-    return root / "ImageSets" / "Main"
+def _annotations(root: Path) -> Path | None:
+    """The folder with VOC's annotations."""
+    if is_usual_voc(root):
+        return root / USUAL_ANNOTATIONS
+
+    def holds(folder: Path) -> bool:
+        return any(_is_annotation(file) for file in islice(sorted(folder.glob("*.xml")), JUDGED))
+
+    return the_only(root, folders_in(root, 1), holds, "PASCAL VOC annotations", USUAL_ANNOTATIONS)
 
 
-def _listed_splits(root: Path) -> list[str]:
-    names = {file.stem for file in _image_sets(root).glob("*.txt")}
+def _is_annotation(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return next(ET.iterparse(stream, ("start",)))[1].tag == "annotation"
+    except (ET.ParseError, OSError, ValueError, LookupError, StopIteration):
+        return False
+
+
+def _image_sets(root: Path, annotations: Path) -> Path | None:
+    """The folder with the lists of images; None where there is none."""
+    if _splits_in(root / USUAL_LISTS):
+        return root / USUAL_LISTS
+    stems = {file.stem for file in annotations.glob("*.xml")}
+
+    def holds(folder: Path) -> bool:
+        listing = folder / "train.txt"
+        return listing.is_file() and bool(_listed(listing, annotations, stems)[0])
+
+    return the_only(root, folders_in(root, 2), holds, "lists of the images of each split", str(USUAL_LISTS))
+
+
+def _splits_in(lists: Path) -> list[str]:
+    names = {file.stem for file in lists.glob("*.txt")}
     return sorted(name for name in names if not any(name.endswith(f"_{other}") for other in names))
 
 
 def _val_split(
-    annotations: dict[str, _Annotation], files: Collection[str], val_fraction: float, val_list: Path | None
+    folder: Path,
+    annotations: dict[str, _Annotation],
+    files: Collection[str],
+    val_fraction: float,
+    val_list: Path | None,
 ) -> tuple[ValSplit, list[Fault]]:
     """The images that are `val`, and faults for those that `val_list` names and the folder has no more."""
     if val_list is not None:
-        names, missing = _listed(val_list, files)
+        names, missing = _listed(val_list, folder, files)
         if names:
             return ValSplit(tuple(names), len(files), val_list), missing
     objects = {stem: [one.name for one in annotation.objects] for stem, annotation in annotations.items()}
     return ValSplit(tuple(draw_val(objects, val_fraction)), len(files), None), []
 
 
-def _listed(listing: Path, files: Collection[str]) -> tuple[list[str], list[Fault]]:
-    """Those of `files` that a list of images names, and faults for names without a file; all without suffix."""
+def _listed(listing: Path, folder: Path, files: Collection[str]) -> tuple[list[str], list[Fault]]:
+    """Those of `files` in `folder` that a list of images names, and faults for names without a file; without suffix."""
     stems, missing = [], []
     for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         words = line.split()
@@ -189,7 +245,7 @@ def _listed(listing: Path, files: Collection[str]) -> tuple[list[str], list[Faul
         if stem in files:
             stems.append(stem)
         else:
-            fault = f"{listing}: line {number} names {stem}, and there is no Annotations/{stem}.xml"
+            fault = f"{listing}: line {number} names {stem}, and there is no {folder.name}/{stem}.xml"
             missing.append(Fault("bad-annotation", fault, image=True))
     return list(dict.fromkeys(stems)), missing
 

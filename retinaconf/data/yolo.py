@@ -16,24 +16,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from retinaconf.data.folders import IMAGE_SUFFIXES, JUDGED, folders_in, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
 from retinaconf.errors import InputError, reason
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
 def yolo_splits(root: Path) -> list[str]:
-    """Splits that `data.yaml` names; empty if there is no such file.
+    """Splits that `data.yaml` names; empty if there is no such file, and no other one with its content.
 
     Raises:
-        InputError: `data.yaml` is not YAML or names no classes.
+        InputError: `data.yaml` is not YAML or names no classes; or it is not there, and several others are like it.
     """
-    if not (root / "data.yaml").is_file():
+    file = _file(root)
+    if file is None:
         return []
-    specification = _specification(root / "data.yaml")
+    specification = _specification(file)
     return [split for split in _KEYS if _entries(specification, split)]
+
+
+def is_usual_yolo(root: Path) -> bool:
+    """Whether the folder has a `data.yaml`."""
+    return (root / "data.yaml").is_file()
 
 
 def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
@@ -49,18 +55,19 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     Raises:
         InputError: a folder is missing, no image has labels, or an image or a line of labels is bad.
     """
-    file = root / "data.yaml"
+    file = _file(root) or root / "data.yaml"
     specification = _specification(file)
     names = _names(specification, file)
-    paths = [path for entry in _entries(specification, split) for path in _images(root, specification, split, entry)]
+    paths = [path for entry in _entries(specification, split) for path in _images(file, specification, split, entry)]
     paths = sorted(set(paths))
     if not paths:
-        raise InputError(f"{file}: '{split}' names no image; looked for {', '.join(sorted(_SUFFIXES))}")
+        raise InputError(f"{file}: '{split}' names no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     dropped: list[Fault] = []
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
+    labels_of, folder = _label_files(root, paths)
     for image_id, path in enumerate(paths, start=1):
-        labels = _label_file(path)
+        labels = labels_of[path]
         try:
             lines = _lines(labels)
         except InputError as error:
@@ -92,12 +99,30 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     }
     truth = ground_truth_from_coco(document, root, str(file))
     truth = check_images(replace(truth, dropped=tuple(dropped)), skip_bad)
-    if not any(_label_file(path).is_file() for path in paths):
+    if not any(labels.is_file() for labels in labels_of.values()):
         raise InputError(
-            f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {_label_file(paths[0])}"
+            f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {labels_of[paths[0]]}"
         )
     pixels = truth.image_sizes[truth.image_index][:, [1, 0, 1, 0]]  # (B, 4): width, height, width, height
-    return replace(truth, boxes=truth.boxes * pixels, areas=truth.areas * pixels[:, 0] * pixels[:, 1])
+    found = [f"classes from {file.name}"] if file.name != "data.yaml" else []
+    found += [f"labels from {folder.relative_to(root)}"] if folder is not None else []
+    boxes, areas = truth.boxes * pixels, truth.areas * pixels[:, 0] * pixels[:, 1]
+    return replace(truth, boxes=boxes, areas=areas, taken=tuple(found))
+
+
+def _file(root: Path) -> Path | None:
+    """`data.yaml`, or the only other file with its content."""
+    if is_usual_yolo(root):
+        return root / "data.yaml"
+
+    def holds(file: Path) -> bool:
+        try:
+            specification = _specification(file)
+        except InputError:
+            return False
+        return "names" in specification and any(_entries(specification, split) for split in _KEYS)
+
+    return the_only(root, sorted(root.glob("*.y*ml")), holds, "YOLO's classes and splits", "data.yaml")
 
 
 def _specification(file: Path) -> dict[str, Any]:
@@ -139,9 +164,9 @@ def _entries(specification: dict[str, Any], split: str) -> list[str]:
     return []
 
 
-def _images(root: Path, specification: dict[str, Any], split: str, entry: str) -> list[Path]:
+def _images(file: Path, specification: dict[str, Any], split: str, entry: str) -> list[Path]:
     """Image files of a folder, at any depth, or of a text file that lists them."""
-    file = root / "data.yaml"
+    root = file.parent
     # Downloaded sets often carry a `path` of their author's machine, or a `../` too many.
     places = [root / str(specification.get("path") or "") / entry, root / entry, root / entry.removeprefix("../")]
     place = next((one for one in places if one.exists()), None)
@@ -150,12 +175,32 @@ def _images(root: Path, specification: dict[str, Any], split: str, entry: str) -
         raise InputError(f"{file}: '{split}' names {entry}, which does not exist; looked at {looked}")
     place = Path(os.path.normpath(place))
     if place.is_dir():
-        return [path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+        return [
+            path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        ]
     listed = [Path(line.strip()) for line in _lines(place) if line.strip()]
     return [
         Path(os.path.normpath(place.parent / path if (place.parent / path).exists() else root / path))
         for path in listed
     ]
+
+
+def _label_files(root: Path, images: list[Path]) -> tuple[dict[Path, Path], Path | None]:
+    """The file with the labels of each image, and their folder if it was found by its content."""
+    usual = {image: _label_file(image) for image in images}
+    if any(labels.is_file() for labels in usual.values()):
+        return usual, None
+    # In a folder of another name they have the same paths as the images have in theirs.
+    common = os.path.commonpath([os.path.abspath(image.parent) for image in images])
+    names = {image: Path(os.path.relpath(image, common)).with_suffix(".txt") for image in images}
+
+    judged = list(names.values())[:JUDGED]
+
+    def holds(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in judged)
+
+    folder = the_only(root, folders_in(root, 2), holds, "labels with the images' names", "labels")
+    return usual if folder is None else {image: folder / name for image, name in names.items()}, folder
 
 
 def _label_file(image: Path) -> Path:

@@ -108,6 +108,184 @@ def test_nothing_recognised(tmp_path: Path):
         load_split(tmp_path / "inner", "train", layout="cocoo")
 
 
+# --- names that are a little otherwise ------------------------------------------------------------------------------
+
+
+def voc(root: Path, annotations: str, images: str, names: str = "abcde") -> None:
+    for n, name in enumerate(names):
+        box = f"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>{9 + n}</xmax><ymax>9</ymax></bndbox>"
+        write(
+            root / annotations / f"{name}.xml",
+            f"<annotation><filename>{name}.jpg</filename><object><name>cat</name>{box}</object></annotation>",
+        )
+        picture(root / images / f"{name}.jpg")
+
+
+def voc_with_lists(root: Path) -> None:
+    voc(root, "annotations", "jpegs")
+    for split, names in (("train", "a\nb\nc\nd\n"), ("val", "e\n")):
+        write(root / "imagesets" / f"{split}.txt", names)
+    write(root / "readme.txt", "about")
+    picture(root / "masks/a.png")  # the name without suffix is no image of the data set
+
+
+def coco_of_another_year(root: Path) -> None:
+    write(root / "annots/instances_train2014.json", coco("a.jpg", "b.jpg"))
+    write(root / "annots/instances_val2014.json", coco("c.jpg"))
+    write(root / "annots/captions_val2014.json", coco("c.jpg"))
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        picture(root / "imgs" / name)
+
+
+def coco_without_a_year(root: Path) -> None:
+    write(root / "annotations/instances_train.json", coco("a.jpg", "b.jpg"))
+    write(root / "annotations/instances_val.json", coco("c.jpg"))
+    write(root / "old/instances_train.json", coco("a.jpg"))  # not the usual folder
+    for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
+        picture(root / name)
+
+
+def flat_in_a_folder(root: Path) -> None:
+    write(root / "annotations/train.json", coco("a.jpg", "b.jpg"))
+    write(root / "annotations/val.json", coco("c.jpg"))
+    for name in ("train/a.jpg", "train/b.jpg", "val/c.jpg"):
+        picture(root / "images" / name)
+
+
+def yolo(root: Path) -> None:
+    write(root / "cells.yml", "train: imgs/train\nval: imgs/val\nnames: [cat]\n")
+    write(root / "settings.yaml", "lr: 0.1\n")
+    for name in ("train/a", "train/deep/b", "val/c"):
+        picture(root / "imgs" / f"{name}.jpg")
+        write(root / "annots" / f"{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "images", "line"),
+    [
+        (
+            lambda root: voc(root, "annots", "imgs"),
+            [4, 1],
+            "PASCAL VOC layout in {}: annots, 1 images, 1 boxes, 1 classes; annotations from annots, images from imgs; "
+            "no splits named there: 1 of the 5 images are val, drawn in balance of the classes",
+        ),
+        (
+            lambda root: voc(root, "all", "all"),
+            [4, 1],
+            "PASCAL VOC layout in {}: all, 1 images, 1 boxes, 1 classes; annotations from all, images from all; "
+            "no splits named there: 1 of the 5 images are val, drawn in balance of the classes",
+        ),
+        (
+            voc_with_lists,
+            [4, 1],
+            "PASCAL VOC layout in {}: imagesets/val.txt, 1 images, 1 boxes, 1 classes; "
+            "annotations from annotations, images from jpegs, splits from imagesets",
+        ),
+        (
+            coco_of_another_year,
+            [2, 1],
+            "COCO 2017 layout in {}: annots/instances_val2014.json, 1 images, 1 boxes, 1 classes; "
+            "annotations from annots, images from imgs",
+        ),
+        (
+            coco_without_a_year,
+            [2, 1],
+            "COCO 2017 layout in {}: annotations/instances_val.json, 1 images, 1 boxes, 1 classes",
+        ),
+        (
+            flat_in_a_folder,
+            [2, 1],
+            "flat COCO layout in {}: annotations/val.json, 1 images, 1 boxes, 1 classes; "
+            "annotations from annotations, images from images/val",
+        ),
+        (
+            yolo,
+            [2, 1],
+            "YOLO layout in {}: cells.yml, 1 images, 1 boxes, 1 classes; "
+            "classes from cells.yml, labels from annots/val",
+        ),
+    ],
+)
+def test_content_decides_where_names_are_otherwise(tmp_path: Path, make, images: list[int], line: str):
+    make(tmp_path)
+    splits = [check_images(load_split(tmp_path, split)) for split in ("train", "val")]
+    assert [len(truth) for truth in splits] == [len(truth.boxes) for truth in splits] == images
+    assert describe(tmp_path, splits[1]) == line.format(tmp_path)
+
+
+def test_usual_names_go_before_content(tmp_path: Path):
+    voc(tmp_path, "Annotations", "JPEGImages")
+    voc(tmp_path, "annots", "imgs", "xyz")
+    coco_of_another_year(tmp_path)
+    truth = load_split(tmp_path, "train")
+    assert (truth.source, truth.image_folder) == (str(tmp_path / "Annotations"), tmp_path / "JPEGImages")
+    assert truth.taken == ()
+    # Its images are missing. Masks of the same names are none of them.
+    for name in "abcde":
+        (tmp_path / "JPEGImages" / f"{name}.jpg").rename(tmp_path / "JPEGImages" / f"other-{name}.jpg")
+        picture(tmp_path / "SegmentationClass" / f"{name}.png")
+    with pytest.raises(InputError, match=r"JPEGImages/a\.jpg: no such image file"):
+        check_images(load_split(tmp_path, "train"))
+
+
+def two_annotations(root: Path) -> None:
+    voc(root, "annots", "imgs")
+    voc(root, "annots-2", "imgs", "xyz")
+
+
+def two_images(root: Path) -> None:
+    voc(root, "Annotations", "large")
+    voc(root, "Annotations", "small")
+
+
+def two_lists(root: Path) -> None:
+    voc(root, "Annotations", "JPEGImages")
+    for folder in ("lists", "ImageSets/Layout"):
+        write(root / folder / "train.txt", "a\n")
+
+
+def two_specifications(root: Path) -> None:
+    yolo(root)
+    write(root / "other.yaml", (root / "cells.yml").read_text())
+
+
+def two_labels(root: Path) -> None:
+    yolo(root)
+    write(root / "more/train/a.txt", "0 0.5 0.5 0.5 0.5\n")
+    write(root / "more/train/deep/b.txt", "0 0.5 0.5 0.5 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            two_annotations,
+            "PASCAL VOC annotations are in annots and annots-2; give the right place its usual name, Ann",
+        ),
+        (two_images, "images with the annotated names are in large and small; give .* usual name, JPEGImages, or move"),
+        (two_lists, "lists of the images of each split are in lists and ImageSets/Layout; .*, ImageSets/Main, or move"),
+        (
+            two_specifications,
+            r"YOLO's classes and splits are in cells\.yml and other\.yaml; .* usual name, data\.yaml,",
+        ),
+        (two_labels, "labels with the images' names are in annots/train and more/train; .* usual name, labels, or"),
+    ],
+)
+def test_what_is_in_two_places_is_refused(tmp_path: Path, make, message: str):
+    make(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_split(tmp_path, "train")
+
+
+def test_other_xml_and_json_are_no_annotations(tmp_path: Path):
+    write(tmp_path / "pages/a.xml", "<html></html>")
+    write(tmp_path / "pages/b.xml", "<annot")
+    write(tmp_path / "settings/train.json", '{"lr": 0.1}')
+    write(tmp_path / "run.yaml", "names: [cat]\n")
+    with pytest.raises(InputError, match="no data set recognised"):
+        load_split(tmp_path, "train")
+
+
 def test_skip_bad_reaches_the_reader(tmp_path: Path):
     write(tmp_path / "train.json", coco("a.jpg", box=(1, 2, 3)))
     with pytest.raises(InputError, match=r"annotation 0 \(image a.jpg\) has bbox"):
