@@ -412,11 +412,11 @@ def test_missing_and_unreadable_splits(folder: Folder):
     compare(report, {("warning", "missing-split", "val"): ["has train"]})
     (folder.root / "val.json").write_text("{")
     compare(check(folder.root, SMALL), {("error", "unreadable-split", "val"): ["val.json: not valid JSON"]})
-    (folder.root / "images").rename(folder.root / "pictures")
+    (folder.root / "images").rename(folder.root.parent / "pictures")
     kinds = {(one.kind, one.split) for one in check(folder.root, SMALL).findings}
     assert kinds == {("unreadable-split", "train"), ("unreadable-split", "val")}
     with pytest.raises(InputError, match="no data set recognised"):
-        check(folder.root / "pictures")
+        check(folder.root.parent / "pictures")
 
 
 def test_an_empty_split(folder: Folder):
