@@ -19,6 +19,7 @@ from retinaconf.config import Config
 from retinaconf.errors import InputError, Interrupted, reason
 from retinaconf.files import write_aside
 from retinaconf.options import UsageError, parse
+from retinaconf.outputs import check_outputs
 from retinaconf.recipes import RECIPES, paper_recipe
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -106,6 +107,7 @@ def evaluate(
         val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute.
     """
+    check_outputs([json, detections], [run, data, data / f"{split}.json"])
     from retinaconf.inference.evaluate import evaluate_run, print_report
 
     report = evaluate_run(run, data, split, alpha, sweep, layout, device, detections, val_fraction)
@@ -186,6 +188,7 @@ def diagnose(
         val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute, for a run.
     """
+    check_outputs([json, report], [run, data, ground_truth, *detections, *candidates, images])
     from_files = bool(detections or candidates)
     if (run is not None) == from_files:
         raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
@@ -279,6 +282,7 @@ def check(
         long_side: another long side likewise.
         layout: of the data set's folder; without it, found by looking.
     """
+    check_outputs([json], [data])
     from retinaconf.data.check import check as check_data
 
     if recipe not in RECIPES:

@@ -1,6 +1,7 @@
 """Whatever a user gives: one line that says what is wrong, where, and what to do; and nothing half-written."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from retinaconf.diagnosis.diagnose import diagnose_files
+from retinaconf.diagnosis.report import write_report
+from retinaconf.errors import InputError
+from retinaconf.inference.evaluate import evaluate_run
+from retinaconf.inference.predict import predict_files
 from retinaconf.training.checkpoint import read_weights, write_weights
 
 
@@ -442,5 +448,62 @@ def test_pictures_are_never_written_over_the_images(run_cli: Callable[..., Any],
         Image.new("RGB", (64, 48)).save(images / name)
     before = contents(images)
     line = one_line(run_cli("predict", untrained, images, "--out", images))
-    assert line == f"{images / 'b.jpg'}: is one of the images and would be overwritten; choose another --out"
+    assert line == f"{images / 'b.jpg'}: is an input and would be overwritten; choose another place"
     assert contents(images) == before
+
+
+# --- outputs that are inputs ---------------------------------------------------------------------------------------
+
+OVERWRITING: dict[str, list[str]] = {
+    "check": ["check --data DATA --json DATA/train.json", "check --data DATA --json DATA/images/val-1.png"],
+    "evaluate": [
+        *(f"evaluate RUN --data DATA --json RUN/{name}" for name in ("model.safetensors", "last.ckpt", "config.json")),
+        "evaluate RUN --data DATA --json DATA/train.json",
+        "evaluate RUN/model.safetensors --data DATA --json RUN/metrics.jsonl",
+        "evaluate RUN --data DATA --detections DATA/val.json",
+        "evaluate RUN --data DATA --detections new.json --json new.json",
+    ],
+    "diagnose": [
+        "diagnose --detections dt.json --ground-truth DATA/val.json --report DATA/val.json",
+        "diagnose --detections dt.json --ground-truth DATA/val.json --json dt.json",
+        "diagnose --detections dt.json --ground-truth DATA/val.json --images DATA/images --json DATA/images/val-1.png",
+        "diagnose RUN --data DATA --report RUN/log.txt",
+    ],
+    "export": ["export RUN --out model.onnx"],  # a link to the weights
+}
+
+
+@pytest.mark.parametrize("command", OVERWRITING)
+def test_no_command_overwrites_what_it_reads(
+    run_cli: Callable[..., Any], finished: Path, tiny_data: Path, tmp_path: Path, monkeypatch: Any, command: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dt.json").write_text("[]")
+    (tmp_path / "model.onnx").symlink_to(finished / "model.safetensors")
+    before = contents(tmp_path)
+    for line in OVERWRITING[command]:
+        words = line.replace("RUN", str(finished)).replace("DATA", str(tiny_data)).split()
+        assert re.search(r"is an input.* would be overwritten|two outputs would be", one_line(run_cli(*words))), line
+        assert contents(tmp_path) == before
+
+
+def test_no_function_overwrites_what_it_read(finished: Path, tiny_data: Path, tmp_path: Path):
+    (tmp_path / "dt.json").write_text("[]")
+    (tmp_path / "density.svg").symlink_to(tiny_data / "images/val-1.png")
+    before = contents(tmp_path)
+    truth = tiny_data / "val.json"
+    (diagnosis,) = diagnose_files(truth, [tmp_path / "dt.json"], images=tiny_data / "images")
+    for overwrite in (
+        lambda: write_report(truth, [diagnosis]),
+        lambda: write_report(tmp_path / "dt.json", [diagnosis]),
+        lambda: diagnosis.save_figures(tmp_path),
+        lambda: evaluate_run(finished, tiny_data, "val", detections=tiny_data / "train.json"),
+        lambda: predict_files(finished, [tiny_data / "images/val-1.png"], tmp_path / "same"),
+    ):
+        (tmp_path / "same").mkdir(exist_ok=True)
+        (tmp_path / "same/val-1.jpg").unlink(missing_ok=True)
+        (tmp_path / "same/val-1.jpg").hardlink_to(tiny_data / "images/val-1.png")
+        with pytest.raises(InputError, match=r"is an input.* and would be overwritten"):
+            overwrite()
+        shutil.rmtree(tmp_path / "same")
+        assert contents(tmp_path) == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -60,6 +60,12 @@ class Diagnosis:
     coverage: Coverage | None  # where the anchors are known
     notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
 
+    def inputs(self) -> Iterator[Path]:
+        """The files that it was made from, or the folder of the run: nothing that is written may replace them."""
+        yield from (Path(stage.boxes.source) for stage in (self.before, self.after) if stage is not None)
+        yield Path(self.ground_truth.source)
+        yield from (self.ground_truth.path(index) for index in range(len(self.ground_truth)))
+
     def to_json(self) -> dict[str, Any]:
         """Every number under a stable key (docs/diagnosis.md), ready for json.dumps: None where undefined."""
         from retinaconf.diagnosis.document import to_document
@@ -82,7 +88,7 @@ class Diagnosis:
         """Write each figure as PNG and SVG and return the files. Needs matplotlib.
 
         Raises:
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be made, or a figure would replace one of `inputs`.
         """
         from retinaconf.diagnosis.figures import save_figures
 

@@ -14,6 +14,7 @@ from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOL
 from retinaconf.diagnosis.sizes import SIZES, object_size
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
+from retinaconf.outputs import check_outputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,20 +55,21 @@ def save_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         figures["alpha"] = alpha
     if diagnosis.coverage is not None:
         figures["coverage"] = coverage
+    written = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+    check_outputs(written, diagnosis.inputs())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: figures cannot be written ({reason(error)}); choose another place") from None
-    written = []
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             figure = Figure(layout="constrained")
             FigureCanvasAgg(figure)  # no window, whatever the user's backend
             draw(diagnosis, figure)
             for suffix in ("png", "svg"):
-                written.append(folder / f"{name}.{suffix}")
                 metadata = {"Date": None} if suffix == "svg" else None
-                write_aside(written[-1], partial(figure.savefig, format=suffix, dpi=200, metadata=metadata))
+                save = partial(figure.savefig, format=suffix, dpi=200, metadata=metadata)
+                write_aside(folder / f"{name}.{suffix}", save)
     return written
 
 

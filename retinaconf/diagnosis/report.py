@@ -27,6 +27,7 @@ from retinaconf.diagnosis.nms import nms
 from retinaconf.diagnosis.worst_objects import MOST, worst_objects
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
+from retinaconf.outputs import check_outputs
 
 if TYPE_CHECKING:
     from retinaconf.diagnosis.diagnose import Diagnosis
@@ -48,11 +49,12 @@ def write_report(
         max_images: how many images the explorer offers, those with the worst losses first.
 
     Raises:
-        InputError: the file cannot be written, or the two detectors' ground truth differs.
+        InputError: the file cannot be written or is one that was read, or the two detectors' ground truth differs.
         ValueError: not one or two diagnoses.
     """
     if len(diagnoses) not in (1, 2):
         raise ValueError(f"a report shows one detector or two, not {len(diagnoses)}")
+    check_outputs([path], (file for diagnosis in diagnoses for file in diagnosis.inputs()))
     truth = diagnoses[0].ground_truth
     for other in diagnoses[1:]:
         same = np.array_equal(truth.image_ids, other.ground_truth.image_ids)

@@ -20,6 +20,7 @@ from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score, sweep
+from retinaconf.outputs import check_outputs
 from retinaconf.training.checkpoint import val_list
 
 RECORDS_SHOWN = 10  # of those left out; the JSON has all
@@ -48,8 +49,9 @@ def evaluate_run(
 
     Raises:
         InputError: no such run or split, bad data, other categories than the run's, an `alpha` that does not fit, or
-            `detections` cannot be written.
+            `detections` cannot be written or is one of the files that are read.
     """
+    check_outputs([detections], [run, root, root / f"{split}.json"])
     if detections is not None and not detections.parent.is_dir():  # known before the hours that a pass may take
         raise InputError(f"{detections}: cannot be written, there is no folder {detections.parent}; make it first")
     detector = load(run, device)

@@ -22,6 +22,9 @@ from retinaconf.inference import video
 from retinaconf.inference.detections import Detections
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.sources import find_files
+from retinaconf.outputs import check_outputs
+
+DETECTIONS = "detections.json"
 
 
 class Predicted(NamedTuple):
@@ -65,10 +68,7 @@ def predict_files(
         raise InputError(f"--score-threshold {score_threshold:g}: give a number from 0 up to, not including, 1")
     files = find_files(sources)
     names = dict(zip(files, _names(files)))
-    given = {file.resolve() for file in files}
-    for name in names.values():
-        if (out / name).resolve() in given:
-            raise InputError(f"{out / name}: is one of the images and would be overwritten; choose another --out")
+    check_outputs([out / name for name in [*names.values(), DETECTIONS]], [Path(run), *files])
     images = [file for file in files if not _is_video(file)]
     skipped: dict[Path, str] = {}
     videos: dict[Path, int | None] = {}  # how many frames each has
@@ -118,7 +118,7 @@ def predict_files(
         if not done:
             others = f" ({len(faults) - 1} more files cannot be read)" if len(faults) > 1 else ""
             raise InputError(f"{faults[0]}{others}")
-        write_aside(out / "detections.json", lambda aside: aside.write_text(json.dumps(records) + "\n"))
+        write_aside(out / DETECTIONS, lambda aside: aside.write_text(json.dumps(records) + "\n"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({reason(error)}); choose another --out") from None
     return Predicted(done, faults)

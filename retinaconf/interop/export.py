@@ -22,6 +22,7 @@ from retinaconf.inference.joint_score import WITH_ALPHA
 from retinaconf.inference.postprocess import RULES
 from retinaconf.interop.agreement import check_detections, check_raw
 from retinaconf.interop.exportable import FinishedDetections, RawOutputs, suppress, suppress_node
+from retinaconf.outputs import check_outputs
 
 SUFFIXES = (".onnx", ".pt2")
 METADATA = "retinaconf.json"  # in a .pt2, which has files in it where ONNX has properties
@@ -36,8 +37,8 @@ def export_run(run: Path, out: Path, raw: bool = False) -> str:
     and compared with torch; returns a line that says how far they differ.
 
     Raises:
-        InputError: no such run, another suffix, `out` cannot be written, a package is missing, the network cannot be
-            exported, or the result does not give what torch gives.
+        InputError: no such run, another suffix, `out` cannot be written or is a file of the run, a package is missing,
+            the network cannot be exported, or the result does not give what torch gives.
     """
     if out.suffix not in SUFFIXES:
         raise InputError(f"{out}: end it in {' or '.join(SUFFIXES)}")
@@ -47,6 +48,7 @@ def export_run(run: Path, out: Path, raw: bool = False) -> str:
         raise InputError(f"{out}: ONNX needs the package {missing[0]}; pip install 'retinaconf[onnx]'")
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out}: cannot be written; give a file in a folder that exists")
+    check_outputs([out], [run])
     detector = load(run, "cpu")
     model, config = detector.model, detector.config
     if not raw and not RULES[config.inference.rules].clip_first:

@@ -186,9 +186,13 @@ class Experiments:
 
     def _same_data(self, path: Path, digest: str) -> None:
         if path.exists():
-            known = json.loads(path.read_text())
-            if known["train"] != digest:
-                raise InputError(f"{path.parent}: its runs are of other data ({known['root']}); choose another --out")
+            try:
+                known = json.loads(path.read_text())
+                trained_on, other_root = known["train"], known["root"]
+            except (OSError, ValueError, KeyError, TypeError):
+                raise InputError(f"{path}: was not written by this command; choose another --out") from None
+            if trained_on != digest:
+                raise InputError(f"{path.parent}: its runs are of other data ({other_root}); choose another --out")
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -30,9 +30,9 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
+from retinaconf.outputs import RUN_FILES
 
-CONFIG, METRICS, MODEL, LAST, LOG = "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt"
-VAL = "val.txt"
+CONFIG, METRICS, MODEL, LAST, LOG, VAL = RUN_FILES
 
 
 class Weights(NamedTuple):

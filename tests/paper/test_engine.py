@@ -189,6 +189,9 @@ def test_other_data_are_refused(tiny_data: Path, tmp_path: Path, base: Config, m
     other = make_data(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="other data"):
         Experiments(tmp_path / "out", other, base)
+    (tmp_path / "out/data.json").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=r"data\.json: was not written by this command; choose another --out"):
+        Experiments(tmp_path / "out", tiny_data, base)
 
 
 def test_detectors_of_a_seed_start_from_the_same_weights(base: Config, tiny_data: Path, tmp_path: Path):
