@@ -1,11 +1,10 @@
-"""The anchors of a cell, as arithmetic without torch: what a configuration says, a check of a data set needs, too."""
+"""The anchors of a cell, as plain arithmetic: they are a setting, and a check of a data set needs them, too."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
 RATIOS = (0.5, 1.0, 2.0)
@@ -30,14 +29,14 @@ class CellAnchors:
         """P, the anchors of a cell."""
         return len(self.ratios) * len(self.scales)
 
-    def sides(self, stride: int) -> np.ndarray:
-        """(P, 2) float64 width and height in pixels, on the level of `stride`."""
-        side, ratio_root = stride * np.array(self.scales), np.sqrt(self.ratios)[:, None]
-        if self.whole_pixels:
-            side = np.floor(side)
-        sides = np.stack([(side / ratio_root).ravel(), (side * ratio_root).ravel()], axis=1)
-        # torchvision rounds corners, which lie half a side from the centre, in single precision.
-        return 2 * np.round((sides / 2).astype(np.float32)).astype(np.float64) if self.whole_pixels else sides
+    def sides(self, stride: int) -> list[tuple[float, float]]:
+        """Width and height of the P anchors in pixels, on the level of `stride`."""
+        squares = [math.floor(stride * scale) if self.whole_pixels else stride * scale for scale in self.scales]
+        roots = [math.sqrt(ratio) for ratio in self.ratios]
+        sides = [(square / root, square * root) for root in roots for square in squares]
+        if self.whole_pixels:  # of the corners, which lie half a side from the centre
+            return [(2 * round(width / 2), 2 * round(height / 2)) for width, height in sides]
+        return sides
 
     def step(self, stride: Any, side: Any, cells: Any) -> Any:
         """Distance of neighbouring cells of a level in pixels, along a padded image's `side` with so many `cells`.

@@ -82,13 +82,12 @@ class ModelConfig(Section):
         for name, values in (("ratios", self.anchor_ratios), ("scales", self.anchor_scales)):
             if not values or min(values) <= 0 or len(set(values)) < len(values):
                 raise ValueError(f"model.anchor-{name} {values}: give one or more positive numbers, each once")
-        sides = self.cell_anchors.sides(STRIDES[0])
-        if sides.min() < 1 or sides.max() > LARGEST_ANCHOR:
-            width, height = sides[(sides < 1).any(1) | (sides > LARGEST_ANCHOR).any(1)][0]
-            raise ValueError(
-                f"model.anchor-ratios and model.anchor-scales make an anchor of {width:.3g} x {height:.3g} pixels on "
-                f"P3; the sides must be from 1 to {LARGEST_ANCHOR}"
-            )
+        for sides in self.cell_anchors.sides(STRIDES[0]):
+            if min(sides) < 1 or max(sides) > LARGEST_ANCHOR:
+                raise ValueError(
+                    f"model.anchor-ratios and model.anchor-scales make an anchor of {sides[0]:.3g} x {sides[1]:.3g} "
+                    f"pixels on P3; its sides must be from 1 to {LARGEST_ANCHOR}"
+                )
         return self
 
     @property

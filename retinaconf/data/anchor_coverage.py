@@ -30,7 +30,7 @@ def best_anchor_iou(boxes: np.ndarray, canvases: np.ndarray, cell_anchors: CellA
         cells = np.ceil(padded / stride)
         step = cell_anchors.step(stride, padded, cells)
         distance = np.abs(np.clip(np.round(centers / step), 0, cells - 1) * step - centers)
-        for shape in cell_anchors.sides(stride):
+        for shape in np.array(cell_anchors.sides(stride)):
             overlap = np.clip((sides + shape) / 2 - distance, 0, np.minimum(sides, shape)).prod(axis=1)
             best = np.maximum(best, overlap / (sides.prod(axis=1) + shape.prod() - overlap))
     return best

@@ -155,7 +155,7 @@ def _unfit(
     boxes, _ = targets.at_input(data)
     sides = (boxes[:, 2:] - boxes[:, :2])[unfit]
     is_long = sides.max(axis=1) > _LONG * sides.min(axis=1)
-    is_small = sides.prod(axis=1) < anchors.sides(STRIDES[0]).prod(axis=1).min() / 2
+    is_small = sides.prod(axis=1) < min(width * height for width, height in anchors.sides(STRIDES[0])) / 2
     share, at_larger = _share(unfit), _share(best_anchor_iou(*targets.at_input(larger), anchors) < 0.5)
     record = (
         f"{truth.source}: {share:.1%} of the boxes overlap no anchor by IoU 0.5 at input size {data.short_side} x "

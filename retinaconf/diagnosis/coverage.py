@@ -100,7 +100,7 @@ def _relevant_anchors(
     largest > 0 of their object; (G,) that largest IoU.
     """
     per_cell = cell_anchors.count
-    shapes = np.concatenate([cell_anchors.sides(stride) for stride in STRIDES])  # (S, 2): width, height
+    shapes = np.array([sides for stride in STRIDES for sides in cell_anchors.sides(stride)])  # (S, 2): width, height
     strides, padded = np.repeat(STRIDES, per_cell)[:, None], np.asarray(padded_size)[None, ::-1]
     cells = -(-padded // strides)  # (S, 2): columns, rows of each anchor shape
     steps = np.broadcast_to(cell_anchors.step(strides, padded, cells), cells.shape)

@@ -12,7 +12,7 @@ from retinaconf.cell_anchors import STRIDES, CellAnchors
 
 def cell_boxes(stride: int, cell_anchors: CellAnchors) -> Tensor:
     """(P, 4) float32 boxes around the origin, on the level of `stride`."""
-    corner = torch.tensor(cell_anchors.sides(stride).tolist(), dtype=torch.float64) / 2
+    corner = torch.tensor(cell_anchors.sides(stride), dtype=torch.float64) / 2
     return torch.cat([-corner, corner], dim=1).float()
 
 
