@@ -76,7 +76,9 @@ def write_report(
 def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:
     results = [diagnosis.to_json() for diagnosis in diagnoses]
     threshold, which = opening_threshold(diagnoses)
-    what = "below best" if all(diagnosis.before is None for diagnosis in diagnoses) else "lost"
+    lost, meaning = "lost", "mean IoU lost of the objects found"
+    if all(diagnosis.before is None for diagnosis in diagnoses):
+        lost, meaning = "short", "mean IoU by which an object's best-scored box falls short of its best-placed one"
     losses = np.max([image_losses(diagnosis, threshold) for diagnosis in diagnoses], axis=0)
     images = _offered(diagnoses, losses, max_images)
     shown = [_shown(diagnosis) for diagnosis in diagnoses]
@@ -86,7 +88,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         [diagnosis.own_score for diagnosis in diagnoses],
         names,
         images,
-        [f"{losses[i]:.2f} IoU {what}" for i in images],
+        [f"{losses[i]:.2f} IoU {lost}" for i in images],
         {
             "alpha": None,  # each detector's own score
             # Detections are what an NMS left: at 1 they stay as they are.
@@ -109,7 +111,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         explorer_notes=sections.explorer_notes(named, len(images), readable),
         threshold=f"{threshold:g}, {which}",
         step=STEP,
-        loss=f"mean IoU {what} of the objects found",
+        loss=meaning,
         shown_images=len(images),
         all_images=len(diagnoses[0].ground_truth),
         worst=worst_objects(diagnoses, names, images),
@@ -133,7 +135,8 @@ def opening_threshold(diagnoses: Sequence[Diagnosis]) -> tuple[float, str]:
     below = round(STEP * math.floor(best / STEP - 1e-3), 3)
     if below <= given:
         return given, "the diagnosis's"
-    return below, "just below the best threshold of the median class"
+    lower = ", of the two detectors the lower" if len(diagnoses) > 1 else ""
+    return below, f"just below the best threshold of the median class{lower}"
 
 
 def image_losses(diagnosis: Diagnosis, score_threshold: float) -> np.ndarray:

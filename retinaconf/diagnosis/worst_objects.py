@@ -37,6 +37,8 @@ def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str], offered:
             continue
         figures = "".join(_figure(diagnosis, int(row), place) for row in objects)
         parts.append(f'{heading}<div class="gallery">{figures}</div>')
+    if not any("<figure>" in part for part in parts):
+        return "".join(parts)
     key = (
         "<p class='lead'>The detector had a better box for each of these, and its score preferred another. Corners: "
         "ground truth. Solid: the box that was kept. Dashed: the best-placed box, suppressed. Choose one to see it in "

@@ -177,21 +177,20 @@ def test_opens_at_a_real_detectors_own_ranking(browser, shared_data, tmp_path):
     page.close()
 
 
-REDRAW_TIMES = """() => {
+REDRAW = """(steps) => {
     const slider = document.querySelector("input[name=alpha]");
-    return [...Array(11).keys()].map((k) => {
-        const start = performance.now();
-        slider.value = 0.05 + k / 20;
+    for (let k = 0; k < steps; k++) {
+        slider.value = 0.05 + k / 100;
         slider.dispatchEvent(new Event("input"));
         // Reading a pixel waits until what was drawn is there.
         for (const canvas of document.querySelectorAll("canvas")) canvas.getContext("2d").getImageData(0, 0, 1, 1);
-        return performance.now() - start;
-    });
+    }
 }"""
 
 
 @pytest.mark.parametrize(("count", "most"), [(1300, 30), (5000, 100)])
 def test_a_step_of_a_slider_is_quick(browser, tmp_path, count, most):
+    """In milliseconds of processor time, which a busy machine stretches less than the clock's."""
     truth = made_up_truth(tmp_path, num_images=1, objects=20, noise_picture=True)
     candidates = synthetic_candidates(truth, per_object=count // 20)
     assert len(candidates) == count
@@ -200,10 +199,20 @@ def test_a_step_of_a_slider_is_quick(browser, tmp_path, count, most):
     page.goto((tmp_path / "r.html").as_uri())
     page.wait_for_function("explorer.panels[0].scene.picture")
     page.evaluate("explorer.set({ scoreThreshold: 0 })")
-    times = [time for _ in range(5) for time in page.evaluate(REDRAW_TIMES)]
+    chromium = browser.new_browser_cdp_session()
+
+    def processor_time() -> float:
+        processes = chromium.send("SystemInfo.getProcessInfo")["processInfo"]
+        return 1000 * sum(process["cpuTime"] for process in processes)
+
+    steps, times = 30, []
+    for _ in range(4):
+        before = processor_time()
+        page.evaluate(REDRAW, steps)
+        times.append((processor_time() - before) / steps)
     page.close()
-    print(f"redraw of {count} candidates: {np.median(times):.0f} ms, the fastest {min(times):.0f} ms")
-    assert min(times) < most  # what else a busy machine does only adds to it
+    print(f"a step with {count} candidates: {min(times):.0f} ms of processor time")
+    assert 1 < min(times) < most
 
 
 def test_a_slider_changes_numbers_in_their_place(page):

@@ -184,6 +184,8 @@ def test_detections_only_says_what_is_missing(tmp_path, truth, diagnosis):
     elements = page(tmp_path / "r.html", diagnose(truth, detections=diagnosis.after.boxes, replicates=5))
     text = "".join(elements.visible)
     assert "These are detections: what an NMS threw away is not in the file" in text
+    assert "had a better box for each of these" not in text  # there is no gallery
+    assert all(image["note"].endswith(" IoU short") for image in explorer_json(elements)["images"])
     assert explorer_json(elements)["settings"]["nms_iou"] == 1.0
 
 
