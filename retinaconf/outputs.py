@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from retinaconf.data.folders import IMAGE_SUFFIXES
 from retinaconf.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 RUN_FILES = ("config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt", "val.txt")
 _MODEL = "model.safetensors"
 _DATA_FILES = (  # by their lower-case names, in a data set's folder of any layout
-    *("train.json", "val.json", "test.json", "annotations/instances_*.json", "_annotations.coco.json"),
-    *("*.xml", "*.txt", "data.yaml"),
-    *(f"*{suffix}" for suffix in IMAGE_SUFFIXES),
+    *("train.json", "val.json", "test.json", "instances_*.json", "_annotations.coco.json"),
+    *("*.xml", "*.txt", "*.yaml", "*.yml"),
+    *(f"*{suffix}" for suffix in sorted(IMAGE_SUFFIXES)),
 )
 
 

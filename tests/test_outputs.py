@@ -11,7 +11,7 @@ from retinaconf.outputs import check_outputs
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set, a run, and two files; the working folder."""
     for name in (
-        *("data/train.json", "data/extra.json", "data/images/A.JPG", "data/annotations/instances_val2017.json"),
+        *("data/train.json", "data/extra.json", "data/images/A.JPG", "data/annots/instances_val.json"),
         *("data/valid/_annotations.coco.json", "data/Annotations/a.xml", "data/labels/a.txt", "data/data.yaml"),
         *("data/check.json", "data/page.html", "run/config.json", "run/metrics.jsonl", "run/model.safetensors"),
         *("run/last.ckpt", "run/log.txt", "run/numbers.json", "run/pictures/a.jpg", "dt.json", "gt.json"),
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "output",
     [
-        *("data/train.json", "data/images/A.JPG", "data/annotations/instances_val2017.json", "data/labels/a.txt"),
+        *("data/train.json", "data/images/A.JPG", "data/annots/instances_val.json", "data/labels/a.txt"),
         *("data/valid/_annotations.coco.json", "data/Annotations/a.xml", "data/data.yaml", "linked/train.json"),
         *("run/config.json", "run/metrics.jsonl", "run/model.safetensors", "run/last.ckpt", "run/log.txt"),
         *("run/../gt.json", "link.json", "hard.json", "dt.json"),

@@ -18,8 +18,8 @@ from torch import Tensor
 from retinaconf.data.images import check_image
 from retinaconf.errors import InputError
 from retinaconf.inference import video
-from retinaconf.outputs import IMAGE_SUFFIXES
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # one slash: a Path makes one of two; "C:/" is none
 
 
@@ -44,17 +44,15 @@ def _files(source: str) -> Iterator[Path]:
             raise InputError(f"{source}: addresses on the network are not read; download it first")
         path = Path(url2pathname(urlsplit(source).path))
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not inside:
-            raise InputError(f"{source}: no images in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise InputError(f"{source}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
         yield from inside
     elif path.exists():
         yield path
     elif glob.has_magic(source):
         matches = sorted(Path(name) for name in glob.glob(source, recursive=True))
-        images = [
-            file for file in matches if file.suffix.lower() in {*IMAGE_SUFFIXES, *video.SUFFIXES} and file.is_file()
-        ]
+        images = [file for file in matches if file.suffix.lower() in SUFFIXES | video.SUFFIXES and file.is_file()]
         if not images:
             raise InputError(f"{source}: no image matches this pattern")
         yield from images
