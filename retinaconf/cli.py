@@ -271,6 +271,7 @@ def check(
     short_side: int | None = None,
     long_side: int | None = None,
     layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
 ) -> None:
     """What is wrong with a data set, file by file, before a training finds out.
 
@@ -281,13 +282,15 @@ def check(
         short_side: another short side than the recipe's.
         long_side: another long side likewise.
         layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where the data set does not say which, instead of the recipe's.
     """
     check_outputs([json], [data])
     from retinaconf.data.check import check as check_data
 
     if recipe not in RECIPES:
         raise UsageError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    changes = {"data.short_side": short_side, "data.long_side": long_side, "data.layout": layout}
+    changes: dict[str, Any] = {"data.short_side": short_side, "data.long_side": long_side}
+    changes |= {"data.layout": layout, "data.val_fraction": val_fraction}
     config = RECIPES[recipe].changed(**{name: value for name, value in changes.items() if value is not None})
     report = check_data(data, config)
     report.print()

@@ -108,3 +108,14 @@ def test_a_retrofitted_run_keeps_the_list(voc: Path, write_run: Callable[..., Pa
     retrofit_run(base, voc, tmp_path / "run", device="cpu")
     assert (tmp_path / "run/val.txt").read_text() == "train-3\ntrain-4\n"
     assert "2 of the 12 images are val, as" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_check_says_what_is_drawn(voc: Path, tmp_path: Path, run_cli: Callable[..., Any]):
+    result = run_cli("check", "--data", voc, "--val-fraction", "0.5", "--json", tmp_path / "check.json")
+    said = "4 images, {} boxes, 3 classes; no splits named there: "
+    said += "4 of the 8 images are val, drawn in balance of the classes"
+    report = json.loads((tmp_path / "check.json").read_text())
+    for split in ("train", "val"):
+        line = said.format(report["splits"][split]["boxes"])
+        assert report["found"][split].endswith(line)
+        assert report["found"][split] in result.out

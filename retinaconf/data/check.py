@@ -15,7 +15,7 @@ from retinaconf.data.check_report import Report
 from retinaconf.data.findings import Findings
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.images import inspect_image
-from retinaconf.data.layouts import Layout, find_layout, load_split
+from retinaconf.data.layouts import Layout, describe, find_layout, load_split
 from retinaconf.data.similarity import same_content, same_scene, thumbnails
 from retinaconf.errors import InputError
 from retinaconf.recipes import RECIPES
@@ -43,15 +43,18 @@ def check(root: Path, config: Config = RECIPES["conf-lite0"]) -> Report:
             what = f"{root}: has {', '.join(splits)}"
             findings.add("error" if split == "train" else "warning", "missing-split", split, [what])
     truths: dict[str, GroundTruth] = {}
+    found: dict[str, str] = {}
     for split in [split for split in ("train", "val", "test") if split in splits] or splits:
-        truth = _usable_part(root, split, layout, findings)
+        truth = _usable_part(root, split, layout, config.data.val_fraction, findings)
         if truth is not None:
-            truths[split] = truth
+            truths[split], found[split] = truth, describe(root, truth, layout.key)
     truths = _compare_images(truths, findings)
     _compare_classes(truths, findings)
     statistics, proposal = check_boxes(truths, config, findings)
     data = config.data
-    return Report(str(root), layout.name, data.short_side, data.long_side, statistics, proposal, findings.listed())
+    return Report(
+        str(root), layout.name, found, data.short_side, data.long_side, statistics, proposal, findings.listed()
+    )
 
 
 def _add_faults(findings: Findings, split: str, faults: Iterable[Fault]) -> None:
@@ -60,10 +63,10 @@ def _add_faults(findings: Findings, split: str, faults: Iterable[Fault]) -> None
         findings.add("warning" if fault.kind == "degenerate-box" else "error", fault.kind, split, [fault.message])
 
 
-def _usable_part(root: Path, split: str, layout: Layout, findings: Findings) -> GroundTruth | None:
+def _usable_part(root: Path, split: str, layout: Layout, val_fraction: float, findings: Findings) -> GroundTruth | None:
     """The images and boxes that training could use, with true image sizes; all others become findings."""
     try:
-        truth = load_split(root, split, skip_bad=True, layout=layout.key)
+        truth = load_split(root, split, skip_bad=True, layout=layout.key, val_fraction=val_fraction)
         if truth.image_folder is not None and len(truth) and not truth.image_folder.is_dir():
             raise InputError(f"{truth.image_folder}: no such folder; {truth.source} expects its images there")
     except InputError as fault:

@@ -41,6 +41,7 @@ class Report:
 
     root: str
     layout: str
+    found: dict[str, str]  # by split, what was taken for it, in words
     short_side: int  # of the network's input, in pixels
     long_side: int
     splits: dict[str, SplitStatistics]
@@ -60,7 +61,8 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """The report as tables."""
         console = console or Console()
-        console.print(f"[bold]{escape(self.layout)}[/] layout in {escape(self.root)}", highlight=False)
+        for line in self.found.values() or [f"{self.layout} layout in {self.root}"]:
+            console.print(escape(line), highlight=False, soft_wrap=True)
         if self.splits:
             console.print(self._numbers())
             console.print(self._classes())
