@@ -65,7 +65,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
         },
         "conf.pt2": {},
         "proportional.onnx": {"inference.joint": "proportional"},
-        "one-class.onnx": {"model.quality": "none", "inference.alpha": 0.0, "classes": {7: "thing"}},
+        "one-class.onnx": {  # and one anchor a cell
+            "model.quality": "none",
+            "inference.alpha": 0.0,
+            "model.anchor_ratios": (1.0,),
+            "model.anchor_scales": (8.0,),
+            "classes": {7: "thing"},
+        },
     }
 
     def get(key: str) -> Any:
