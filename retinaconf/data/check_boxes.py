@@ -50,8 +50,10 @@ def check_boxes(
     anchors, proposal = config.model.cell_anchors, None
     for some in list(targets.values())[:1]:
         boxes, canvases = some.at_input(config.data)
-        if _share(best_anchor_iou(boxes, canvases, anchors) < 0.5) > _UNFIT_SHARE:
-            proposal = propose_anchors(boxes, canvases, anchors)
+        share = _share(best_anchor_iou(boxes, canvases, anchors) < 0.5)
+        found = propose_anchors(boxes, canvases, anchors) if share > _UNFIT_SHARE else None
+        if found is not None and _share(best_anchor_iou(boxes, canvases, found) < 0.5) <= _HELPS * share:
+            proposal = found
     statistics = {
         split: _check_anchors(split, truth, targets[split], config, proposal, findings)
         for split, truth in truths.items()
@@ -165,9 +167,10 @@ def _unfit(
     )
     remedies = []
     if proposal is not None and then is not None:
-        options = _options(proposal, anchors)
-        record += f"; with {options} ({proposal.count} anchors a cell, not {anchors.count}) {_share(then < 0.5):.1%}"
-        remedies.append(f"train with {options}")
+        options, with_proposal = _options(proposal, anchors), _share(then < 0.5)
+        record += f"; with {options} ({proposal.count} anchors a cell, not {anchors.count}) {with_proposal:.1%}"
+        if with_proposal <= _HELPS * share:
+            remedies.append(f"train with {options}")
     if at_larger <= _HELPS * share:
         remedies.append("train at a larger --data.short-side and --data.long-side, or cut the images into tiles")
     return record, "; or ".join(remedies)
