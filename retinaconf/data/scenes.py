@@ -99,12 +99,14 @@ def _holds(folder: Path, made_with: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        info = json.loads((folder / "train.json").read_bytes())["info"]
-        ours = info["description"] == "retinaconf demo scenes" and {path.name for path in folder.iterdir()} == {
-            "images",
-            "train.json",
-            "val.json",
-        }
+        documents = [json.loads((folder / f"{split}.json").read_bytes()) for split in _SPLITS]
+        info = documents[0]["info"]
+        images = {image["file_name"] for document in documents for image in document["images"]}
+        ours = (
+            info["description"] == "retinaconf demo scenes"
+            and {path.name for path in folder.iterdir()} == {"images", *(f"{split}.json" for split in _SPLITS)}
+            and {path.name for path in (folder / "images").iterdir()} <= images
+        )
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:

@@ -125,12 +125,13 @@ def test_a_whole_folder_is_used_again_and_another_is_replaced(tmp_path: Path):
     assert len(load_split(folder, "val")) == 2
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "train.json"])
+@pytest.mark.parametrize("name", ["notes.txt", "train.json", "images/mine.jpg"])
 def test_a_folder_with_anything_else_is_left_alone(tmp_path: Path, name: str):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(json.dumps({"info": {"description": "mine"}}))
     with pytest.raises(InputError, match="holds something else"):
         write_scenes(tmp_path, train=1, val=1)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     own = write_scenes(tmp_path / "demo", train=1, val=1, size=(120, 120))
     (own / name.replace("train.json", "extra.json")).touch()
     with pytest.raises(InputError, match="holds something else"):
