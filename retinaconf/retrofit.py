@@ -127,11 +127,12 @@ def _with_branch(config: Config, quality: Tower, run: Path) -> Config:
 @contextmanager
 def _appearing_whole(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name `folder` at the end, or goes where something fails."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    place = Path(os.path.realpath(folder))  # where a link leads
+    aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
         yield aside
-        aside.rename(folder)
+        aside.rename(place)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from None
     finally:

@@ -299,3 +299,15 @@ def test_a_run_with_other_anchors_is_trained_evaluated_diagnosed_and_retrofitted
     weights = read_weights(other)
     assert weights.config.model.cell_anchors == CellAnchors((1.0, 0.3), (4.0,))
     assert [len(weights.state[f"head.{conv}_conv.bias"]) for conv in ("class", "box", "quality")] == [2 * 3, 2 * 4, 2]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder_leads_there(tmp_path: Path, exists: bool):
+    if exists:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    with retrofit._appearing_whole(tmp_path / "out") as folder:
+        (folder / "log.txt").touch()
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["log.txt"]
+    assert len(list(tmp_path.iterdir())) == 2
