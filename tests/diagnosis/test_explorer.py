@@ -337,11 +337,15 @@ def test_class_filter_only_hides(page):
 
 
 def test_search(page):
+    tops = "['.search', '.controls'].map((each) => document.querySelector(each).offsetTop)"
+    before = page.evaluate(tops)
     page.locator(".search").fill("picture 3")
     assert page.locator(".filmstrip [role=option]:visible").count() == 1
     assert page.locator(".found").inner_text() == "1 of 6 images"
     page.locator(".search").fill("no such thing")
     assert page.locator(".filmstrip [role=option]:visible").count() == 0
+    # What is typed into stays where it is, and what is below, too.
+    assert page.evaluate(tops) == before
     page.locator(".search").fill("")
     assert page.locator(".filmstrip [role=option]:visible").count() == 6
 

@@ -119,6 +119,7 @@ function createFilmstrip(root, data, chooseImage) {
       found.push(`${data.others.filter(matches).length} of the ${data.others.length} that are not in this page`);
     }
     root.querySelector(".found").textContent = wanted ? found.join(", ") : "";
+    root.querySelector(".offered").hidden = wanted !== "";
     if (shown.length && !shown.some((option) => option.tabIndex === 0)) shown[0].tabIndex = 0;
   });
   return { choose };
