@@ -151,11 +151,16 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped:
         if isinstance(result, InputError)
     ]
     checked = replace(kept, image_sizes=sizes, dropped=(*ground_truth.dropped, *dropped))
-    _refuse_more_than(max_skipped, checked)
+    see_share_left_out(checked, max_skipped)
     return checked
 
 
-def _refuse_more_than(max_skipped: float, ground_truth: GroundTruth) -> None:
+def see_share_left_out(ground_truth: GroundTruth, max_skipped: float) -> None:
+    """See that no more than a share of the images and annotations is left out, and not all images.
+
+    Raises:
+        InputError: more is.
+    """
     left_out, images = ground_truth.left_out, len(ground_truth)
     first = {fault.image: fault for fault in reversed(ground_truth.dropped) if fault.kind != "degenerate-box"}
     if left_out.images and not images:

@@ -253,10 +253,9 @@ def _notes(
     process: PostProcessing,
 ) -> list[str]:
     notes = [f"{ground_truth.source}: {ground_truth.val_split}."] if ground_truth.val_split is not None else []
-    if ground_truth.dropped:
-        notes.append(
-            f"{len(ground_truth.dropped):,} ground-truth records were dropped; the first: {ground_truth.dropped[0]}."
-        )
+    if dropped := ground_truth.dropped:
+        what = str(ground_truth.left_out) or f"{len(dropped):,} ground-truth records without extent left out"
+        notes.append(f"This is about {len(ground_truth):,} images; {what}. The first: {dropped[0]}.")
     if ground_truth.image_folder is not None and len(missing := missing_pictures(ground_truth)):
         notes.append(
             f"{len(missing):,} of {len(ground_truth):,} pictures are not in {ground_truth.image_folder} (the first: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def diagnose_run(
     ground_truth = split_for(detector, run, root, split, layout, val_fraction)
     if len(ground_truth) > images:
         chosen = np.random.default_rng(0).choice(len(ground_truth), images, replace=False)
-        ground_truth = ground_truth.subset(np.sort(chosen))
+        ground_truth = replace(ground_truth.subset(np.sort(chosen)), dropped=())  # which is about all images
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
 
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from retinaconf.data.ground_truth import GroundTruth, LeftOut
-from retinaconf.data.images import check_images
+from retinaconf.data.images import check_images, see_share_left_out
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
@@ -119,7 +119,8 @@ def split_for(
     run keeps none, those that are drawn as the share `val_fraction`, by default the run's own.
 
     Raises:
-        InputError: no such split, bad data, other categories than the run's, or a `val_fraction` beside a list.
+        InputError: no such split, bad data or too many left out, other categories than the run's, or a `val_fraction`
+            beside a list.
     """
     data, kept = detector.config.data, val_list(run)
     fraction = data.val_fraction if val_fraction is None else val_fraction
@@ -127,6 +128,7 @@ def split_for(
     if val_fraction is not None and truth.val_split is not None and truth.val_split.kept_in is not None:
         raise InputError(f"--val-fraction {val_fraction:g}: {kept} says which images are val; leave the option out")
     same_categories(detector, run, truth)
+    see_share_left_out(truth, data.max_skipped)
     return truth
 
 

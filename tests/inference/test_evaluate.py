@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import retinaconf
+from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
+from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.inference.evaluate import evaluate_run, print_report
 from retinaconf.training.run import train_run
 
@@ -239,3 +241,19 @@ def test_what_is_left_out_is_counted_with_the_result(
         (line,) = result.err.splitlines()
         assert f"{split}.json: 2 of {images + 1} images cannot be used, more than data.max-skipped 0.01 allows" in line
         assert f"the first: {tiny_data / f'images/{split}-1.png'}" in line
+
+
+def test_the_share_that_is_left_out_is_not_that_of_a_sample(
+    write_run: Callable[..., Path], make_data: Callable[..., Path], tmp_path: Path
+):
+    data = make_data(tmp_path / "data", val=60)
+    document = json.loads((data / "val.json").read_text())
+    for n in (5, 50):  # two of 120 boxes, which is as many as a hundredth, rounded up
+        document["annotations"][n]["bbox"] = [1, 2, 3]
+    (data / "val.json").write_text(json.dumps(document))
+    run = write_run(tmp_path / "run", **{"data.skip_bad": True})
+    assert len(diagnose_run(run, data, images=6, device="cpu").ground_truth) == 6
+    document["annotations"][70]["bbox"] = [1, 2, 3]
+    (data / "val.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"3 of 119 annotations cannot be used"):
+        diagnose_run(run, data, images=6, device="cpu")
