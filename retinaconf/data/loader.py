@@ -6,7 +6,6 @@ exactly what the uninterrupted one would have seen, and two processes together s
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -19,6 +18,7 @@ from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
 from retinaconf.data.transforms import Augmentation, apply, are_targets, augmentation, by_canvas, canvas, resized
+from retinaconf.data.workers import leave_signals_to_the_main_process, watched
 from retinaconf.errors import InputError
 
 # Batches are sorted by aspect ratio within blocks of this many, which keeps padding small and the order random.
@@ -176,12 +176,6 @@ class _Sampler(torch.utils.data.Sampler[Plan]):
         return self.plans
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach every process; the batches under way must still arrive."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
         PlannedBatches(ground_truth),
@@ -190,10 +184,10 @@ def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Ite
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
     try:
-        yield from loader
+        yield from watched(loader)
     except InputError as error:  # a worker's comes wrapped in its traceback, of which the last line is ours
         error.__traceback__ = None  # it would hold the loader, whose workers then end only when it is collected
         message = str(error).strip().splitlines()[-1]
