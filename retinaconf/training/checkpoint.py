@@ -15,6 +15,7 @@ Files are written aside and renamed, so that a run that is killed leaves the old
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,12 +62,12 @@ def val_list(run: Path) -> Path | None:
 
 
 def metrics_line(record: dict[str, Any]) -> str:
-    """A line of `metrics.jsonl`. JSON knows no NaN: a metric that nothing decides becomes null."""
+    """A line of `metrics.jsonl`. JSON knows neither NaN nor infinity: what is not finite becomes null."""
 
     def known(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: known(part) for name, part in value.items()}
-        return None if value != value else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(known(record)) + "\n"
 
@@ -74,7 +75,7 @@ def metrics_line(record: dict[str, Any]) -> str:
 def write_weights(
     path: Path, state: Mapping[str, Tensor], config: Config, classes: tuple[str, ...], category_ids: tuple[int, ...]
 ) -> None:
-    """Save weights with what is needed to use them."""
+    """Save weights with what is needed to use them. The same weights give the same bytes."""
     metadata = {
         "format": "pt",
         "config": json.dumps(config.flat()),
@@ -82,7 +83,26 @@ def write_weights(
         "category_ids": json.dumps(category_ids),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_aside(path, lambda aside: save_file(tensors, aside, metadata))
+
+    def write(aside: Path) -> None:
+        save_file(tensors, aside, metadata)
+        _order_metadata(aside)
+
+    write_aside(path, write)
+
+
+def _order_metadata(file: Path) -> None:
+    """Sort the metadata of a safetensors file, in place: the library writes its keys in random order.
+
+    The header is JSON behind its length in 8 bytes, padded with spaces.
+    """
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        stream.seek(8)
+        stream.write(ordered.ljust(length))
 
 
 def read_weights(path: Path) -> Weights:

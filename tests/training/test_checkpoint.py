@@ -85,6 +85,17 @@ def test_anyone_can_read_the_metadata(tmp_path: Path):
     assert json.loads(metadata["config"])["model.backbone"] == "resnet50.tv_in1k"
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path):
+    """By itself the library orders the metadata at random."""
+    files = [tmp_path / str(n) for n in range(8)]
+    for file in files:
+        write_weights(file, {"w": torch.arange(3.0), "grün": torch.ones(2)}, Config(), ("a", "ü"), (1, 7))
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], framework="pt") as tensors:
+        assert torch.equal(tensors.get_tensor("w"), torch.arange(3.0))
+        assert torch.equal(tensors.get_tensor("grün"), torch.ones(2))
+
+
 def test_the_state_of_a_run_comes_back(tmp_path: Path):
     write_state(tmp_path / "last.ckpt", STATE)
     state = read_state(tmp_path / "last.ckpt")
