@@ -3,7 +3,7 @@
     python benchmarks/precision.py [--rounds 5] [--threads 2]
 
 bfloat16 has its gain only on processors with instructions for it (AVX512-BF16, AMX). "everywhere": depthwise
-convolutions, too, which `training/loop.py` leaves in 32 bits.
+convolutions, too, which `training/precision.py` leaves in 32 bits.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from retinaconf.cell_anchors import CellAnchors
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
-from retinaconf.training.loop import depthwise_in_32_bits
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
+from retinaconf.training.precision import depthwise_in_32_bits
 
 IMAGES, HEIGHT, WIDTH = 8, 256, 352
 CPU = torch.device("cpu")

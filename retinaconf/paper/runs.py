@@ -255,7 +255,8 @@ def _steps_taken(run: Path) -> int | None:
     """By the checkpoint, or without it by what was logged; None where a file is missing or damaged."""
     try:
         if (run / LAST).exists():
-            return int(read_state(run / LAST)["step"])
+            state = read_state(run / LAST)
+            return int(state.get("validated", state["step"]))  # version 0.1 saved after validation only
         return int(json.loads((run / METRICS_LOG).read_text().splitlines()[-1])["step"])
     except (OSError, ValueError, KeyError, IndexError):
         return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from retinaconf.data.loader import steps_per_epoch, training_batches
 from retinaconf.device import find_device
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
-from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import RetinaNet
@@ -33,7 +31,6 @@ from retinaconf.training.checkpoint import (
     MODEL,
     Weights,
     data_of_run,
-    metrics_line,
     read_state,
     see_same_data,
     write_state,
@@ -41,6 +38,8 @@ from retinaconf.training.checkpoint import (
 )
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
+from retinaconf.training.metrics_log import MetricsLog
+from retinaconf.training.precision import depthwise_in_32_bits, memory_format
 from retinaconf.training.progress import Progress
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
 
@@ -80,7 +79,8 @@ def train(
     in all the run ends early, with its schedule as if it went on; within the first epoch, without validation.
 
     Raises:
-        InputError: the batch does not divide among processes and passes, or the loss is no longer finite.
+        InputError: the batch does not divide among processes and passes, an image cannot be loaded, or the loss or
+            the weights are no longer finite. In the first two cases after a step the run is saved.
         Interrupted: SIGINT or SIGTERM came; the run is saved.
     """
     parts = config.optimizer.accumulate
@@ -91,7 +91,7 @@ def train(
         )
     torch.manual_seed(config.seed)
     network = RetinaNet(config.model, len(train_set.classes))
-    network.to(memory_format=_memory_format(network, config, fabric.device))
+    network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
         depthwise_in_32_bits(network)
@@ -101,7 +101,12 @@ def train(
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
     assert isinstance(last_step, int)
     categories, data = (train_set.category_ids, train_set.classes), data_of_run(train_set, val_set)
-    step, best = 0, -1.0
+    # Weights and optimizer state are loaded where setup has put the parameters: it moves no optimizer state.
+    model, optimizer = fabric.setup(network, optimizer)
+    if averaged is not None:
+        averaged.to(fabric.device)
+    step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
+    log, window = MetricsLog(run / METRICS, fabric, epoch_steps), {}
     if (run / LAST).exists():
         state = read_state(run / LAST)
         see_same_data(run / LAST, state, train_set, val_set)
@@ -114,39 +119,71 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
+        if state.get("precision"):  # of fp16: the gradient scaler
+            fabric.strategy.precision.load_state_dict(state["precision"])
         step, best = state["step"], state["best"]
+        validated = state.get("validated", step)  # version 0.1 saved after validation only
+        window = state.get("window", {})
         progress.best = best
         progress.say(f"going on at step {step} of {last_step}")
-    if fabric.is_global_zero:
-        _forget_metrics_after(run / METRICS, step)
+    log.go_on(window, {"train": step, "val": validated})
     progress.say(describe(config, epoch_steps))
 
-    model, optimizer = fabric.setup(network, optimizer)
-    if averaged is not None:
-        averaged.to(fabric.device)
     evaluator = CocoEvaluator(val_set) if val_set is not None else None
     batches = training_batches(
         train_set, config.data, config.seed, step, last_step, parts, fabric.global_rank, fabric.world_size
     )
 
-    def save() -> None:
-        if fabric.is_global_zero:
-            state = {"step": step, "best": best, "categories": categories, "data": data}
-            state |= {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
-            write_state(run / LAST, state | ({"averaged": averaged.state_dict()} if averaged is not None else {}))
-
     network.train()
-    saved_at = time.monotonic()
-    logged: list[dict[str, Tensor]] = []
-    with _stop_signals() as stop_wanted, progress.training(step, last_step, config.data.batch_size):
-        while step < last_step:
-            rate = learning_rate(config, step, epoch_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+    first_step, saved_at = step, time.monotonic()
 
+    def save() -> None:
+        """Write `last.ckpt`. All processes call it together."""
+        nonlocal saved_at
+        state: dict[str, Any] = {"step": step, "best": best, "validated": validated, "data": data}
+        state |= {"categories": categories, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"precision": fabric.strategy.precision.state_dict(), "window": log.window()}
+        state |= {"averaged": averaged.state_dict()} if averaged is not None else {}
+        if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
+            if state["window"]:  # the curve up to here
+                log.write_losses(step, rate)
+            raise _diverged("weights are", step, config, run)
+        if fabric.is_global_zero:
+            write_state(run / LAST, state)
+        saved_at = time.monotonic()
+
+    with _stop_signals() as stop_wanted, progress.training(step, last_step, config.data.batch_size):
+        while True:
+            if validated < step and (step % epoch_steps == 0 or step == last_step):
+                save()  # before validation: whatever ends it, no step is lost
+                kept = network if averaged is None else averaged.module
+                metrics = None
+                # Stopped within its first epoch, a run tries things out; a pass over COCO's val would take far longer.
+                if evaluator is not None and step >= epoch_steps:
+                    try:
+                        metrics = _validate(fabric, kept, evaluator, config)
+                    except InputError as error:
+                        raise InputError(f"{error}; {_goes_on(step, last_step)}") from None
+                    log.write_validation(step, metrics)
+                    progress.validated(step, step / epoch_steps, metrics.overall)
+                # Without validation the last weights are the best there are.
+                score = math.inf if metrics is None else metrics.overall["AP"]
+                if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
+                    write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
+                best = best if metrics is None else max(best, score)
+                validated = step
+                save()
+                continue
+            if step >= last_step:
+                break
+
+            failure = None
+            try:
+                passes = [next(batches).to(fabric.device) for _ in range(parts)]
+            except InputError as error:
+                failure, passes = error, []
             # Matching needs no network, so the positives of the whole batch are counted first: however the batch is
             # divided among processes and passes, the loss is the same.
-            passes = [next(batches).to(fabric.device) for _ in range(parts)]
             matches = [
                 match(
                     anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device, network.cell_anchors),
@@ -155,9 +192,24 @@ def train(
                 )
                 for b in passes
             ]
-            counted = torch.tensor([sum(m.positives for m in matches), stop_wanted()], device=fabric.device)
-            positives, stop = (int(n) for n in fabric.all_reduce(counted, reduce_op="sum"))
+            late = fabric.is_global_zero and time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            counted = [sum(m.positives for m in matches), stop_wanted(), late, failure is not None]
+            total = fabric.all_reduce(torch.tensor(counted, device=fabric.device), reduce_op="sum")
+            positives, stop, overdue, failures = (int(n) for n in total)
+            if failures:
+                failure = failure or InputError("another process failed")
+                if step == first_step:  # there is nothing to save
+                    raise failure
+                save()
+                raise InputError(f"{failure}; {_goes_on(step, last_step)}")
+            if stop or overdue:
+                save()
+            if stop:
+                raise Interrupted(_goes_on(step, last_step))
 
+            rate = learning_rate(config, step, epoch_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             sums: dict[str, Tensor] = {}
             for part, (batch, matched) in enumerate(zip(passes, matches), 1):
                 with fabric.no_backward_sync(model, enabled=part < parts):
@@ -177,69 +229,34 @@ def train(
                 averaged.update_parameters(network)
             step += 1
 
-            logged.append(sums)
-            # An epoch's end closes the window, so that a run resumed from there logs the same.
+            log.add(sums)
+            # An epoch's end closes the window, so that validation comes after all the lines of its epoch.
             if step % LOG_EVERY == 0 or step % epoch_steps == 0 or step == last_step:
-                means = _means(fabric, logged)
-                logged = []
-                if not math.isfinite(sum(means.values())):
-                    raise InputError(
-                        f"the loss is not finite at step {step}; lower --optimizer.lr (now {rate:g}), set "
-                        f"--optimizer.clip-norm, or go back to --precision 32. {run / LAST} holds an earlier state"
-                    )
-                record = {"step": step, "epoch": step / epoch_steps, "lr": rate, **means}
-                _append(fabric, run / METRICS, {"kind": "train", **record})
+                means = log.write_losses(step, rate)
+                if not math.isfinite(means["loss"]):
+                    raise _diverged("loss is", step, config, run)
                 progress.losses(step, means)
             progress.step(step, step / epoch_steps)
 
-            if step % epoch_steps == 0 or step == last_step:
-                kept = network if averaged is None else averaged.module
-                metrics = None
-                # Stopped within its first epoch, a run tries things out; a pass over COCO's val would take far longer.
-                if evaluator is not None and step >= epoch_steps:
-                    metrics = _validate(fabric, kept, evaluator, config)
-                    _append(fabric, run / METRICS, _validation_record(step, epoch_steps, metrics))
-                    progress.validated(step, step / epoch_steps, metrics.overall)
-                # Without validation the last weights are the best there are.
-                score = math.inf if metrics is None else metrics.overall["AP"]
-                if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
-                    write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
-                best = best if metrics is None else max(best, score)
-                save()
-                saved_at = time.monotonic()
-            elif stop:
-                save()
-                raise Interrupted(f"stopped at step {step} of {last_step}; the same command with --resume goes on")
-            elif time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                save()
-                saved_at = time.monotonic()
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
-def _memory_format(network: nn.Module, config: Config, device: torch.device) -> torch.memory_format:
-    """Channels last where it makes a training step faster: depthwise convolutions, tensor cores.
-
-    Measured by `benchmarks/speed.py`; a step of ResNet-50 on a CPU takes longer with it.
-    """
-    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
-    tensor_cores = device.type == "cuda" and config.precision != "32"
-    return torch.channels_last if depthwise or tensor_cores else torch.contiguous_format
+def _goes_on(step: int, last_step: int) -> str:
+    return f"stopped at step {step} of {last_step}; the same command with --resume goes on"
 
 
-def depthwise_in_32_bits(network: nn.Module) -> None:
-    """Leave depthwise convolutions out of mixed precision, in place. For CPUs: there their backward pass in bfloat16
-    takes several times as long as in 32 bits, more than the rest of the step gains (`benchmarks/precision.py`).
-    """
-
-    def in_32_bits(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def call(x: Tensor) -> Tensor:
-            with torch.autocast("cpu", enabled=False):
-                return forward(x.float())
-
-        return call
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.forward = in_32_bits(module.forward)  # type: ignore[method-assign, assignment]
+def _diverged(what: str, step: int, config: Config, run: Path) -> InputError:
+    """The message of a run that cannot go on: the same steps would diverge again."""
+    remedies = [f"a lower --optimizer.lr (now {config.optimizer.lr:g})"]
+    remedies += [] if config.optimizer.clip_norm else ["--optimizer.clip-norm 10"]
+    remedies += [] if config.precision == "32" else ["--precision 32"]
+    best = f", {run / MODEL} the best weights before" if (run / MODEL).exists() else ""
+    return InputError(
+        f"the {what} not finite at step {step}; train anew into another --out with {' or '.join(remedies)}. "
+        f"{run / METRICS} holds the losses{best}"
+    )
 
 
 def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config) -> Metrics:
@@ -265,39 +282,6 @@ def _ema(decay: float) -> Any:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
-
-
-def _means(fabric: Fabric, logged: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean of each loss over the steps since the last line, over all processes; and their total."""
-    table = torch.stack([torch.stack(list(sums.values())) for sums in logged]).mean(0)
-    table = fabric.all_reduce(table, reduce_op="sum")  # type: ignore[assignment]
-    means = dict(zip(logged[0], table.tolist()))
-    return {"loss": sum(means.values()), **means}
-
-
-def _validation_record(step: int, epoch_steps: int, metrics: Metrics) -> dict[str, Any]:
-    record = {"kind": "val", "step": step, "epoch": step / epoch_steps, **metrics.overall}
-    return record | {"per_class": metrics.per_class}
-
-
-def _append(fabric: Fabric, path: Path, record: dict[str, Any]) -> None:
-    if fabric.is_global_zero:
-        with path.open("a") as file:
-            file.write(metrics_line(record))
-
-
-def _forget_metrics_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will take again, and half a line of a killed one."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except ValueError:
-            continue
-    write_aside(path, lambda aside: aside.write_text("".join(lines)))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 
 from retinaconf.config import Config
 from retinaconf.data.scenes import write_scenes
-from retinaconf.training.loop import depthwise_in_32_bits
+from retinaconf.training.precision import depthwise_in_32_bits
 from retinaconf.training.run import train_run
 
 TINY = {

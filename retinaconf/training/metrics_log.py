@@ -1,0 +1,69 @@
+"""`metrics.jsonl`: a line every few training steps, a line every validation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from retinaconf.evaluation.coco import Metrics
+from retinaconf.files import write_aside
+from retinaconf.training.checkpoint import metrics_line
+
+
+class MetricsLog:
+    """The file, and the losses of the steps since its last line. All processes call the methods together."""
+
+    def __init__(self, path: Path, fabric: Fabric, epoch_steps: int):
+        self.path, self.fabric, self.epoch_steps = path, fabric, epoch_steps
+        self._shares: list[dict[str, Tensor]] = []  # of each step, by loss, the part that this process has computed
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Take in a step's losses, scalars, as far as this process has computed them."""
+        self._shares.append(losses)
+
+    def window(self) -> dict[str, Tensor]:
+        """Each loss in the steps since the last line, (steps,), over all processes: what a resumed run needs."""
+        if not self._shares:
+            return {}
+        table = torch.stack([torch.stack(list(losses.values())) for losses in self._shares])
+        table = self.fabric.all_reduce(table, reduce_op="sum")  # type: ignore[assignment]
+        return dict(zip(self._shares[0], table.unbind(1)))
+
+    def go_on(self, window: dict[str, Tensor], steps: dict[str, int]) -> None:
+        """Go on with a window, and drop the lines after the step of their kind, and half a line of a killed run."""
+        whole = self.fabric.is_global_zero  # this process takes the window over, the others have no part in it
+        columns = [column.to(self.fabric.device) * whole for column in window.values()]
+        self._shares = [dict(zip(window, row)) for row in zip(*columns)]
+        if not (self.fabric.is_global_zero and self.path.exists()):
+            return
+        lines = []
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+                if record["step"] <= steps[record["kind"]]:
+                    lines.append(line + "\n")
+            except (ValueError, TypeError, KeyError):
+                continue
+        write_aside(self.path, lambda aside: aside.write_text("".join(lines)))
+
+    def write_losses(self, step: int, rate: float) -> dict[str, float]:
+        """A line with the means of the losses since the last line, and their total `loss`; returns these."""
+        means = {name: float(column.mean()) for name, column in self.window().items()}
+        means = {"loss": sum(means.values()), **means}
+        self._shares = []
+        self._append("train", step, {"lr": rate, **means})
+        return means
+
+    def write_validation(self, step: int, metrics: Metrics) -> None:
+        """A line with COCO's metrics, overall and by class."""
+        self._append("val", step, {**metrics.overall, "per_class": metrics.per_class})
+
+    def _append(self, kind: str, step: int, record: dict[str, Any]) -> None:
+        if self.fabric.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(metrics_line({"kind": kind, "step": step, "epoch": step / self.epoch_steps, **record}))

@@ -1,0 +1,37 @@
+"""What mixed precision and the device ask of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from retinaconf.config import Config
+
+
+def memory_format(network: nn.Module, config: Config, device: torch.device) -> torch.memory_format:
+    """Channels last where it makes a training step faster: depthwise convolutions, tensor cores.
+
+    Measured by `benchmarks/speed.py`; a step of ResNet-50 on a CPU takes longer with it.
+    """
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    tensor_cores = device.type == "cuda" and config.precision != "32"
+    return torch.channels_last if depthwise or tensor_cores else torch.contiguous_format
+
+
+def depthwise_in_32_bits(network: nn.Module) -> None:
+    """Leave depthwise convolutions out of mixed precision, in place. For CPUs: there their backward pass in bfloat16
+    takes several times as long as in 32 bits, more than the rest of the step gains (`benchmarks/precision.py`).
+    """
+
+    def in_32_bits(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return forward(x.float())
+
+        return call
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = in_32_bits(module.forward)  # type: ignore[method-assign, assignment]

@@ -1,0 +1,251 @@
+"""Runs that end early, in every way but kill -9 (test_loop.py), and what they leave to go on from."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+
+from retinaconf.errors import InputError, Interrupted
+from retinaconf.training import checkpoint, loop
+from retinaconf.training import run as training_run
+from retinaconf.training.progress import Progress
+from retinaconf.training.run import train_run
+
+# One image a step: eight steps an epoch, of which the losses make one line.
+CHANGES = {"data.batch_size": 1, "optimizer.reference_batch": 1, "optimizer.lr": 1e-3, "schedule.epochs": 2}
+EPOCH = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path]) -> Path:
+    return make_data(tmp_path_factory.mktemp("resume") / "data", train=EPOCH, val=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_config: Any) -> Path:
+    """A run that nothing has stopped."""
+    run = tmp_path_factory.mktemp("resume") / "whole"
+    train_run(tiny_config(**CHANGES), data, run, device="cpu")
+    return run
+
+
+def leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from leaves(value, f"{name}.{key}")
+    else:
+        yield name, state
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Bit by bit, `last.ckpt` by its contents."""
+    one, two = (dict(leaves(torch.load(folder / "last.ckpt", weights_only=True))) for folder in (run, other))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name], name
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert (run / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
+    """Let something happen after a step of training."""
+    told = Progress.step
+
+    def tell(self: Progress, done: int, epoch: float) -> None:
+        told(self, done, epoch)
+        if done == step:
+            act()
+
+    monkeypatch.setattr(Progress, "step", tell)
+
+
+# --- what is restored ----------------------------------------------------------------------------------------------
+
+
+def in_64_bits() -> Fabric:
+    """As a GPU does, its setup puts the parameters where the optimizer's state is not: into another type."""
+    return Fabric(accelerator="cpu", precision="64-true")
+
+
+def in_16_bits() -> Fabric:
+    """What `16-mixed` is on a GPU; on a CPU Fabric would take bfloat16. The scale doubles every second step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+    return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+@pytest.mark.parametrize("fabric", [in_64_bits, in_16_bits])
+def test_optimizer_and_gradient_scaler_go_on_where_they_were(
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fabric: Callable[[], Fabric]
+):
+    monkeypatch.setattr(training_run, "launch", lambda *_: fabric())
+    config = tiny_config(**(CHANGES | {"data.batch_size": 4}))
+    train_run(config, data, tmp_path / "whole", device="cpu")
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted, match="stopped at step 3 of 4; the same command with --resume goes on"):
+            train_run(config, data, tmp_path / "run", device="cpu")
+    train_run(config, data, tmp_path / "run", resume=True, device="cpu")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    if fabric is in_16_bits:
+        assert torch.load(tmp_path / "run/last.ckpt")["precision"]["scale"] == 1024
+
+
+# --- runs that end early ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [5, EPOCH, EPOCH + 3])
+def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
+    data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of 16; the same command with --resume goes on"):
+            train_run(tiny_config(**CHANGES), data, run, device="cpu")
+    train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert_same_run(run, whole)
+
+
+def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
+    data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kill_workers() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    run = tmp_path / "run"
+    config = tiny_config(**(CHANGES | {"data.workers": 1}))
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, kill_workers)
+        with pytest.raises(InputError, match=r"was killed \(SIGKILL\).*; stopped at step 3 of 16; .* --resume goes on"):
+            train_run(config, data, run, device="cpu")
+    assert torch.load(run / "last.ckpt")["step"] == 3
+    train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert_same_run(run, whole)
+
+
+def test_a_failing_validation_costs_no_step_and_is_made_up_for(
+    data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> Any:
+        raise InputError("val-1.png: cannot be read")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_validate", fail)
+        with pytest.raises(InputError, match=r"^val-1.png: cannot be read; stopped at step 8 of 16; the same"):
+            train_run(tiny_config(**CHANGES), data, run, device="cpu")
+    assert not (run / "model.safetensors").exists()
+    with monkeypatch.context() as patch:  # killed behind the line of the validation, before the next save
+        patch.setattr(loop, "write_weights", fail)
+        with pytest.raises(InputError):
+            train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert [line["kind"] for line in lines(run)] == ["train", "val"]
+    train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert_same_run(run, whole)
+
+
+def test_a_bad_image_in_the_first_batch_leaves_nothing(data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: Any):
+    def fail(*_: Any) -> Any:
+        raise InputError("train-1.png: cannot be read")
+        yield
+
+    monkeypatch.setattr(loop, "training_batches", fail)
+    with pytest.raises(InputError, match=r"^train-1.png: cannot be read$"):
+        train_run(tiny_config(**CHANGES), data, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+# --- runs that diverge -----------------------------------------------------------------------------------------------
+
+DIVERGES = CHANGES | {"optimizer.name": "sgd", "optimizer.lr": 1e30, "optimizer.clip_norm": 0.0}
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: Path, tiny_config: Any, tmp_path: Path):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="the loss is not finite at step 8; ") as caught:
+        train_run(tiny_config(**DIVERGES), data, run, device="cpu")
+    message = str(caught.value)
+    assert "last.ckpt" not in message
+    assert "a lower --optimizer.lr (now 1e+30) or --optimizer.clip-norm 10. " in message
+    assert message.endswith(f"{run / 'metrics.jsonl'} holds the losses")
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl"]
+    assert [line["loss"] for line in lines(run)] == [None]
+
+
+def test_a_run_that_diverges_later_says_what_it_leaves(
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    rate = loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda *args: 1e30 if args[1] == EPOCH + 1 else rate(*args))
+    with pytest.raises(InputError, match="the loss is not finite at step 16; ") as caught:
+        train_run(tiny_config(**(CHANGES | {"precision": "bf16-mixed"})), data, run, device="cpu")
+    assert " or --precision 32. " in str(caught.value)
+    assert str(caught.value).endswith(f"holds the losses, {run / 'model.safetensors'} the best weights before")
+    state = torch.load(run / "last.ckpt")
+    assert state["step"] == EPOCH
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("ending", ["the epoch's", "a stop"])
+def test_weights_that_are_not_finite_are_never_written(
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+):
+    """The last step before a checkpoint spoils them, and its loss is still finite."""
+    run = tmp_path / "run"
+    step = EPOCH if ending == "the epoch's" else 3
+    spoiled: list[torch.nn.Module] = []
+    made = loop.RetinaNet
+
+    def make(*args: Any) -> Any:
+        spoiled.append(made(*args))
+        return spoiled[-1]
+
+    def spoil() -> None:
+        with torch.no_grad():
+            next(spoiled[-1].parameters()).view(-1)[0] = float("nan")
+        if ending == "a stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "RetinaNet", make)
+    at_step(monkeypatch, step, spoil)
+    with pytest.raises(InputError, match=f"the weights are not finite at step {step}; "):
+        train_run(tiny_config(**CHANGES), data, run, device="cpu")
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl"]
+    assert [line["step"] for line in lines(run)] == [step]
+    assert lines(run)[0]["loss"] > 0
+
+
+# --- disks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "model.safetensors"])
+def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
+    data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+):
+    def full(thing: Any, aside: Path, *args: Any) -> None:
+        aside.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(*((torch, "save") if file == "last.ckpt" else (checkpoint, "save_file")), full)
+        with pytest.raises(InputError, match=rf"{file}: cannot be written \(No space left"):
+            train_run(tiny_config(**CHANGES), data, run, device="cpu")
+    kept = {"config.json", "log.txt", "metrics.jsonl", "last.ckpt"} - {file}
+    assert {path.name for path in run.iterdir()} == kept
+    train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert_same_run(run, whole)
