@@ -95,7 +95,8 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
                 write_config(run / CONFIG, config)
             yield
         except InputError:
-            if is_new and not (run / METRICS).exists():  # a wrong backbone, say: the same --out can be used again
+            # No step was taken, for a wrong backbone, say: the same --out can be used again.
+            if is_new and not ((run / METRICS).exists() or (run / LAST).exists()):
                 for name in (CONFIG, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
                 if not had_folder and not any(run.iterdir()):
