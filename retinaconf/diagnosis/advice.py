@@ -73,7 +73,7 @@ def _score(diagnosis: Diagnosis) -> str:
         joint = f"quality^{sweep.best_alpha:g} × class score^{1 - sweep.best_alpha:g}"
         return f"Rank by {joint} instead of {own.formula}, in NMS, too: AP changes by {points(sweep.over_own)}."
     return (
-        f"Keep the score as it is: another weight of the quality (α {sweep.best_alpha:g}) changes AP by "
+        f"Keep the score as it is: another weight of the quality (alpha {sweep.best_alpha:g}) changes AP by "
         f"{points(sweep.over_own)}, no sure gain."
     )
 

@@ -45,9 +45,9 @@ def test_a_yolox_is_compared_with_the_score_that_it_uses(yolox: Diagnosis) -> No
     assert sweep.over_class_score.points > 0.03
     over_own, over_class = (f"{100 * gain.points:+.1f} points" for gain in (sweep.over_own, sweep.over_class_score))
     assert re.search(
-        rf"changes AP by {re.escape(over_own)}.* images that α was not chosen on: no sure difference", text
+        rf"changes AP by {re.escape(over_own)}.* images that alpha was not chosen on: no sure difference", text
     )
-    assert f"Compared with the class score alone, that α changes AP by {over_class}" in text
+    assert f"Compared with the class score alone, that alpha changes AP by {over_class}" in text
     assert "Keep the score as it is" in text
 
 
