@@ -223,16 +223,17 @@ def _quality(diagnosis: Diagnosis) -> str:
 def _best_alpha(sweep: AlphaSweep) -> str:
     sure = {1: "a gain", -1: "a loss", 0: "no sure difference"}[is_sure(sweep.over_own)]
     return (
-        f"Compared with that, ranking by quality^alpha × class score^(1 - alpha) with the best alpha, {sweep.best_alpha:g}, "
-        f"changes AP by {points(sweep.over_own)} on {len(sweep.reported_on):,} images that alpha was not chosen on: {sure}."
+        "Compared with that, ranking by quality^alpha × class score^(1 - alpha) with the best alpha, "
+        f"{sweep.best_alpha:g}, changes AP by {points(sweep.over_own)} on {len(sweep.reported_on):,} images that alpha "
+        f"was not chosen on: {sure}."
     )
 
 
 def _over_class_score(sweep: AlphaSweep) -> str:
     has = sweep.over_own.before - sweep.over_class_score.before
     return (
-        f" Compared with the class score alone, that alpha changes AP by {points(sweep.over_class_score)}; the detector's "
-        f"own score changes it by {_signed(has)} already."
+        f" Compared with the class score alone, that alpha changes AP by {points(sweep.over_class_score)}; the "
+        f"detector's own score changes it by {_signed(has)} already."
     )
 
 
