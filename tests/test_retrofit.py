@@ -17,7 +17,7 @@ from retinaconf import retrofit
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import read_config
 from retinaconf.data.layouts import load_split
-from retinaconf.data.loader import evaluation_batches
+from retinaconf.data.loader import training_batches
 from retinaconf.data.scenes import write_scenes
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
@@ -112,7 +112,8 @@ def test_the_branch_tells_how_well_boxes_fit(base: Any, fitted: Any):
     """The whole network's loss of training, on the images learned from, is below that of the best constant."""
     detector = load(fitted.run, "cpu")
     truth = load_split(base.data, "train", False, None)
-    (batch,) = evaluation_batches(truth, detector.config.data, len(truth))
+    changes = {"batch_size": len(truth), "flip": 0.0, "scale": (1.0, 1.0)}
+    (batch,) = training_batches(truth, detector.config.data.model_copy(update=changes), 0, 0, 1)
     with torch.no_grad():
         outputs = detector.model(batch.images, batch.sizes)
     matches = match(outputs.anchors, batch.boxes, batch.labels)
@@ -223,7 +224,7 @@ def test_what_cannot_be_retrofitted_leaves_nothing(
 def test_a_network_whose_training_failed(tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path):
     run = write_run(tmp_path / "plain", **PLAIN)
     weights = read_weights(run)
-    weights.state["head.box_conv.bias"].fill_(float("nan"))
+    weights.state["head.box_conv.bias"].fill_(3e38)  # finite; `load` refuses what is not
     write_weights(run / "model.safetensors", weights.state, *weights[:3])
     with pytest.raises(InputError, match=r"plain: its boxes are not finite; its training has failed"):
         retrofit_run(run, tiny_data, tmp_path / "run", device="cpu")
