@@ -30,7 +30,7 @@ def boxes(shared_data: Path, coco: GroundTruth) -> Candidates:
 
 @pytest.fixture(scope="module")
 def yolox(coco: GroundTruth, boxes: Candidates) -> Diagnosis:
-    return diagnose(coco, candidates=boxes, post_processing=YOLOX, replicates=100)
+    return diagnose(coco, candidates=boxes, post_processing=YOLOX)
 
 
 def said(diagnosis: Diagnosis) -> str:
@@ -49,6 +49,15 @@ def test_a_yolox_is_compared_with_the_score_that_it_uses(yolox: Diagnosis) -> No
     )
     assert f"Compared with the class score alone, that alpha changes AP by {over_class}" in text
     assert "Keep the score as it is" in text
+
+
+def test_the_documents_report_is_this_one(yolox: Diagnosis) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    text = text[text.index("## A real report") : text.index("## What goes in")]
+    quoted = [
+        " ".join(block.replace("\n> ", " ").split()) for block in re.findall(r"^> (.*?)$(?!\n>)", text, re.M | re.S)
+    ]
+    assert quoted == [*yolox.summary(), *yolox.advice()[1:]]
 
 
 def test_what_makes_the_detections_is_named(yolox: Diagnosis) -> None:
