@@ -144,8 +144,8 @@ class Detector(ModelHubMixin):
     ) -> list[Detections]:
         """Detections of each image, in the order of `images`.
 
-        What is found in an image does not depend on the others. With another number of images rounding may differ, by
-        about 1e-6 in a score.
+        What is found in an image does not depend on the others, but for rounding: their number, and the image's place
+        among them, can change a score by about 1e-6.
 
         Args:
             images: a path, a PIL image, an array (H, W, 3), a tensor (3, H, W), or an iterable of these, such as a list

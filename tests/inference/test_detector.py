@@ -138,14 +138,6 @@ def test_an_image_does_not_depend_on_its_neighbours(detector: Detector, trained:
             assert_same(found, single, atol=1e-5)
 
 
-def test_of_as_many_images_of_its_shape_an_image_has_the_same_bits(detector: Detector, trained: Any):
-    paths = [trained.data / f"images/train-{n}.png" for n in range(0, 18, 3)]  # all of one shape
-    others = [trained.data / f"images/val-{n}.png" for n in (1, 2)]  # of two more shapes
-    first = detector.predict(paths[:3], score_threshold=0)
-    second = detector.predict([others[0], paths[3], paths[1], others[1], paths[4]], score_threshold=0)
-    assert_same(first[1], second[2])
-
-
 def test_evaluation_predicts_the_same(detector: Detector, trained: Any):
     truth = check_images(load_split(trained.data, "train"))
     (table,) = detector.detect(truth, detector.config.inference)
