@@ -27,8 +27,8 @@ def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str], offered:
         heading = f"<h3>{escape(name)}</h3>" if len(diagnoses) > 1 else ""
         if diagnosis.casualties is None:
             parts.append(
-                f"{heading}<p>What NMS lost can only be told from candidates before NMS, and this file has detections "
-                "after it.</p>"
+                f"{heading}<p>What an NMS lost can only be told from the candidates before it, and this file has "
+                "detections.</p>"
             )
             continue
         objects = diagnosis.casualties.worst(MOST)
@@ -40,9 +40,9 @@ def worst_objects(diagnoses: Sequence[Diagnosis], names: Sequence[str], offered:
     if not any("<figure>" in part for part in parts):
         return "".join(parts)
     key = (
-        "<p class='lead'>The detector had a better box for each of these, and its score preferred another. Corners: "
-        "ground truth. Solid: the box that was kept. Dashed: the best-placed box, suppressed. Choose one to see it in "
-        "the explorer.</p>"
+        "<p class='lead'>The detector had a better-placed box for each of these objects, and NMS removed it for a box "
+        "with a higher score. Corners: ground truth. Solid: the best-placed box of those kept. Dashed: the best-placed "
+        "of all, removed. Choose one to see it in the explorer.</p>"
     )
     return key + "".join(parts)
 
@@ -75,7 +75,12 @@ def _figure(diagnosis: Diagnosis, row: int, place: dict[int, int]) -> str:
     fate = f"kept IoU {casualties.kept_iou[row]:.2f}"
     if rivals:
         fate += f" (score {candidates.scores[kept]:.2f})"
-    words = f"{fate}, suppressed IoU {casualties.best_iou[row]:.2f} (score {candidates.scores[best]:.2f})"
+    words = f"{fate}, removed IoU {casualties.best_iou[row]:.2f} (score {candidates.scores[best]:.2f})"
+    assert diagnosis.suppressor is not None
+    remover = int(diagnosis.suppressor[best])
+    if remover != kept:
+        whose = "a neighbour's box" if casualties.neighbour[row] else "another box"
+        words += f", by {whose} (score {candidates.scores[remover]:.2f})"
     side = max(width, height)
     view = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"  # square, the crop in its middle
     label = f'aria-label="{escape(name)}: {escape(words)}"'

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from planted import SIDE, shifted
+from planted import truth as planted_truth
 from synthetic import made_up_truth, synthetic_candidates
 
 from retinaconf.data.ground_truth import GroundTruth
@@ -293,3 +295,15 @@ def test_inline_json_cannot_end_its_element():
 def test_never_imports_torch():
     code = "import sys, retinaconf.diagnosis.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_gallery_says_which_box_removed_the_better_one(tmp_path):
+    """Two objects that overlap by 0.6. The box on the first removes that on the second; a worse one is kept."""
+    first = [0.0, 0.0, SIDE, SIDE]
+    second = shifted(first, 0.6)
+    truth = planted_truth([[first, second]])
+    boxes = np.array([first, second, shifted(second, 0.7)])
+    candidates = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.1]))
+    elements = page(tmp_path / "r.html", diagnose(truth, candidates=candidates, replicates=2))
+    said = "kept IoU 0.70 (score 0.10), removed IoU 1.00 (score 0.80), by a neighbour's box (score 0.90)"
+    assert said in "".join(elements.visible)
