@@ -309,7 +309,7 @@ def test_files_that_are_no_images(tmp_path: Path):
     for name, message in (
         ("text.jpg", "not an image"),
         ("empty.jpg", "is empty"),
-        ("folder.jpg", "cannot be read"),
+        ("folder.jpg", "is a folder, not an image"),
         ("none.jpg", "no such image file"),
     ):
         for function in (read_image, check_image):
