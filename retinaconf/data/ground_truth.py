@@ -75,6 +75,7 @@ class GroundTruth:
     image_folder: Path | None
     source: str  # the file or folder that messages name
     dropped: tuple[Fault, ...] = field(default=())  # what was left out
+    images_checked: bool = False  # every image has been decoded, and `image_sizes` are the true ones
     val_split: ValSplit | None = None  # which images are `val`, where the data set does not say
     taken: tuple[str, ...] = ()  # what was found by its content and not under its usual name: `images from imgs`
 

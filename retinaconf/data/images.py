@@ -113,7 +113,7 @@ def inspect_image(path: Path, size: tuple[int, int] | None = None) -> tuple[tupl
 
 
 def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped: float = 1.0) -> GroundTruth:
-    """Check every image file; returns the ground truth with the true (height, width) of each.
+    """Check every image file that is not checked yet; returns the ground truth with the true (height, width) of each.
 
     Args:
         ground_truth: of one split, I images.
@@ -130,9 +130,11 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped:
         raise InputError(f"{folder}: no such folder; {ground_truth.source} expects its images there")
 
     def check(index: int) -> tuple[int, int] | InputError:
-        height, width = ground_truth.image_sizes[index]
+        height, width = (int(side) for side in ground_truth.image_sizes[index])
+        if ground_truth.images_checked:
+            return height, width
         try:
-            return check_image(ground_truth.path(index), (int(height), int(width)))
+            return check_image(ground_truth.path(index), (height, width))
         except InputError as fault:
             return fault
 
@@ -150,7 +152,7 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped:
         for result, bounds in zip(results, pairwise(ground_truth.offsets))
         if isinstance(result, InputError)
     ]
-    checked = replace(kept, image_sizes=sizes, dropped=(*ground_truth.dropped, *dropped))
+    checked = replace(kept, image_sizes=sizes, images_checked=True, dropped=(*ground_truth.dropped, *dropped))
     see_share_left_out(checked, max_skipped)
     return checked
 

@@ -7,6 +7,7 @@ from hotcoco import COCO
 from PIL import Image
 from torchvision.ops import box_convert
 
+from retinaconf.data import images
 from retinaconf.data.ground_truth import Fault
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.errors import InputError
@@ -142,6 +143,14 @@ def test_a_bad_line_raises_or_is_dropped(root: Path, line: str, message: str):
     assert truth.boxes.tolist() == [[0, 0, 40, 30]]
     assert truth.dropped[0].kind == "bad-annotation"
     assert message in truth.dropped[0].message
+
+
+def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
+    truth = load_split(root, "train")
+    monkeypatch.setattr(images, "check_image", lambda path, size: pytest.fail(f"{path} is decoded again"))
+    again = images.check_images(truth)
+    assert again.image_sizes.tolist() == truth.image_sizes.tolist()
+    assert again.boxes.tolist() == truth.boxes.tolist()
 
 
 def test_a_box_without_extent_is_dropped(root: Path):
