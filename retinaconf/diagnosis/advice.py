@@ -113,7 +113,8 @@ def _recalibration(diagnosis: Diagnosis) -> str:
         return f"Keep the scores uncalibrated: a map to the expected IoU would bring the mean distance {change} only."
     return (
         "To read a score as the IoU to expect, interpolate in the report's table 'The IoU that a score stands for' "
-        f"(remedies.recalibration in the --json file). The mean distance between the two falls {change}; AP stays."
+        "(remedies.recalibration in the --json file). The mean distance between the two, all classes together, falls "
+        f"{change}; AP stays."
     )
 
 
@@ -122,17 +123,17 @@ def _training(diagnosis: Diagnosis) -> str:
     order, classes = ladder["ranked_by_iou"].gain, ladder["class_right"].gain
     wishes = []
     if order.points >= SOME and is_sure(order) > 0:
-        wishes.append(f"a score that knows how well a box fits, {points(order)}: {_better_score(diagnosis)}")
+        wishes.append(f"{points(order)} by a score that knows how well a box fits ({_better_score(diagnosis)})")
     if classes.points >= SOME and is_sure(classes) > 0:
-        wishes.append(f"classes that are not confused, {points(classes)}: look at their labels, and give more examples")
+        wishes.append(f"{points(classes)} by classes that are not confused (check their labels, add examples of them)")
     if not wishes:
         return "With training: nothing that this report measures is worth it. Look for objects that are not found."
-    return f"With training, at most: {'; '.join(wishes)}."
+    return f"What training could add at most: {'; '.join(wishes)}."
 
 
 def _better_score(diagnosis: Diagnosis) -> str:
     if diagnosis.quality is not None:
-        return "a quality that is trained with the IoU as its target"
+        return "train the quality with the IoU as its target"
     if diagnosis.coverage is not None:  # a run of this package
-        return "a quality branch (retinaconf retrofit)"
-    return "a branch that predicts the IoU, or a loss whose target for the class score is the IoU (varifocal, say)"
+        return "add a quality branch with retinaconf retrofit"
+    return "train a branch that predicts the IoU, or take the IoU as the class score's target, as varifocal loss does"

@@ -115,7 +115,8 @@ def diagnose(
 
     Args:
         ground_truth: I images.
-        detections: after NMS. Made from the candidates where None.
+        detections: after NMS. Made from the candidates where None. Where both are given, `metrics`, calibration and all
+            that is said of the stage after NMS are of these, and gains are over those made from the candidates.
         candidates: before NMS. Without them nothing is said of NMS, and oracles re-rank the detections.
         post_processing: what makes detections of candidates, also in the oracles and at each alpha.
         object_iou: candidates of its class with at least this IoU are an object's own.
@@ -148,7 +149,7 @@ def diagnose(
     assert final is not None
     after = _stage(final, ground_truth, object_iou, progress)
 
-    base = before or after
+    base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
     finish: Callable[[Candidates], Candidates] = process if before else _unchanged
     metrics = CocoEvaluator(ground_truth)(final.image_index, final.boxes, final.scores, final.labels)
     rough = min(replicates, ROUGH_REPLICATES)
@@ -158,7 +159,7 @@ def diagnose(
         ground_truth,
         finish,
         object_iou,
-        final,
+        own,
         replicates=rough,
         seed=seed,
         progress=progress,
@@ -166,7 +167,7 @@ def diagnose(
     ranked = source if source is not None else final
     quality = None
     if ranked.quality is not None:
-        quality = sweep_alpha(ranked, final, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
+        quality = sweep_alpha(ranked, own, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
     return Diagnosis(
         ground_truth=ground_truth,
         post_processing=process,
@@ -180,7 +181,7 @@ def diagnose(
         oracles=ladder,
         quality=quality,
         calibration=calibrate(final, ground_truth),
-        remedies=measure_remedies(base.boxes, final, ground_truth, process if before else None, rough, seed, progress),
+        remedies=measure_remedies(base.boxes, own, ground_truth, process if before else None, rough, seed, progress),
         coverage=coverage,
         notes=tuple(_notes(ground_truth, final, candidates, detections, process)),
     )

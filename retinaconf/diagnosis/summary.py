@@ -141,9 +141,10 @@ def _post_processing(diagnosis: Diagnosis) -> str:
     if diagnosis.coverage is not None:  # a run, whose settings these are
         return f"AP is of the detections made from the candidates by the run's own settings: {made}."
     if diagnosis.after.boxes.source != diagnosis.before.boxes.source:
+        given = diagnosis.metrics.overall["AP"]
         return (
-            f"AP is of the detections as they are in the file; every other AP is of those made here from the "
-            f"candidates: {made}. Set --nms-iou and --score-threshold to what your detector uses."
+            f"AP is of detections made here from the candidates: {made}. The detections in the file have AP "
+            f"{100 * given:.1f}; where the two differ, set --nms-iou and --score-threshold to what your detector uses."
         )
     return (
         f"AP is of the detections made here from the candidates: {made}. Set --nms-iou and --score-threshold to what "

@@ -73,7 +73,7 @@ def test_the_owner_of_a_yolo_is_told_nothing_that_only_others_can_do(yolox: Diag
         "score of 0.",
         "Keep NMS at IoU 0.65",
         "table 'The IoU that a score stands for'",
-        "With training",
+        "What training could add",
     ):
         assert any(words in line for line in advice), words
     for line in advice[1:]:
@@ -148,6 +148,21 @@ def test_nms_is_advised_where_it_helps() -> None:
         line.startswith(f"Set the IoU of NMS to 0.3 instead of 0.9: AP changes by {gain}")
         for line in diagnosis.advice()
     )
+
+
+def test_what_another_nms_does_is_no_gain() -> None:
+    """The candidates of an object overlap by 0.55: NMS at 0.5 keeps the better one, the detector's at 0.9 both."""
+    ground_truth = spread_objects(30, 4)
+    easy = np.random.default_rng(0).random((120, 1))
+    candidates = candidates_at(ground_truth, np.tile([1, 0.55], (120, 1)), np.hstack([easy, 0.999 * easy]))
+    candidates = replace(candidates, quality=candidates.scores)
+    given = replace(PostProcessing(nms_iou=0.9)(candidates), source="dt.json")
+    diagnosis = diagnose(ground_truth, given, candidates, replicates=20)
+    assert diagnosis.metrics.overall["AP"] < 0.9
+    assert [rung.AP for rung in diagnosis.oracles] == pytest.approx([1] * 7)
+    gains = [diagnosis.quality.over_own, diagnosis.remedies.nms.over_own, *(rung.gain for rung in diagnosis.oracles)]
+    assert [gain.points for gain in gains] == pytest.approx([0] * 9)
+    assert f"The detections in the file have AP {100 * diagnosis.metrics.overall['AP']:.1f}" in said(diagnosis)
 
 
 def test_a_detector_without_nms_is_not_asked_for_candidates() -> None:
