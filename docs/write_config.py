@@ -16,13 +16,13 @@ from retinaconf.recipes import BACKBONES, DETECTORS, LITE0, RECIPES, SCHEDULES
 
 HEAD = """# Settings
 
-Written by `docs/write_config.py` from `retinaconf/config.py`; change it there.
+`docs/write_config.py` writes this page from `retinaconf/config.py`. Change the text there.
 
-Every setting is an option of `retinaconf train`, with hyphens for underscores (`--data.short-side 480`), and a key of a
-run's `config.json`. A setting that is true or false is switched on by its name and off by `no-` before it
-(`--data.skip-bad`, `--model.no-freeze-stem`); several values follow each other (`--schedule.milestones 8 11`). The
-columns *r50-1x* and *lite0* are what the recipes `retinanet-r50-1x` and `retinanet-lite0` set. The other recipes differ
-from these two by what their names say:
+Every setting is a key of a run's `config.json` and an option of `retinaconf train`. Options have hyphens instead of
+underscores (`--data.short-side 480`). A setting that is true or false is switched on by its name, and switched off by
+`no-` before its name (`--data.skip-bad`, `--model.no-freeze-stem`). A setting with several values takes them one after
+the other (`--schedule.milestones 8 11`). The columns *r50-1x* and *lite0* show the values of the recipes
+`retinanet-r50-1x` and `retinanet-lite0`. The names of the other recipes say how they differ from these two:
 
 | part of the name | what it changes |
 |---|---|

@@ -1,4 +1,4 @@
-"""Everything that can be set, typed and validated. A recipe (`retinaconf.recipes`) is a value of `Config`.
+"""All settings, typed and validated. A recipe (`retinaconf.recipes`) is a value of `Config`.
 
 A field's docstring is its `--help`. On disk a configuration is flat: `{"model.backbone": "resnet50.tv_in1k", ...}`.
 """
@@ -31,43 +31,48 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The network: one RetinaNet, of which the paper's four detectors (Figure 3) are settings."""
+    """The network. It is one RetinaNet; the paper's four detectors (Figure 3) are settings of it."""
 
     backbone: str = "resnet50.tv_in1k"
-    """A timm model with features at strides 8, 16 and 32."""
+    """Name of a timm model that has features at strides 8, 16 and 32."""
     weights: str = "imagenet"
     """Backbone weights: `imagenet` (fetched by timm, or packaged), `none`, or a .safetensors or .pth file."""
     stride_in_1x1: bool = False
-    """ResNets halve the resolution in the first 1x1 convolution of a stage, as Caffe's do, not in the 3x3 one."""
+    """ResNets halve the resolution in the first 1x1 convolution of a stage, like Caffe's, not in the 3x3
+    convolution."""
     freeze_stem: bool = True
-    """Keep the stem and the first stage (up to stride 4) as they are."""
+    """Do not train the stem and the first stage of the backbone (up to stride 4)."""
     freeze_norm: bool = True
-    """Keep batch-norm statistics as they are; scale and shift still learn."""
+    """Keep the backbone's batch-norm statistics fixed. Scale and shift still learn."""
     channels: int = Field(256, ge=8)
-    """Channels of the feature pyramid and of the head."""
+    """Channels of the feature pyramid and of the head. More make the network larger and slower."""
     p6_from: Literal["c5", "p5"] = "c5"
-    """What P6 is computed from; torchvision's first RetinaNet takes P5."""
+    """The feature map from which P6 is computed. torchvision's first RetinaNet uses P5."""
     relu_before_p7: bool = False
-    """ReLU between P6 and P7: the RetinaNet paper and torchvision have it, MMDetection and this paper do not."""
+    """Apply a ReLU between P6 and P7. The RetinaNet paper and torchvision have it; MMDetection and this paper do
+    not."""
     head_convs: int = Field(4, ge=0)
-    """3x3 convolutions in each of the two towers of the head."""
+    """Number of 3x3 convolutions in each of the head's two towers. More make the head larger and slower."""
     head_norm: Literal["none", "group"] = "none"
-    """Group normalisation (32 groups) behind the convolutions of the towers; torchvision's second RetinaNet has it."""
+    """Group normalisation (32 groups) after each convolution of the towers. torchvision's second RetinaNet has it."""
     anchors: Literal["exact", "torchvision"] = "exact"
-    """`exact`, as in MMDetection and Detectron2, or `torchvision`: cut to whole pixels."""
+    """`exact` keeps fractional anchor sides, like MMDetection and Detectron2. `torchvision` makes them whole pixels."""
     anchor_ratios: tuple[float, ...] = RATIOS
-    """Height to width of the anchors: every cell has each ratio at each scale. `retinaconf check` proposes ratios and
-    scales where the objects of a data set need others."""
+    """Ratios of height to width of the anchors: higher values give taller anchors. Every cell has each ratio at each
+    scale, and `retinaconf check` proposes values that fit a data set."""
     anchor_scales: tuple[float, ...] = SCALES
-    """Side of a square anchor in strides of its level: 4 is 32 pixels on P3, of stride 8, and 512 on P7, of 128."""
+    """Side of a square anchor in strides of its level: 4 is 32 pixels on P3 (stride 8) and 512 pixels on P7 (stride
+    128). Higher values give larger anchors."""
     quality: Literal["none", "classification", "localization"] = "none"
-    """Tower that carries the quality branch: `classification` is RetinaNet-Conf, `localization` IoU-aware RetinaNet."""
+    """Tower that carries the quality branch: `classification` is RetinaNet-Conf, `localization` is IoU-aware
+    RetinaNet."""
     class_target: Literal["label", "iou"] = "label"
-    """What the class score learns at positives: 1 (focal loss), or the IoU (quality focal loss, the joint head)."""
+    """What the class score learns at positives: `label` is 1 (focal loss), `iou` is the box's IoU (quality focal loss,
+    the joint head)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of the backbone's training images, RGB, of 1."""
+    """Mean of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of the backbone's training images, RGB, of 1."""
+    """Standard deviation of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -97,32 +102,38 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Images to batches."""
+    """How images become batches."""
 
     layout: Literal["coco", "flat", "roboflow", "voc", "yolo"] | None = None
-    """Layout of the data set's folder; without it, found by looking."""
+    """Layout of the data set's folder. If it is not given, the folder's content decides."""
     short_side: int = Field(600, ge=32)
-    """Images are resized until their short side has this many pixels ..."""
+    """Pixels of an image's short side after resizing, unless `long_side` limits it. A higher value shows small objects
+    larger and costs time and memory."""
     long_side: int = Field(1000, ge=32)
-    """... unless the long side would then be longer than this."""
+    """Largest number of pixels of an image's long side after resizing. A higher value lets elongated images reach
+    `short_side`."""
     resize: Resize = "antialias"
-    """`antialias` as Pillow and Detectron2 do; plain `bilinear` as OpenCV and MMDetection; or in floating point, with
-    sides cut to whole pixels, as `torchvision`'s detectors."""
+    """How images are resized: `antialias` like Pillow and Detectron2; plain `bilinear` like OpenCV and MMDetection; or
+    in floating point with sides cut to whole pixels, like `torchvision`'s detectors."""
     flip: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip in training."""
+    """Probability of a horizontal flip in training. 0 never flips, 1 always does."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Training images are resized by a further factor drawn from this range (log-uniform)."""
+    """Range of a further resize factor, drawn for each training image (log-uniform). A wider range varies object sizes
+    more."""
     batch_size: int = Field(16, ge=1)
-    """Images a training step, over all processes and accumulated passes together."""
+    """Images in a training step, over all processes and accumulated passes together. A higher value also raises the
+    learning rate in proportion."""
     workers: int = Field(2, ge=0)
-    """Processes that load images, for each training process."""
+    """Processes that load images, for each training process. More load faster and need more memory; 0 loads in the
+    training process."""
     val_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the images that becomes `val`, balanced by class, where the data set names no splits."""
+    """Share of the images that becomes `val`, balanced by class, where the data set names no splits. A higher value
+    leaves fewer images for training."""
     skip_bad: bool = False
-    """Leave out, and list, unreadable images and unusable annotations instead of stopping."""
+    """Leave out and list unreadable images and unusable annotations instead of stopping."""
     max_skipped: float = Field(0.01, ge=0, le=1)
-    """Largest share of a split's images, and of its annotations, that `skip_bad` leaves out, rounded up to whole ones;
-    with more the command stops."""
+    """Largest share of a split's images, and of its annotations, that `skip_bad` may leave out, rounded up to whole
+    ones. If more are bad, the command stops."""
 
     @model_validator(mode="after")
     def _ranges(self) -> DataConfig:
@@ -137,78 +148,93 @@ class LossConfig(Section):
     """Equations (4), (5), (9) and (13) of the paper, and its Table 2."""
 
     focal_alpha: float = Field(0.25, ge=0, le=1)
-    """Weight of positives in the focal loss; negatives weigh 1 - alpha."""
+    """Weight of positives in the focal loss; negatives weigh 1 - alpha. A higher value makes positives count more."""
     focal_gamma: float = Field(2.0, ge=0)
-    """Focusing exponent of the focal, quality focal and GFocal losses."""
+    """Focusing exponent of the focal, quality focal and GFocal losses. A higher value makes easy examples count
+    less."""
     quality: QualityLoss = "ce"
-    """Loss of the quality branch: the first five over positives, the others beyond them, too (`quality_loss.py`)."""
+    """Loss of the quality branch. The first five learn from positives only, the others also from other anchors
+    (`quality_loss.py`)."""
     quality_negative_weight: float = Field(1e-4, ge=0)
-    """Weight of a negative in `ce-weighted`."""
+    """Weight of each negative in `ce-weighted`. A higher value pushes the quality of background down more strongly."""
     quality_weight: float = Field(1.0, ge=0)
-    """Weight of the quality loss in the total, equation (10)."""
+    """Weight of the quality loss in the total, equation (10). A higher value favours the quality branch over the other
+    tasks."""
     detach_quality_target: bool = False
-    """Stop the gradient of the quality loss at its target, the IoU; the released code lets it into the box branch."""
+    """Stop the gradient of the quality loss at its target, the IoU. The released code lets it flow into the box
+    branch."""
     box_weight: float = Field(1.0, ge=0)
-    """Weight of the localization loss in the total, equation (10)."""
+    """Weight of the localization loss in the total, equation (10). A higher value favours box accuracy over the other
+    tasks."""
 
 
 class OptimizerConfig(Section):
-    """The optimizer, and what happens to gradients before it."""
+    """The optimizer, and what happens to gradients before each step."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    """The optimizer: SGD with momentum, or AdamW."""
     lr: float = Field(0.01, gt=0)
-    """Learning rate for `reference_batch` images a step; scaled in proportion to data.batch-size."""
+    """Learning rate at `reference_batch` images per step; it is scaled in proportion to `data.batch_size`. A higher
+    value takes larger steps and may diverge."""
     reference_batch: int = Field(16, ge=1)
-    """The batch size that `lr` is meant for."""
+    """The batch size that `lr` is meant for. A higher value lowers the learning rate actually used."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of SGD. A higher value averages the gradient over more steps."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Weight decay; with AdamW not on norms and biases."""
+    """Weight decay; AdamW does not apply it to norms and biases. A higher value keeps weights smaller."""
     clip_norm: float = Field(0.0, ge=0)
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest norm of the gradient: a longer gradient is scaled down to it. 0 does not clip; a higher value clips
+    less."""
     accumulate: int = Field(1, ge=1)
-    """Passes a step: the batch is split into so many parts, which saves memory and changes nothing else."""
+    """Number of forward and backward passes into which each step's batch is split. More passes need less memory and
+    change nothing else."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay a step of the averaged weights that are evaluated and kept; 0 keeps the weights themselves."""
+    """Decay per step of the moving average of the weights, which is evaluated and kept. A higher value averages over
+    more steps; 0 uses the weights themselves."""
 
 
 class ScheduleConfig(Section):
     """The learning rate over time."""
 
     epochs: int = Field(12, ge=1)
-    """Passes over the training images: 12 is the paper's 1x, 24 its 2x."""
+    """Number of passes over the training images: 12 is the paper's 1x, 24 its 2x. More take proportionally longer."""
     decay: Literal["step", "cosine"] = "step"
-    """`step`: x0.1 at the milestones; `cosine`: down to 1 % at the end."""
+    """`step` multiplies the learning rate by 0.1 at each milestone. `cosine` lowers it smoothly to 1 % at the end."""
     milestones: tuple[int, ...] = (8, 11)
-    """Epochs at whose end `step` multiplies the learning rate by 0.1."""
+    """Epochs at whose end `step` multiplies the learning rate by 0.1. Later milestones keep the rate high for
+    longer."""
     warmup_steps: int = Field(500, ge=0)
-    """Steps in which the learning rate rises linearly ..."""
+    """Number of steps in which the learning rate rises linearly from `warmup_start` times its value. More make the
+    start gentler; 0 starts at the full rate."""
     warmup_start: float = Field(0.001, ge=0, le=1)
-    """... from this share of itself."""
+    """Share of the learning rate at which warm-up begins. 1 means no warm-up."""
 
 
 class InferenceConfig(Section):
     """From the network's outputs to detections."""
 
     alpha: float = Field(0.0, ge=0, le=1)
-    """Exponent of the quality in the joint score quality^alpha * class^(1 - alpha), equation (11)."""
+    """Exponent of the quality in the joint score quality^alpha * class^(1 - alpha), equation (11). A higher value makes
+    the quality count more; 0 is the class score alone."""
     joint: JointMethod = "product"
-    """Joint score: equation (11); the same for an anchor's best class, with the others in proportion; of Table 4 the
-    class score alone, or the plain product of both."""
+    """Joint score: `product` is equation (11); `proportional` applies it to an anchor's best class and keeps the others
+    in proportion. `cls` (class score alone) and `cls*obj` (class score times quality) are from Table 4."""
     min_quality: float = Field(0.0, ge=0, lt=1)
-    """Drop boxes with a quality at or below this: Table 4's `obj > 0.5`."""
+    """Drop boxes with a quality at or below this (Table 4's `obj > 0.5`). A higher value drops more boxes."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    """Drop joint scores at or below this."""
+    """Drop boxes with a joint score at or below this. A higher value drops more boxes."""
     rules: Literal["paper", "mmdetection", "torchvision", "detectron2"] = "paper"
-    """Whose post-processing. The paper's takes the best anchors of a level, the others the best (anchor, class) pairs;
-    they differ in boxes at the image's border."""
+    """Whose post-processing to follow: the paper's takes the best anchors of a level, the others the best (anchor,
+    class) pairs. They also differ in boxes at the image's border."""
     candidates: int = Field(1000, ge=1)
-    """Anchors (or pairs) of each level that are decoded, the best by joint score."""
+    """Number of anchors (or pairs) of each level that are decoded, best joint score first. A higher value keeps more
+    boxes before NMS and takes longer."""
     nms_iou: float = Field(0.5, ge=0, le=1)
-    """Non-maximum suppression removes boxes of the same class that overlap a better one by more than this."""
+    """Non-maximum suppression removes a box whose IoU with a better box of its class exceeds this. A higher value keeps
+    more overlapping boxes."""
     detections: int = Field(100, ge=1)
-    """Detections kept an image."""
+    """Largest number of detections kept per image, best joint score first. A higher value adds boxes with lower
+    scores."""
 
 
 class Config(Section):
@@ -223,7 +249,7 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     """Decides the initial weights of the head, the order of the images and their augmentation."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Arithmetic of the network; losses are always in 32 bits."""
+    """Arithmetic of the network. Losses are always computed in 32 bits."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:
