@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -53,6 +55,12 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(
             f"{path}: cannot be written ({reason(error)}); free space there, or choose another place"
         ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, a line for each of its parts, as `write_aside` does."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text))
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from retinaconf.commands.retrofit import retrofit
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.compare import Difference, paired_difference
@@ -25,7 +26,6 @@ from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import product
 from retinaconf.paper.runs import replicates
-from retinaconf.retrofit import retrofit_run
 from retinaconf.training.branch import Tower
 
 
@@ -34,7 +34,7 @@ def retrofitted(run: Path, root: Path, out: Path, tower: Tower, seed: int) -> Pa
     folder = out / f"{run.name}-{tower}-{seed}"
     if not folder.exists():
         started = time.process_time()
-        retrofit_run(run, root, folder, tower, seed)
+        retrofit(run, root, folder, tower, seed)
         print(f"{time.process_time() - started:.0f} s of CPU time")
     return folder
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import retinaconf
-from retinaconf import cli
-from retinaconf.demo import run_demo
+from retinaconf.cli import COMMANDS, load_command
+from retinaconf.commands.paper import PaperOptions
+from retinaconf.commands.train import TrainOptions
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
 from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.inference.predict import predict_files
 from retinaconf.paper.engine import run_paper
-from retinaconf.retrofit import retrofit_run
 from retinaconf.training import loop
 from retinaconf.training.run import train_run
 
@@ -89,9 +89,11 @@ def test_training_and_loading_take_the_same_device(
 
 
 def test_the_default_is_auto_everywhere():
+    commands = [command for command in map(load_command, COMMANDS) if "device" in inspect.signature(command).parameters]
+    assert len(commands) == 5
     for function in (
-        *(cli.demo, cli.evaluate, cli.predict, cli.diagnose, cli.retrofit, cli.TrainOptions, cli.PaperOptions),
+        *(*commands, TrainOptions, PaperOptions),
         *(retinaconf.load, retinaconf.Detector, loop.launch, train_run, evaluate_run, diagnose_run, predict_files),
-        *(retrofit_run, run_demo, run_paper),
+        run_paper,
     ):
         assert inspect.signature(function).parameters["device"].default == "auto", function

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retinaconf.retrofit import retrofit_run
+from retinaconf.commands.retrofit import retrofit
 from retinaconf.training.run import train_run
 
 NAMES = ("blue", "green", "red")  # as PASCAL VOC orders them, by name
@@ -105,7 +105,7 @@ def test_a_retrofitted_run_keeps_the_list(voc: Path, write_run: Callable[..., Pa
     base = write_run(tmp_path / "base", dict(enumerate(NAMES, start=1)), **plain)
     (base / "val.txt").write_text("train-3\ntrain-4\n")
     add_images(voc)
-    retrofit_run(base, voc, tmp_path / "run", device="cpu")
+    retrofit(base, voc, tmp_path / "run", device="cpu")
     assert (tmp_path / "run/val.txt").read_text() == "train-3\ntrain-4\n"
     assert "2 of the 12 images are val, as" in (tmp_path / "run/log.txt").read_text()
 

@@ -105,7 +105,7 @@ def test_the_card_has_classes_recipe_and_the_best_validation(trained: Any, tmp_p
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_cards_command_gives_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch):
-    from retinaconf.cli import train
+    from retinaconf.commands.train import train
 
     changes = {"data.short_side": 480, "data.scale": (0.5, 1.0), "model.freeze_stem": False, "seed": 3}
     config = RECIPES[name].changed(**changes, **{"model.weights": "my weights.pth"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaconf.cli import PaperItem
+from retinaconf.commands.paper import PaperItem
 from retinaconf.paper import published
 from retinaconf.paper.items import ITEMS, Training, for_base, joints_of
 

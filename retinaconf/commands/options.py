@@ -1,4 +1,4 @@
-"""From the words of a command line to a command's options, and from tyro's complaints to one line."""
+"""What commands share: kinds of options, and the way from words to options or to a complaint of one line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from itertools import dropwhile, takewhile
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from pydantic import ValidationError
 
 from retinaconf.config import validation_message
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
 
 
 class UsageError(Exception):

@@ -1,4 +1,4 @@
-"""A trained RetinaNet into one with a quality branch: what `retinaconf retrofit` does."""
+"""`retinaconf retrofit`: a trained RetinaNet into one with a quality branch."""
 
 from __future__ import annotations
 
@@ -8,60 +8,73 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import Progress as Bar
+from tyro.conf import Positional
 
+from retinaconf.commands.options import Device, LayoutKey
 from retinaconf.config import Config
-from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.images import check_images
-from retinaconf.data.layouts import describe, find_layout
-from retinaconf.data.loader import steps_per_epoch, training_batches
-from retinaconf.diagnosis.quality import AlphaSweep, compare_alphas
 from retinaconf.errors import InputError, reason
-from retinaconf.evaluation.coco import CocoEvaluator, Metrics
-from retinaconf.inference.detector import BATCH, Detector, load
-from retinaconf.inference.diagnose import as_candidates
-from retinaconf.inference.evaluate import split_for
-from retinaconf.inference.joint_score import sweep
-from retinaconf.training.branch import Branch, Tower, collect, fit_branch
-from retinaconf.training.checkpoint import (
-    CONFIG,
-    LOG,
-    METRICS,
-    MODEL,
-    VAL,
-    Weights,
-    metrics_line,
-    write_config,
-    write_val_list,
-    write_weights,
-)
-from retinaconf.training.progress import Progress
-from retinaconf.training.run import report_dropped
 
+if TYPE_CHECKING:
+    from retinaconf.data.ground_truth import GroundTruth
+    from retinaconf.diagnosis.quality import AlphaSweep
+    from retinaconf.evaluation.coco import Metrics
+    from retinaconf.inference.detector import Detector
+    from retinaconf.training.branch import Branch
+    from retinaconf.training.progress import Progress
+
+Quality = Literal["classification", "localization"]  # the tower that carries the branch
 PASSES = 2  # over the training images, each time resized and mirrored anew
 UNJUDGED_ALPHA = 0.4  # the paper's, where no validation split says better
 
 
-def retrofit_run(
-    run: Path,
-    root: Path,
+def retrofit(
+    run: Positional[Path],
+    /,
+    data: Path,
     out: Path,
-    quality: Tower = "classification",
+    quality: Quality = "classification",
     seed: int = 0,
-    layout: str | None = None,
-    device: str = "auto",
+    layout: LayoutKey | None = None,
     val_fraction: float | None = None,
+    device: Device = "auto",
 ) -> None:
-    """Give the detector of `run` a quality branch, trained alone on the split `train` of `root`, as the run `out`.
+    """Give a trained RetinaNet a quality branch, trained alone: boxes and class scores stay what they are.
 
-    Its boxes and class scores stay what they are, bit by bit. Alpha is chosen on the split `val`, if there is one.
-    `seed` decides the augmentation, and which images choose the weight decay. `out` appears whole or not at all.
+    Args:
+        run: the folder of a run without a quality branch.
+        data: the data set's folder; the branch learns on its train split, alpha is chosen on val.
+        out: the new run's folder; it appears whole or not at all.
+        quality: tower that carries the branch.
+        seed: of the augmentation, and of the images that choose the weight decay.
+        layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        device: where to compute.
 
     Raises:
         InputError: the run has a branch or a joint head, the data are bad or of other categories, or `out` exists.
     """
+    from retinaconf.data.images import check_images
+    from retinaconf.data.layouts import describe, find_layout
+    from retinaconf.inference.detector import Detector, load
+    from retinaconf.inference.evaluate import split_for
+    from retinaconf.training.checkpoint import (
+        CONFIG,
+        LOG,
+        METRICS,
+        MODEL,
+        VAL,
+        Weights,
+        metrics_line,
+        write_config,
+        write_val_list,
+        write_weights,
+    )
+    from retinaconf.training.progress import Progress
+    from retinaconf.training.run import report_dropped
+
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out")
     if seed < 0:
@@ -69,9 +82,9 @@ def retrofit_run(
     detector = load(run, device)
     config = _with_branch(detector.config, quality, run)
     skip_bad = config.data.skip_bad
-    train_set = split_for(detector, run, root, "train", layout, val_fraction)
-    has_val = "val" in find_layout(root, layout).splits(root)
-    val_set = split_for(detector, run, root, "val", layout, val_fraction) if has_val else None
+    train_set = split_for(detector, run, data, "train", layout, val_fraction)
+    has_val = "val" in find_layout(data, layout).splits(data)
+    val_set = split_for(detector, run, data, "val", layout, val_fraction) if has_val else None
     train_set = check_images(train_set, skip_bad, config.data.max_skipped)
     val_set = None if val_set is None else check_images(val_set, skip_bad, config.data.max_skipped)
     if train_set.crowd.all():  # also where there are no boxes
@@ -79,9 +92,9 @@ def retrofit_run(
 
     with _appearing_whole(out) as folder:
         progress = Progress(folder / LOG)
-        progress.say(describe(root, train_set, layout))
+        progress.say(describe(data, train_set, layout))
         if val_set is not None:
-            progress.say(describe(root, val_set, layout))
+            progress.say(describe(data, val_set, layout))
         report_dropped([*train_set.dropped, *(() if val_set is None else val_set.dropped)], progress)
         try:
             branch = _learn(detector, quality, train_set, seed, progress)
@@ -95,7 +108,7 @@ def retrofit_run(
         ]
         if val_set is None or val_set.crowd.all():
             what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
-            progress.say(f"{root}: {what} to choose alpha on; it is the paper's, {UNJUDGED_ALPHA}")
+            progress.say(f"{data}: {what} to choose alpha on; it is the paper's, {UNJUDGED_ALPHA}")
             alpha = UNJUDGED_ALPHA
         else:
             weights = Weights(config, detector.classes, detector.category_ids, state)
@@ -111,7 +124,7 @@ def retrofit_run(
         progress.say(f"{out}: alpha {alpha:g}; `retinaconf evaluate {out}` and the others take it from there")
 
 
-def _with_branch(config: Config, quality: Tower, run: Path) -> Config:
+def _with_branch(config: Config, quality: Quality, run: Path) -> Config:
     """The configuration of the new run, alpha aside.
 
     Raises:
@@ -139,7 +152,11 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _learn(detector: Detector, quality: Tower, train_set: GroundTruth, seed: int, progress: Progress) -> Branch:
+def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: int, progress: Progress) -> Branch:
+    from retinaconf.data.loader import steps_per_epoch, training_batches
+    from retinaconf.inference.detector import BATCH
+    from retinaconf.training.branch import collect, fit_branch
+
     started = time.monotonic()
     data = detector.config.data.model_copy(update={"batch_size": min(BATCH, len(train_set))})
     steps = PASSES * steps_per_epoch(len(train_set), data.batch_size)
@@ -167,6 +184,11 @@ def _learn(detector: Detector, quality: Tower, train_set: GroundTruth, seed: int
 
 def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) -> tuple[float, Metrics]:
     """The alpha with the best AP on all of `val_set`, and COCO's metrics there."""
+    from retinaconf.diagnosis.quality import compare_alphas
+    from retinaconf.evaluation.coco import CocoEvaluator
+    from retinaconf.inference.diagnose import as_candidates
+    from retinaconf.inference.joint_score import sweep
+
     joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
     with _bar(progress) as bar:
         task = bar.add_task("validation", total=len(val_set))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from retinaconf import retrofit
 from retinaconf.cell_anchors import CellAnchors
+from retinaconf.commands.retrofit import _appearing_whole, retrofit
 from retinaconf.config import read_config
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import training_batches
@@ -23,7 +23,6 @@ from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import evaluate_run
-from retinaconf.retrofit import retrofit_run
 from retinaconf.training.branch import positive_cells
 from retinaconf.training.checkpoint import read_weights, write_weights
 from retinaconf.training.losses import detection_losses
@@ -45,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path
 @pytest.fixture(scope="module", params=["classification", "localization"])
 def fitted(base: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("fitted") / "deep" / "run"
-    retrofit_run(base.run, base.data, out, request.param, device="cpu")
+    retrofit(base.run, base.data, out, request.param, device="cpu")
     return SimpleNamespace(run=out, quality=request.param)
 
 
@@ -131,7 +130,7 @@ def test_the_same_seed_gives_the_same_run(base: Any, tmp_path: Path):
     shutil.copytree(base.data, tmp_path / "data")
     (tmp_path / "data/val.json").unlink()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        retrofit_run(base.run, tmp_path / "data", tmp_path / name, seed=seed, device="cpu")
+        retrofit(base.run, tmp_path / "data", tmp_path / name, seed=seed, device="cpu")
     a, b, c = (read_weights(tmp_path / name).state["head.quality_conv.weight"] for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -145,7 +144,7 @@ def test_without_validation_alpha_is_the_papers(base: Any, tmp_path: Path, what:
         val.unlink()
     else:
         val.write_text(json.dumps(json.loads(val.read_text()) | {"annotations": []}))
-    retrofit_run(base.run, tmp_path / "data", tmp_path / "run", device="cpu")
+    retrofit(base.run, tmp_path / "data", tmp_path / "run", device="cpu")
     assert read_config(tmp_path / "run/config.json").inference.alpha == 0.4
     assert f"{what} to choose alpha on; it is the paper's, 0.4" in (tmp_path / "run/log.txt").read_text()
 
@@ -216,7 +215,7 @@ def test_what_cannot_be_retrofitted_leaves_nothing(
     run = write_run(tmp_path / "plain", **changes)
     damage(tiny_data)
     with pytest.raises(InputError, match=message):
-        retrofit_run(run, tiny_data, tmp_path / "out/run", device="cpu")
+        retrofit(run, tiny_data, tmp_path / "out/run", device="cpu")
     assert {path.name for path in tmp_path.iterdir()} <= {"plain", "data", "out"}
     assert not list(tmp_path.glob("out/*")) + list(tmp_path.glob("out/.*"))
 
@@ -227,7 +226,7 @@ def test_a_network_whose_training_failed(tiny_data: Path, write_run: Callable[..
     weights.state["head.box_conv.bias"].fill_(3e38)  # finite; `load` refuses what is not
     write_weights(run / "model.safetensors", weights.state, *weights[:3])
     with pytest.raises(InputError, match=r"plain: its boxes are not finite; its training has failed"):
-        retrofit_run(run, tiny_data, tmp_path / "run", device="cpu")
+        retrofit(run, tiny_data, tmp_path / "run", device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "data"}
 
 
@@ -236,11 +235,11 @@ def test_out_must_be_new_or_empty(tiny_data: Path, write_run: Callable[..., Path
     (tmp_path / "file").touch()
     for out, message in ((run, "exists already"), (tmp_path / "file", "exists already"), (tmp_path / "file/a", "writ")):
         with pytest.raises(InputError, match=rf"{out}: .*{message}.*; choose another --out"):
-            retrofit_run(run, tiny_data, out, device="cpu")
+            retrofit(run, tiny_data, out, device="cpu")
     with pytest.raises(InputError, match="--seed -1: give at least 0"):
-        retrofit_run(run, tiny_data, tmp_path / "new", seed=-1, device="cpu")
+        retrofit(run, tiny_data, tmp_path / "new", seed=-1, device="cpu")
     (tmp_path / "empty").mkdir()
-    retrofit_run(run, tiny_data, tmp_path / "empty", device="cpu")
+    retrofit(run, tiny_data, tmp_path / "empty", device="cpu")
     assert (tmp_path / "empty/model.safetensors").exists()
 
 
@@ -251,14 +250,22 @@ def test_dropped_records_are_all_in_the_log_of_the_run(
     flat = {"image_id": document["images"][0]["id"], "category_id": 3, "bbox": [1, 2, 0, 4]}
     document["annotations"] += [flat | {"id": 500 + n} for n in range(15)]
     (tiny_data / "train.json").write_text(json.dumps(document))
-    retrofit_run(write_run(tmp_path / "plain", **PLAIN), tiny_data, tmp_path / "run", device="cpu")
+    retrofit(write_run(tmp_path / "plain", **PLAIN), tiny_data, tmp_path / "run", device="cpu")
     assert (tmp_path / "run/log.txt").read_text().count("has width 0; dropped") == 15
     out = capsys.readouterr().out
     assert "... and 5 more, all in the run's log.txt" in out
     assert ".run." not in out  # the folder that it was written in
 
 
-@pytest.mark.parametrize("step", ["collect", "fit_branch", "compare_alphas", "write_weights"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "training.branch.collect",
+        "training.branch.fit_branch",
+        "diagnosis.quality.compare_alphas",
+        "training.checkpoint.write_weights",
+    ],
+)
 def test_interrupted_anywhere_it_leaves_nothing(
     tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ):
@@ -266,9 +273,9 @@ def test_interrupted_anywhere_it_leaves_nothing(
         raise KeyboardInterrupt
 
     run = write_run(tmp_path / "plain", **PLAIN)
-    monkeypatch.setattr(retrofit, step, interrupt)
+    monkeypatch.setattr(f"retinaconf.{step}", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        retrofit_run(run, tiny_data, tmp_path / "run", device="cpu")
+        retrofit(run, tiny_data, tmp_path / "run", device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "data"}
 
 
@@ -276,7 +283,7 @@ def test_training_does_not_go_on_from_a_retrofitted_run(
     tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path
 ):
     out = tmp_path / "run"
-    retrofit_run(write_run(tmp_path / "plain", **PLAIN), tiny_data, out, device="cpu")
+    retrofit(write_run(tmp_path / "plain", **PLAIN), tiny_data, out, device="cpu")
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"holds a model and no last\.ckpt to go on from; choose another --out"):
         train_run(read_config(out / "config.json"), tiny_data, out, resume=True, device="cpu")
@@ -307,7 +314,7 @@ def test_a_link_to_a_folder_leads_there(tmp_path: Path, exists: bool):
     if exists:
         (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk")
-    with retrofit._appearing_whole(tmp_path / "out") as folder:
+    with _appearing_whole(tmp_path / "out") as folder:
         (folder / "log.txt").touch()
     assert (tmp_path / "out").is_symlink()
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["log.txt"]

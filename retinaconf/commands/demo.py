@@ -1,18 +1,12 @@
-"""The whole of it in a few minutes on two cores, without a download: what `retinaconf demo` does."""
+"""`retinaconf demo`: all of it in a few minutes on two cores, without a download."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from retinaconf.data.scenes import write_scenes
-from retinaconf.diagnosis.report import write_report
-from retinaconf.files import write_aside
-from retinaconf.inference.diagnose import diagnose_run
-from retinaconf.inference.evaluate import evaluate_run, print_report
-from retinaconf.inference.predict import predict_files
+from retinaconf.commands.options import Device
+from retinaconf.files import write_json
 from retinaconf.recipes import recipe
-from retinaconf.training.run import train_run
 
 TRAIN_SCENES, VAL_SCENES = 320, 50
 SIZE = (168, 224)  # height and width of a scene
@@ -41,14 +35,25 @@ CONFIG = recipe("conf-lite0").changed(
 )
 
 
-def run_demo(out: Path, device: str = "auto") -> None:
-    """Make scenes, train RetinaNet-Conf on them, evaluate every joint score, diagnose, and draw, all under `out`.
+def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
+    """Train, evaluate and look at a detector on built-in scenes, in minutes, without a download.
 
     A demo that was interrupted goes on where it stopped; one that is done only evaluates again.
+
+    Args:
+        out: folder for data, run, numbers and pictures.
+        device: where to compute.
 
     Raises:
         InputError: scikit-learn or the backbone's weights are missing, or `out` holds something else.
     """
+    from retinaconf.data.scenes import write_scenes
+    from retinaconf.diagnosis.report import write_report
+    from retinaconf.inference.diagnose import diagnose_run
+    from retinaconf.inference.evaluate import evaluate_run, print_report
+    from retinaconf.inference.predict import predict_files
+    from retinaconf.training.run import train_run
+
     data, run = out / "data", out / "run"
     print(f"1. {TRAIN_SCENES} + {VAL_SCENES} scenes of real handwritten digits on photographs, made here: {data}")
     write_scenes(data, TRAIN_SCENES, VAL_SCENES, size=SIZE)
@@ -57,7 +62,7 @@ def run_demo(out: Path, device: str = "auto") -> None:
     print("3. evaluating every joint score of class and quality, from one pass of the network")
     report = evaluate_run(run, data, "val", with_sweep=True, device=device)
     print_report(report)
-    write_aside(out / "sweep.json", lambda aside: aside.write_text(json.dumps(report, indent=1) + "\n"))
+    write_json(out / "sweep.json", report)
     best = max(report["sweep"], key=lambda row: row["metrics"]["AP"])
     plain = report["sweep"][0]["metrics"]["AP"]
     print(f"   class score alone: AP {plain:.3f}; best, {best['joint']}: AP {best['metrics']['AP']:.3f}")

@@ -1,0 +1,100 @@
+"""`retinaconf diagnose`: where a detector's score and its boxes disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from retinaconf.commands.options import Device, LayoutKey, UsageError
+from retinaconf.files import write_json
+from retinaconf.outputs import check_outputs
+
+
+def diagnose(
+    run: Positional[Path | None] = None,
+    /,
+    data: Path | None = None,
+    split: str = "val",
+    detections: tuple[Path, ...] = (),
+    candidates: tuple[Path, ...] = (),
+    ground_truth: Path | None = None,
+    images: Path | None = None,
+    report: Path | None = None,
+    json: Path | None = None,
+    figures: Path | None = None,
+    alpha: float | None = None,
+    nms_iou: float | None = None,
+    score_threshold: float | None = None,
+    layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
+    device: Device = "auto",
+) -> None:
+    """Where a detector's score and its boxes disagree, what NMS loses by it, and what mending it is worth.
+
+    Either of a run on a data set (RUN --data ROOT), or of any detector from files (--detections DT --ground-truth GT).
+
+    Args:
+        run: a run folder; its candidates are made on the spot.
+        data: the data set's folder, for a run.
+        split: split of the data set, for a run.
+        detections: COCO results of a detector after NMS; two files compare two detectors.
+        candidates: boxes before NMS, COCO results or .npz; two files compare two detectors.
+        ground_truth: COCO ground truth that the files are about.
+        images: folder of the images, for the report's pictures.
+        report: write a self-contained HTML report to this file.
+        json: write every number to this file.
+        figures: write the figures as PNG and SVG to this folder.
+        alpha: for a run, exponent of the quality in the joint score, instead of its own.
+        nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
+        score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
+        layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        device: where to compute, for a run.
+    """
+    check_outputs([json, report], [run, data, ground_truth, *detections, *candidates, images])
+    from_files = bool(detections or candidates)
+    if (run is not None) == from_files:
+        raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
+    of_runs = {"--data": data, "--alpha": alpha, "--layout": layout}
+    of_files = {
+        "--ground-truth": ground_truth,
+        "--images": images,
+        "--nms-iou": nms_iou,
+        "--score-threshold": score_threshold,
+    }
+    for option, value in (of_runs if from_files else of_files).items():
+        if value is not None:
+            only, here = ("a run", "files") if from_files else ("files", "a run")
+            raise UsageError(f"{option}: it is for the diagnosis of {only}, and this is one of {here}; leave it out")
+    if run is not None:
+        if data is None:
+            raise UsageError("diagnose RUN: give the data set with --data ROOT")
+        from retinaconf.inference.diagnose import diagnose_run
+
+        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
+    else:
+        if ground_truth is None:
+            raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
+        from retinaconf.diagnosis.diagnose import diagnose_files
+        from retinaconf.diagnosis.post_processing import PostProcessing
+
+        process = PostProcessing(
+            PostProcessing.score_threshold if score_threshold is None else score_threshold,
+            PostProcessing.nms_iou if nms_iou is None else nms_iou,
+        )
+        diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
+    for diagnosis in diagnoses:
+        notes = (f"note: {note}" for note in diagnosis.notes)
+        print("\n".join([*diagnosis.summary(), *notes, "What to do:", *(f"- {line}" for line in diagnosis.advice())]))
+    if json is not None:
+        documents = [diagnosis.to_json() for diagnosis in diagnoses]
+        write_json(json, documents[0] if len(documents) == 1 else documents)
+    if figures is not None:
+        for number, diagnosis in enumerate(diagnoses, 1):
+            diagnosis.save_figures(figures if len(diagnoses) == 1 else figures / str(number))
+    if report is not None:
+        from retinaconf.diagnosis.report import write_report
+
+        write_report(report, diagnoses)
+        print(f"report: {report}")
