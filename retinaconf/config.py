@@ -204,8 +204,8 @@ class ScheduleConfig(Section):
     """Epochs at whose end `step` multiplies the learning rate by 0.1. Later milestones keep the rate high for
     longer."""
     warmup_steps: int = Field(500, ge=0)
-    """Number of steps in which the learning rate rises linearly from `warmup_start` times its value. More make the
-    start gentler; 0 starts at the full rate."""
+    """Number of steps in which the learning rate rises linearly from `warmup_start` times its value, or a tenth of the
+    run if that is less. More make the start gentler; 0 starts at the full rate."""
     warmup_start: float = Field(0.001, ge=0, le=1)
     """Share of the learning rate at which warm-up begins. 1 means no warm-up."""
 

@@ -11,6 +11,7 @@ from retinaconf.config import Config
 
 DECAY = 0.1  # at each milestone
 COSINE_END = 0.01  # share of the learning rate that is left at the end
+LONGEST_WARMUP = 0.1  # share of a run: a longer one would leave a short run no steps at its full learning rate
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -31,11 +32,17 @@ def peak_learning_rate(config: Config) -> float:
     return config.optimizer.lr * config.data.batch_size / config.optimizer.reference_batch
 
 
+def warmup_steps(config: Config, steps_per_epoch: int) -> int:
+    """The steps in which the learning rate rises: as many as are set, but at most a tenth of the run."""
+    return min(config.schedule.warmup_steps, int(LONGEST_WARMUP * config.schedule.epochs * steps_per_epoch))
+
+
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """The learning rate of step `step`, counted from 0."""
     schedule = config.schedule
     peak = peak_learning_rate(config)
-    warmup = min(1.0, step / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    rising = warmup_steps(config, steps_per_epoch)
+    warmup = min(1.0, step / rising) if rising else 1.0
     rate = peak * (schedule.warmup_start + (1 - schedule.warmup_start) * warmup)
     if schedule.decay == "step":
         return rate * DECAY ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
@@ -44,15 +51,19 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 def describe(config: Config, steps_per_epoch: int) -> str:
-    """The schedule in force, in words and numbers."""
+    """The schedule in force, in words and numbers, with the learning rate that the warm-up reaches."""
     schedule, optimizer = config.schedule, config.optimizer
     decay = (
         f"x{DECAY:g} after epochs {', '.join(map(str, schedule.milestones))}"
         if schedule.decay == "step"
         else f"cosine to {COSINE_END:.0%}"
     )
+    rising = warmup_steps(config, steps_per_epoch)
+    reached = f" to {learning_rate(config, rising, steps_per_epoch):.3g}" if rising else ""
+    shortened = rising < schedule.warmup_steps
+    why = f" (schedule.warmup-steps {schedule.warmup_steps} is more than a tenth of the run)" if shortened else ""
     return (
         f"{optimizer.name}, learning rate {optimizer.lr:g} x {config.data.batch_size}/{optimizer.reference_batch} "
-        f"= {peak_learning_rate(config):g}, {schedule.warmup_steps} warm-up steps, {decay}; "
+        f"= {peak_learning_rate(config):g}, {rising} warm-up steps{reached}{why}, {decay}; "
         f"{schedule.epochs} epochs x {steps_per_epoch} steps of {config.data.batch_size} images"
     )

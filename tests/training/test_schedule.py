@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 import torch
@@ -34,6 +35,21 @@ def test_cosine_falls_to_a_hundredth():
     after = rates[config.schedule.warmup_steps :]
     assert all(a >= b for a, b in itertools.pairwise(after))
     assert rates[-1] == pytest.approx(0.01 * peak_learning_rate(config))
+
+
+@pytest.mark.parametrize("name", ["conf-r50-1x", "conf-lite0"])
+@pytest.mark.parametrize("epochs", [1, 3, 24])
+@pytest.mark.parametrize("steps", [1, 5, 20, 1000])
+def test_warm_up_leaves_a_short_run_its_learning_rate_and_the_line_says_what_happens(name, epochs, steps):
+    config = recipe(name).changed(**{"schedule.epochs": epochs})
+    rates = [learning_rate(config, step, steps) for step in range(epochs * steps)]
+    line = describe(config, steps)
+    said, reached = re.search(r", (\d+) warm-up steps(?: to ([\d.e-]+))?", line).groups()
+    assert int(said) == min(config.schedule.warmup_steps, epochs * steps // 10)
+    assert all(a < b for a, b in itertools.pairwise(rates[: int(said) + 1]))
+    assert max(rates) == rates[int(said)] == pytest.approx(float(reached or peak_learning_rate(config)), rel=1e-2)
+    assert max(rates) > 0.97 * peak_learning_rate(config)
+    assert ("is more than a tenth of the run" in line) == (config.schedule.warmup_steps > epochs * steps // 10)
 
 
 class Small(nn.Module):
