@@ -39,7 +39,7 @@ from retinaconf.training.checkpoint import (
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 from retinaconf.training.metrics_log import MetricsLog
-from retinaconf.training.precision import depthwise_in_32_bits, memory_format
+from retinaconf.training.precision import depthwise_in_32_bits, memory_format, precision_on, remarks
 from retinaconf.training.progress import Progress
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
 
@@ -58,7 +58,7 @@ def launch(config: Config, device: str = "auto") -> Fabric:
         accelerator=found.type,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if not found.index else [found.index],
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-        precision={"32": "32-true"}.get(config.precision, config.precision),  # type: ignore[arg-type]
+        precision=precision_on(found, config.precision).replace("32", "32-true"),  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric
@@ -128,6 +128,8 @@ def train(
         progress.say(f"going on at step {step} of {last_step}")
     log.go_on(window, {"train": step, "val": validated})
     progress.say(describe(config, epoch_steps))
+    for line in remarks(fabric.device, config.precision):
+        progress.say(line)
 
     evaluator = CocoEvaluator(val_set) if val_set is not None else None
     batches = training_batches(

@@ -9,6 +9,29 @@ from torch import Tensor, nn
 
 from retinaconf.config import Config
 
+# Of x86 and of ARM; the names are those of `torch.cpu.get_capabilities`.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def precision_on(device: torch.device, precision: str) -> str:
+    """The precision that a setting comes to: CPUs have no fp16 worth the name, and take bfloat16 in its place."""
+    return "bf16-mixed" if device.type == "cpu" and precision == "16-mixed" else precision
+
+
+def remarks(device: torch.device, precision: str) -> list[str]:
+    """What a user should know about a precision on a device, in lines."""
+    lines = []
+    if (used := precision_on(device, precision)) != precision:
+        lines.append(f"precision {precision} is for GPUs; on this CPU it is {used}")
+    if device.type == "cpu" and used != "32":
+        capabilities = torch.cpu.get_capabilities()
+        if not any(capabilities.get(name) for name in BF16_INSTRUCTIONS):
+            lines.append(
+                f"precision {used} makes training several times slower on this CPU, which has no instructions for "
+                "bfloat16; --precision 32 is faster here"
+            )
+    return lines
+
 
 def memory_format(network: nn.Module, config: Config, device: torch.device) -> torch.memory_format:
     """Channels last where it makes a training step faster: depthwise convolutions, tensor cores.

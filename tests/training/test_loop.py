@@ -1,6 +1,5 @@
 """Runs of a tiny network on a tiny data set: killed and resumed, interrupted, on two processes, overfitting."""
 
-import copy
 import json
 import os
 import random
@@ -13,11 +12,9 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from retinaconf.config import Config
 from retinaconf.data.scenes import write_scenes
-from retinaconf.training.precision import depthwise_in_32_bits
 from retinaconf.training.run import train_run
 
 TINY = {
@@ -207,22 +204,6 @@ def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, quality)
         for a, b in zip(lines(one, "val"), lines(other, "val"), strict=True):
             assert b["AP"] == pytest.approx(a["AP"], abs=1e-4)
             assert b["AR"] == pytest.approx(a["AR"], abs=1e-4)
-
-
-def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8))
-    plain = copy.deepcopy(network)
-    depthwise_in_32_bits(network)
-    images = torch.rand(2, 4, 9, 9)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = plain[0](images)
-        found = network(images)
-    assert half.dtype == torch.bfloat16
-    assert torch.equal(found, plain[2](plain[1](half.float())))
-    found.sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
-    assert network.state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.slow

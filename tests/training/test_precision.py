@@ -1,0 +1,81 @@
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from retinaconf.training.loop import launch
+from retinaconf.training.precision import depthwise_in_32_bits
+from retinaconf.training.run import train_run
+
+GPUS = "precision 16-mixed is for GPUs; on this CPU it is bf16-mixed"
+SLOW = (
+    "precision bf16-mixed makes training several times slower on this CPU, which has no instructions for bfloat16; "
+    "--precision 32 is faster here"
+)
+
+
+def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8))
+    plain = copy.deepcopy(network)
+    depthwise_in_32_bits(network)
+    images = torch.rand(2, 4, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = plain[0](images)
+        found = network(images)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(found, plain[2](plain[1](half.float())))
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert network.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "said"),
+    [
+        ("32", {"avx2": True}, []),
+        (
+            "bf16-mixed",
+            {"avx2": True, "avx512_bf16": False, "amx_bf16": False},
+            [SLOW],
+        ),
+        ("bf16-mixed", {"avx2": True, "avx512_bf16": True}, []),
+        ("bf16-mixed", {"neon": True}, [SLOW]),
+        ("bf16-mixed", {"neon": True, "bf16": True}, []),
+        (
+            "16-mixed",
+            {"avx2": True},
+            [
+                GPUS,
+                SLOW,
+            ],
+        ),
+        ("16-mixed", {"amx_bf16": True}, [GPUS]),
+    ],
+)
+def test_what_lower_precision_is_worth_on_this_cpu_is_said(
+    tiny_data: Path,
+    tiny_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    capabilities: dict[str, bool],
+    said: list[str],
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    train_run(tiny_config(precision=precision), tiny_data, tmp_path / "run", max_steps=1, device="cpu")
+    log = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert [line for line in log if line.startswith("precision")] == said
+
+
+def test_fp16_on_a_cpu_is_bfloat16_without_a_warning_of_the_library(tiny_config: Any):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fabric = launch(tiny_config(precision="16-mixed"), "cpu")
+    with fabric.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == torch.bfloat16
