@@ -249,7 +249,8 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     """Decides the initial weights of the head, the order of the images and their augmentation."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Arithmetic of the network. Losses are always computed in 32 bits."""
+    """Arithmetic of the network. Losses are always computed in 32 bits. Mixed precision is faster on GPUs and on CPUs
+    with instructions for bfloat16 (AVX512-BF16, AMX). On other CPUs it is several times slower."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:

@@ -38,22 +38,11 @@ def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu()
     ("precision", "capabilities", "said"),
     [
         ("32", {"avx2": True}, []),
-        (
-            "bf16-mixed",
-            {"avx2": True, "avx512_bf16": False, "amx_bf16": False},
-            [SLOW],
-        ),
+        ("bf16-mixed", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, [SLOW]),
         ("bf16-mixed", {"avx2": True, "avx512_bf16": True}, []),
         ("bf16-mixed", {"neon": True}, [SLOW]),
         ("bf16-mixed", {"neon": True, "bf16": True}, []),
-        (
-            "16-mixed",
-            {"avx2": True},
-            [
-                GPUS,
-                SLOW,
-            ],
-        ),
+        ("16-mixed", {"avx2": True}, [GPUS, SLOW]),
         ("16-mixed", {"amx_bf16": True}, [GPUS]),
     ],
 )
