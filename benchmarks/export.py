@@ -26,7 +26,7 @@ from retinaconf.inference.postprocess import postprocess
 from retinaconf.interop.export import export_run
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
-from retinaconf.training.checkpoint import MODEL, write_weights
+from retinaconf.run_folder import MODEL, write_weights
 
 CLASSES, HEIGHT, WIDTH = 80, 320, 416
 

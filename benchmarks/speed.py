@@ -36,7 +36,7 @@ from retinaconf.inference.postprocess import postprocess
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.recipes import recipe
-from retinaconf.training.checkpoint import Weights
+from retinaconf.run_folder import Weights
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 

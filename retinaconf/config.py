@@ -5,15 +5,13 @@ A field's docstring is its `--help`. On disk a configuration is flat: `{"model.b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retinaconf.cell_anchors import RATIOS, SCALES, STRIDES, CellAnchors
-from retinaconf.errors import InputError, reason
+from retinaconf.errors import InputError
 
 QualityLoss = Literal[
     "l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted", "varifocal", "gfocal-all", "ce-near", "ce-ranked"
@@ -294,23 +292,6 @@ def config_from_flat(flat: dict[str, Any], source: str = "") -> Config:
         return Config.model_validate(nested)
     except ValidationError as error:
         raise InputError(prefix + validation_message(error)) from None
-
-
-def read_config(path: Path) -> Config:
-    """The configuration in a run's `config.json`.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or does not fit.
-    """
-    try:
-        flat = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is {path.parent} a run folder?") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable configuration ({reason(error)})") from None
-    if not isinstance(flat, dict):
-        raise InputError(f"{path}: not a readable configuration (it is not an object of settings)")
-    return config_from_flat(flat, str(path))
 
 
 def validation_message(error: ValidationError) -> str:

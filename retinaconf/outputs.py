@@ -8,9 +8,8 @@ from pathlib import Path
 
 from retinaconf.data.folders import IMAGE_SUFFIXES
 from retinaconf.errors import InputError
+from retinaconf.run_folder import MODEL, RUN_FILES
 
-RUN_FILES = ("config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt", "val.txt")
-_MODEL = "model.safetensors"
 _DATA_FILES = (  # by their lower-case names, in a data set's folder of any layout
     *("train.json", "val.json", "test.json", "instances_*.json", "_annotations.coco.json"),
     *("*.xml", "*.txt", "*.yaml", "*.yml"),
@@ -40,7 +39,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None])
     for read in inputs if replaced else ():
         if read is None or not read.exists():
             continue
-        run = read if (read / _MODEL).is_file() else read.parent if read.name == _MODEL else None
+        run = read if (read / MODEL).is_file() else read.parent if read.name == MODEL else None
         if run is not None:
             known = [file for name in RUN_FILES if (file := run / name).exists()]
         else:

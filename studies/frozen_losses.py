@@ -38,7 +38,7 @@ from retinaconf.model.retinanet import Outputs
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
-from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
+from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
 from retinaconf.training.matching import Matches, match
 from retinaconf.training.quality_loss import beyond_positives, quality_loss
 

@@ -161,7 +161,7 @@ def write_run(tiny_config: Any) -> Callable[..., Path]:
     import torch
 
     from retinaconf.model.retinanet import RetinaNet
-    from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
+    from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
 
     def write(folder: Path, classes: dict[int, str] = CATEGORIES, **changes: Any) -> Path:
         folder.mkdir(parents=True)

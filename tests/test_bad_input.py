@@ -18,7 +18,7 @@ from retinaconf.diagnosis.report import write_report
 from retinaconf.errors import InputError
 from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.inference.predict import predict_files
-from retinaconf.training.checkpoint import read_weights, write_weights
+from retinaconf.run_folder import read_weights, write_weights
 
 
 def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

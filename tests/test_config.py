@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retinaconf.config import Config, config_from_flat, read_config
+from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError
 
 
@@ -159,39 +159,3 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
 def test_an_unknown_setting_is_named(name: str):
     with pytest.raises(InputError, match=f"unknown setting '{name}'.*--help"):
         Config().changed(**{name: 1})
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"optimizer.rate": 1}', "unknown setting 'optimizer.rate'"),
-        ('{"colour.sky": 1}', "unknown setting 'colour.sky'"),
-        ('{"optimizer.lr": "fast"}', "optimizer.lr: .*not 'fast'"),
-        ('{"optimizer.lr": NaN}', "optimizer.lr: "),
-        ('{"seed": 1, "seed.x": 2}', "unknown setting 'seed.x'"),
-        ('{"optimizer": 1, "optimizer.lr": 2}', "unknown setting 'optimizer'"),
-        ("[]", "not a readable configuration"),
-        ("3", "not a readable configuration"),
-        ('{"seed": ', "not a readable configuration"),
-        ("\xff\xfe", "not a readable configuration"),
-        ("", "not a readable configuration"),
-    ],
-    ids=lambda value: value if value.isprintable() and value else "not text",
-)
-def test_a_damaged_config_file_is_named(tmp_path: Path, text: str, message: str):
-    file = tmp_path / "config.json"
-    file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=message) as caught:
-        read_config(file)
-    assert str(caught.value).startswith(f"{file}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_config_file_asks_for_a_run_folder(tmp_path: Path):
-    with pytest.raises(InputError, match=rf"config\.json: no such file; is {tmp_path} a run folder\?"):
-        read_config(tmp_path / "config.json")
-
-
-def test_fields_that_an_older_run_lacks_have_their_defaults(tmp_path: Path):
-    (tmp_path / "config.json").write_text('{"optimizer.lr": 0.5}')
-    assert read_config(tmp_path / "config.json") == Config().changed(**{"optimizer.lr": 0.5})

@@ -60,10 +60,10 @@ def retrofit(
     from retinaconf.data.layouts import describe, find_layout
     from retinaconf.inference.detector import Detector, load
     from retinaconf.inference.evaluate import split_for
-    from retinaconf.training.checkpoint import (
+    from retinaconf.run_folder import (
         CONFIG,
         LOG,
-        METRICS,
+        METRICS_LOG,
         MODEL,
         VAL,
         Weights,
@@ -118,9 +118,9 @@ def retrofit(
         config = config.changed(**{"inference.alpha": alpha})
         write_config(folder / CONFIG, config)
         if train_set.val_split is not None:
-            write_val_list(folder / VAL, train_set.val_split)
+            write_val_list(folder / VAL, train_set.val_split.names)
         write_weights(folder / MODEL, state, config, detector.classes, detector.category_ids)
-        (folder / METRICS).write_text("".join(metrics_line(record) for record in records))
+        (folder / METRICS_LOG).write_text("".join(metrics_line(record) for record in records))
         progress.say(f"{out}: alpha {alpha:g}; `retinaconf evaluate {out}` and the others take it from there")
 
 

@@ -33,14 +33,7 @@ from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.inference.sources import find_images
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.checkpoint import (
-    CONFIG,
-    MODEL,
-    Weights,
-    read_weights,
-    write_config,
-    write_weights,
-)
+from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
 BATCH = 8  # images a pass when many are given
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # owner/name

@@ -21,7 +21,7 @@ from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score, sweep
 from retinaconf.outputs import check_outputs
-from retinaconf.training.checkpoint import val_list
+from retinaconf.run_folder import val_list
 
 RECORDS_SHOWN = 10  # of those left out; the JSON has all
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from retinaconf.config import Config
-from retinaconf.evaluation.coco import METRICS as METRIC_NAMES
+from retinaconf.evaluation.coco import METRICS
 from retinaconf.recipes import RECIPES
-from retinaconf.training.checkpoint import METRICS
+from retinaconf.run_folder import METRICS_LOG
 
 _SHOWN_CLASSES = 100
 _CARD = """\
@@ -63,13 +63,13 @@ def best_metrics(run: Path) -> dict[str, float] | None:
     """The best validation in a run's `metrics.jsonl`: the one that chose its weights. None where none is recorded."""
     best: dict[str, float] | None = None
     try:
-        lines = (run / METRICS).read_text().splitlines()
+        lines = (run / METRICS_LOG).read_text().splitlines()
     except OSError:
         return None
     for line in lines:
         try:
             record = json.loads(line)
-            judged = {name: float(record[name]) for name in METRIC_NAMES if record[name] is not None}
+            judged = {name: float(record[name]) for name in METRICS if record[name] is not None}
         except (ValueError, TypeError, KeyError):  # a line of training, or the last one of a run that was killed
             continue
         if "AP" in judged and (best is None or judged["AP"] >= best["AP"]):

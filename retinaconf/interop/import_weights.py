@@ -15,7 +15,7 @@ from retinaconf.interop.categories import Categories, coco_categories, read_cate
 from retinaconf.interop.imported import Imported, classes_of, head_settings
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.model.weights_file import read_weights_file
-from retinaconf.training.checkpoint import CONFIG, MODEL, write_config, write_weights
+from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
 
 
 class ImportedRun(NamedTuple):

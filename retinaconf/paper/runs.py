@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from retinaconf.config import Config, config_from_flat, read_config
+from retinaconf.config import Config, config_from_flat
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
@@ -34,8 +34,8 @@ from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.backbone import Backbone
 from retinaconf.paper.items import Training, joints_of
 from retinaconf.recipes import DETECTORS
-from retinaconf.training.checkpoint import CONFIG, LAST, MODEL, read_state
-from retinaconf.training.checkpoint import METRICS as METRICS_LOG
+from retinaconf.run_folder import CONFIG, LAST, METRICS_LOG, MODEL, read_config
+from retinaconf.training.checkpoint import read_state
 from retinaconf.training.run import train_run
 
 REPLICATES = 500  # bootstrap draws of the images

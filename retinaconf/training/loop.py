@@ -25,17 +25,8 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.checkpoint import (
-    LAST,
-    METRICS,
-    MODEL,
-    Weights,
-    data_of_run,
-    read_state,
-    see_same_data,
-    write_state,
-    write_weights,
-)
+from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, write_weights
+from retinaconf.training.checkpoint import data_of_run, read_state, see_same_data, write_state
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 from retinaconf.training.metrics_log import MetricsLog
@@ -106,7 +97,7 @@ def train(
     if averaged is not None:
         averaged.to(fabric.device)
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
-    log, window = MetricsLog(run / METRICS, fabric, epoch_steps), {}
+    log, window = MetricsLog(run / METRICS_LOG, fabric, epoch_steps), {}
     if (run / LAST).exists():
         state = read_state(run / LAST)
         see_same_data(run / LAST, state, train_set, val_set)
@@ -257,7 +248,7 @@ def _diverged(what: str, step: int, config: Config, run: Path) -> InputError:
     best = f", {run / MODEL} the best weights before" if (run / MODEL).exists() else ""
     return InputError(
         f"the {what} not finite at step {step}; train anew into another --out with {' or '.join(remedies)}. "
-        f"{run / METRICS} holds the losses{best}"
+        f"{run / METRICS_LOG} holds the losses{best}"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retinaconf.evaluation.coco import Metrics
 from retinaconf.files import write_aside
-from retinaconf.training.checkpoint import metrics_line
+from retinaconf.run_folder import metrics_line
 
 
 class MetricsLog:

@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from retinaconf.config import Config, read_config
+from retinaconf.config import Config
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
 from retinaconf.files import locked
-from retinaconf.training.checkpoint import (
+from retinaconf.run_folder import (
     CONFIG,
     LAST,
     LOG,
-    METRICS,
+    METRICS_LOG,
     MODEL,
     VAL,
+    read_config,
     val_list,
     write_config,
     write_val_list,
@@ -91,12 +92,12 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
         try:
             if is_new:
                 if val_split is not None:
-                    write_val_list(run / VAL, val_split)
+                    write_val_list(run / VAL, val_split.names)
                 write_config(run / CONFIG, config)
             yield
         except InputError:
             # No step was taken, for a wrong backbone, say: the same --out can be used again.
-            if is_new and not ((run / METRICS).exists() or (run / LAST).exists()):
+            if is_new and not ((run / METRICS_LOG).exists() or (run / LAST).exists()):
                 for name in (CONFIG, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
                 if not had_folder and not any(run.iterdir()):
@@ -107,7 +108,7 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
 def _see_that_it_fits(run: Path, config: Config, val_split: ValSplit | None, resume: bool) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
-        if found := [name for name in (LAST, MODEL, METRICS, LOG, VAL) if os.path.lexists(run / name)]:
+        if found := [name for name in (LAST, MODEL, METRICS_LOG, LOG, VAL) if os.path.lexists(run / name)]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
                 f"is overwritten; restore {CONFIG}, or choose another --out"

@@ -15,7 +15,6 @@ import torch
 
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.commands.retrofit import _appearing_whole, retrofit
-from retinaconf.config import read_config
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import training_batches
 from retinaconf.data.scenes import write_scenes
@@ -23,8 +22,8 @@ from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import evaluate_run
+from retinaconf.run_folder import read_config, read_weights, write_weights
 from retinaconf.training.branch import positive_cells
-from retinaconf.training.checkpoint import read_weights, write_weights
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 from retinaconf.training.run import train_run
@@ -263,7 +262,7 @@ def test_dropped_records_are_all_in_the_log_of_the_run(
         "training.branch.collect",
         "training.branch.fit_branch",
         "diagnosis.quality.compare_alphas",
-        "training.checkpoint.write_weights",
+        "run_folder.write_weights",
     ],
 )
 def test_interrupted_anywhere_it_leaves_nothing(

@@ -14,7 +14,7 @@ from retinaconf.data.layouts import load_split
 from retinaconf.errors import InputError
 from retinaconf.inference.detections import Detections
 from retinaconf.inference.detector import BATCH, Detector
-from retinaconf.training.checkpoint import read_weights
+from retinaconf.run_folder import read_weights
 
 
 @pytest.fixture(scope="module")

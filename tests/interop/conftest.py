@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 import retinaconf
-from retinaconf.training.checkpoint import MODEL, read_weights, write_weights
+from retinaconf.run_folder import MODEL, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")

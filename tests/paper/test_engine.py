@@ -18,7 +18,7 @@ import pytest
 import timm
 from PIL import Image
 
-from retinaconf.config import Config, read_config
+from retinaconf.config import Config
 from retinaconf.errors import InputError
 from retinaconf.model import backbone
 from retinaconf.paper import runs
@@ -27,6 +27,7 @@ from retinaconf.paper.items import ALL, ITEMS, Training
 from retinaconf.paper.misalignment import positive_anchors
 from retinaconf.paper.runs import Experiments
 from retinaconf.recipes import RECIPES
+from retinaconf.run_folder import read_config
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,16 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from retinaconf.config import Config, read_config
+from retinaconf.config import Config
 from retinaconf.errors import InputError
-from retinaconf.training import checkpoint
-from retinaconf.training.checkpoint import read_state, read_weights, write_config, write_state, write_weights
+from retinaconf.run_folder import read_weights, write_weights
+from retinaconf.training.checkpoint import read_state, write_state
 
 STATE = {"step": 7, "best": 0.25, "categories": ((3, 90), ("a", "b")), "model": {"w": torch.ones(2)}, "optimizer": {}}
 
@@ -20,15 +20,15 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("write", "part"),
+    ("write", "library"),
     [
-        (lambda file: write_state(file, STATE), "torch.save"),
-        (lambda file: write_weights(file, {"w": torch.ones(2)}, Config(), ("a",), (1,)), "save_file"),
+        (lambda file: write_state(file, STATE), torch),
+        (lambda file: write_weights(file, {"w": torch.ones(2)}, Config(), ("a",), (1,)), safetensors.torch),
     ],
     ids=["last.ckpt", "model.safetensors"],
 )
 def test_every_file_of_a_run_is_written_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], part: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], library: ModuleType
 ):
     file = tmp_path / "file"
     write(file)
@@ -38,8 +38,7 @@ def test_every_file_of_a_run_is_written_aside(
         aside.write_text("half")
         raise OSError(28, "No space left on device")
 
-    owner, _, name = part.rpartition(".")
-    monkeypatch.setattr(getattr(checkpoint, owner) if owner else checkpoint, name, fail)
+    monkeypatch.setattr(library, "save" if library is torch else "save_file", fail)
     with pytest.raises(InputError, match="No space left"):
         write(file)
     assert file.read_bytes() == before
@@ -47,53 +46,6 @@ def test_every_file_of_a_run_is_written_aside(
 
 
 # --- what comes back -----------------------------------------------------------------------------------------------
-
-
-def test_a_configuration_comes_back(tmp_path: Path):
-    config = Config().changed(**{"optimizer.lr": 0.1 + 0.2, "schedule.milestones": (1, 2)})
-    write_config(tmp_path / "config.json", config)
-    assert read_config(tmp_path / "config.json") == config
-    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(config.flat()))
-
-
-def test_weights_come_back_bit_by_bit_with_their_meaning(tmp_path: Path):
-    config = Config().changed(**{"model.quality": "classification", "inference.alpha": 0.3})
-    state = {
-        "conv.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
-        "norm.running_var": torch.tensor([1e-30, 3.4e38]),
-        "norm.num_batches_tracked": torch.tensor(5),
-        "half": torch.randn(3).bfloat16(),
-        "learnt": torch.nn.Parameter(torch.randn(2)),
-    }
-    classes, ids = ("red", "grün", 'a "b"'), (3, 8, 2**40)
-    write_weights(tmp_path / "model.safetensors", state, config, classes, ids)
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        weights = read_weights(path)
-        assert (weights.config, weights.classes, weights.category_ids) == (config, classes, ids)
-        assert weights.state.keys() == state.keys()
-        for name, tensor in state.items():
-            assert weights.state[name].dtype == tensor.dtype
-            assert torch.equal(weights.state[name], tensor)
-
-
-def test_anyone_can_read_the_metadata(tmp_path: Path):
-    write_weights(tmp_path / "model.safetensors", {"w": torch.ones(1)}, Config(), ("a", "b"), (1, 7))
-    with safetensors.safe_open(tmp_path / "model.safetensors", framework="np") as tensors:
-        metadata = tensors.metadata()
-    assert json.loads(metadata["classes"]) == ["a", "b"]
-    assert json.loads(metadata["category_ids"]) == [1, 7]
-    assert json.loads(metadata["config"])["model.backbone"] == "resnet50.tv_in1k"
-
-
-def test_the_same_weights_are_the_same_bytes(tmp_path: Path):
-    """By itself the library orders the metadata at random."""
-    files = [tmp_path / str(n) for n in range(8)]
-    for file in files:
-        write_weights(file, {"w": torch.arange(3.0), "grün": torch.ones(2)}, Config(), ("a", "ü"), (1, 7))
-    assert len({file.read_bytes() for file in files}) == 1
-    with safetensors.safe_open(files[0], framework="pt") as tensors:
-        assert torch.equal(tensors.get_tensor("w"), torch.arange(3.0))
-        assert torch.equal(tensors.get_tensor("grün"), torch.ones(2))
 
 
 def test_the_state_of_a_run_comes_back(tmp_path: Path):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
 from retinaconf.errors import InputError, Interrupted
-from retinaconf.training import checkpoint, loop
+from retinaconf.training import loop
 from retinaconf.training import run as training_run
 from retinaconf.training.progress import Progress
 from retinaconf.training.run import train_run
@@ -242,7 +243,7 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(*((torch, "save") if file == "last.ckpt" else (checkpoint, "save_file")), full)
+        patch.setattr(*((torch, "save") if file == "last.ckpt" else (safetensors.torch, "save_file")), full)
         with pytest.raises(InputError, match=rf"{file}: cannot be written \(No space left"):
             train_run(tiny_config(**CHANGES), data, run, device="cpu")
     kept = {"config.json", "log.txt", "metrics.jsonl", "last.ckpt"} - {file}

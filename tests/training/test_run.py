@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from retinaconf.config import read_config
 from retinaconf.errors import InputError
-from retinaconf.training.checkpoint import read_weights
+from retinaconf.run_folder import read_config, read_weights
 from retinaconf.training.run import DROPPED_SHOWN, train_run
 
 
