@@ -202,8 +202,8 @@ class ScheduleConfig(Section):
     """Epochs at whose end `step` multiplies the learning rate by 0.1. Later milestones keep the rate high for
     longer."""
     warmup_steps: int = Field(500, ge=0)
-    """Number of steps in which the learning rate rises linearly from `warmup_start` times its value, or a tenth of the
-    run if that is less. More make the start gentler; 0 starts at the full rate."""
+    """Number of steps in which the learning rate rises linearly from `warmup_start` times its value; at most a tenth of
+    the run. More make the start gentler; 0 starts at the full rate."""
     warmup_start: float = Field(0.001, ge=0, le=1)
     """Share of the learning rate at which warm-up begins. 1 means no warm-up."""
 
@@ -247,8 +247,8 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     """Decides the initial weights of the head, the order of the images and their augmentation."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Arithmetic of the network. Losses are always computed in 32 bits. Mixed precision is faster on GPUs and on CPUs
-    with instructions for bfloat16 (AVX512-BF16, AMX). On other CPUs it is several times slower."""
+    """Arithmetic of the network; losses always use 32 bits. Mixed precision is faster on GPUs and on CPUs with bfloat16
+    instructions (AVX512-BF16, AMX), and several times slower on other CPUs."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:
