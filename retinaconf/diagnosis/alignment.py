@@ -13,10 +13,12 @@ from retinaconf.diagnosis.mean import finite_mean
 from retinaconf.diagnosis.overlaps import Overlaps
 from retinaconf.diagnosis.sizes import SIZES, object_size
 
+BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
+
 
 @dataclass(frozen=True)
 class WithinObjects:
-    """Rank correlation among the candidates of one object, averaged over objects: the ranking that NMS uses.
+    """Rank correlation among the best boxes of one object, averaged over objects: the ranking that NMS uses.
 
     Each mean is over the objects for which it is defined; NaN where there is none.
     """
@@ -25,6 +27,7 @@ class WithinObjects:
     kendall: float
     concordance: float  # of two of its boxes, how often the better-placed one has the higher score
     objects: int  # with two boxes that differ in score and IoU
+    boxes: float  # of those objects, the mean number of boxes, at most BEST
     per_object: RankCorrelation  # of each of B ground-truth boxes
 
 
@@ -32,7 +35,8 @@ class WithinObjects:
 class Alignment:
     """Score against IoU with the best object of the same class.
 
-    `everything` takes all boxes, also those that overlap nothing; the others take boxes with IoU >= `object_iou`.
+    `everything` and `density` take the boxes above the score threshold, also those that overlap nothing, and so depend
+    on the scale of the score. The others do not: they take each object's best boxes (`best_of_objects`).
     """
 
     everything: RankCorrelation  # one group
@@ -40,21 +44,41 @@ class Alignment:
     per_class: RankCorrelation  # K groups
     per_size: RankCorrelation  # small, medium, large: the object's
     within: WithinObjects
-    density: np.ndarray  # (50, 50) int64: all boxes, score by IoU
+    density: np.ndarray  # (50, 50) int64: score by IoU
     density_edges: np.ndarray  # (51,)
 
 
+def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5) -> np.ndarray:
+    """Ascending rows, among D boxes with these scores (D,), of each object's best BEST by score.
+
+    An object's boxes are those of its class that fit it best and have IoU >= `object_iou` with it. Which these are
+    depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
+    """
+    rows = np.flatnonzero(overlaps.same_iou >= object_iou)
+    order = rows[np.lexsort((rows, -scores[rows], overlaps.same_object[rows]))]
+    starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[rank < BEST])
+
+
 def measure_alignment(
-    boxes: Candidates, overlaps: Overlaps, ground_truth: GroundTruth, object_iou: float = 0.5
+    boxes: Candidates,
+    overlaps: Overlaps,
+    ground_truth: GroundTruth,
+    object_iou: float = 0.5,
+    above: np.ndarray | None = None,
 ) -> Alignment:
-    """How well the scores of D boxes rank their IoU."""
-    on = overlaps.same_iou >= object_iou
+    """How well the scores of D boxes rank their IoU; the mask `above` (D,) says which exceed the score threshold."""
+    on = best_of_objects(boxes.scores, overlaps, object_iou)
     scores, iou = boxes.scores[on], overlaps.same_iou[on]
     target = overlaps.same_object[on]
-    density, edges = joint_density(boxes.scores, overlaps.same_iou)
     each = rank_correlation(scores, iou, target, len(ground_truth.boxes))
+    ranked = np.isfinite(each.kendall)
+    part = slice(None) if above is None else above
+    all_scores, all_iou = boxes.scores[part], overlaps.same_iou[part]
+    density, edges = joint_density(all_scores, all_iou)
     return Alignment(
-        everything=rank_correlation(boxes.scores, overlaps.same_iou),
+        everything=rank_correlation(all_scores, all_iou),
         on_objects=rank_correlation(scores, iou),
         per_class=rank_correlation(scores, iou, boxes.labels[on], len(ground_truth.classes)),
         per_size=rank_correlation(scores, iou, object_size(ground_truth.areas)[target], len(SIZES)),
@@ -62,7 +86,8 @@ def measure_alignment(
             spearman=finite_mean(each.spearman),
             kendall=finite_mean(each.kendall),
             concordance=finite_mean(each.concordance),
-            objects=int(np.isfinite(each.kendall).sum()),
+            objects=int(ranked.sum()),
+            boxes=finite_mean(each.count[ranked].astype(np.float64)),
             per_object=each,
         ),
         density=density,

@@ -32,7 +32,10 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 
 @dataclass(frozen=True)
 class Stage:
-    """Boxes before or after NMS, how well they are placed, and how well their score says so."""
+    """Boxes before or after NMS, how well they are placed, and how well their score says so.
+
+    `boxes` exceed the score threshold; `alignment` within objects is of all that were given.
+    """
 
     boxes: Candidates  # D
     overlaps: Overlaps  # of them
@@ -102,6 +105,7 @@ def diagnose(
     *,
     post_processing: PostProcessing | None = None,
     object_iou: float = 0.5,
+    quality: AlphaSweep | None = None,
     coverage: Coverage | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -117,9 +121,11 @@ def diagnose(
         ground_truth: I images.
         detections: after NMS. Made from the candidates where None. Where both are given, `metrics`, calibration and all
             that is said of the stage after NMS are of these, and gains are over those made from the candidates.
-        candidates: before NMS. Without them nothing is said of NMS, and oracles re-rank the detections.
+        candidates: before NMS. Without them nothing is said of NMS, and oracles re-rank the detections. They may reach
+            below the score threshold: NMS gets those above it, and the order within each object is measured on all.
         post_processing: what makes detections of candidates, also in the oracles and at each alpha.
         object_iou: candidates of its class with at least this IoU are an object's own.
+        quality: the AP at each alpha, where the detector makes its detections itself; else made of the boxes given.
         coverage: from `anchor_coverage`, where the anchors are known.
         replicates: bootstrap draws for the intervals at each alpha; all others take 200 at most.
         seed: of those draws, and of the halves of the images.
@@ -138,16 +144,15 @@ def diagnose(
     casualties: Casualties | None = None
     source = candidates  # all of them: the score threshold cuts the joint score at each alpha anew
     if candidates is not None:
-        if process.score_threshold > 0:
-            candidates = candidates.take(candidates.scores > process.score_threshold)
-        before = _stage(candidates, ground_truth, object_iou, progress)
+        before = _stage(candidates, ground_truth, object_iou, process.score_threshold, progress)
+        candidates = before.boxes
         columns = (candidates.image_index, candidates.labels, candidates.boxes, candidates.scores)
         suppressor = nms(*columns, process.nms_iou, progress)
         casualties = nms_casualties(candidates, suppressor, before.overlaps.same_object, ground_truth, progress)
     made = None if candidates is None or suppressor is None else process.best(candidates, suppressor)
     final = detections if detections is not None else made
     assert final is not None
-    after = _stage(final, ground_truth, object_iou, progress)
+    after = _stage(final, ground_truth, object_iou, 0, progress)
 
     base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
     finish: Callable[[Candidates], Candidates] = process if before else _unchanged
@@ -165,8 +170,7 @@ def diagnose(
         progress=progress,
     )
     ranked = source if source is not None else final
-    quality = None
-    if ranked.quality is not None:
+    if quality is None and ranked.quality is not None:
         quality = sweep_alpha(ranked, own, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
     return Diagnosis(
         ground_truth=ground_truth,
@@ -232,13 +236,19 @@ def _unchanged(detections: Candidates) -> Candidates:
     return detections
 
 
-def _stage(boxes: Candidates, ground_truth: GroundTruth, object_iou: float, progress: Progress) -> Stage:
+def _stage(
+    boxes: Candidates, ground_truth: GroundTruth, object_iou: float, score_threshold: float, progress: Progress
+) -> Stage:
     overlaps = best_overlaps(boxes, ground_truth, progress)
+    above = boxes.scores > score_threshold if score_threshold > 0 else np.ones(len(boxes), dtype=bool)
+    alignment = measure_alignment(boxes, overlaps, ground_truth, object_iou, above)
+    if not above.all():
+        boxes, overlaps = boxes.take(above), overlaps.take(above)
     readings = {"same_class": overlaps.same_iou, "any_class": overlaps.any_iou}
     return Stage(
         boxes=boxes,
         overlaps=overlaps,
-        alignment=measure_alignment(boxes, overlaps, ground_truth, object_iou),
+        alignment=alignment,
         counts={
             name: count_predictions(boxes.image_index, boxes.scores, iou, len(ground_truth))
             for name, iou in readings.items()

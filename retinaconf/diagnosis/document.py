@@ -127,6 +127,7 @@ def _correlation(stage: Stage, classes: tuple[str, ...]) -> dict[str, Any]:
             "kendall": alignment.within.kendall,
             "concordance": alignment.within.concordance,
             "objects": alignment.within.objects,
+            "boxes": alignment.within.boxes,
         },
     }
 

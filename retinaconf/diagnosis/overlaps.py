@@ -26,6 +26,10 @@ class Overlaps:
     any_iou: np.ndarray  # (D,) float64: with an object of any class
     any_object: np.ndarray  # (D,) int64
 
+    def take(self, rows: np.ndarray) -> Overlaps:
+        """Those of the boxes chosen by a mask (D,) or by indices."""
+        return Overlaps(self.same_iou[rows], self.same_object[rows], self.any_iou[rows], self.any_object[rows])
+
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of boxes a and b, row by row: (P, 4) and (P, 4) xyxy to (P,); 0 where both are empty."""

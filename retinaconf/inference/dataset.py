@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,18 @@ class DetectionTable:
     labels: np.ndarray  # (D,) int64
     class_scores: np.ndarray  # (D,) float32
     quality: np.ndarray | None  # (D,) float32
+
+    def take(self, rows: np.ndarray) -> DetectionTable:
+        """The rows chosen by a mask (D,)."""
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            class_scores=self.class_scores[rows],
+            quality=None if self.quality is None else self.quality[rows],
+        )
 
     def to_coco(self, ground_truth: GroundTruth) -> list[dict[str, Any]]:
         """COCO results records with the image and category ids of the ground truth, as `Detections.to_coco`."""
@@ -58,9 +70,11 @@ def detect(
     device: torch.device,
     suppress: bool = True,
     done: Callable[[int], None] = lambda images: None,
+    look: Callable[[Batch, Outputs], None] = lambda batch, outputs: None,
 ) -> list[DetectionTable]:
-    """One table for each of `joints`, over the images of `batches`. `done` hears of each batch's images.
+    """One table for each of `joints`, over the images of `batches`.
 
+    `done` hears how many images each batch has; `look` is shown each batch, on the device, and what the network says.
     With several processes each gives its own batches, and all get the whole tables.
     """
     found: list[dict[int, DetectionTable]] = [{} for _ in joints]
@@ -69,12 +83,20 @@ def detect(
             on_device = batch.to(device)
             outputs = model(on_device.images, on_device.sizes)
             results = postprocess(outputs, on_device.sizes, config, joints, suppress)
+            look(on_device, outputs)
         for tables, images in zip(found, results):
-            for boxes, index, size in zip(images, batch.index.tolist(), batch.sizes.tolist()):
-                original = ground_truth.image_sizes[index]
-                tables[index] = _table(boxes, index, (size[0], size[1]), (int(original[0]), int(original[1])))
+            tables.update(tables_of(images, batch, ground_truth))
         done(len(batch.index))
-    return [_gathered(tables) for tables in found]
+    return [gathered(tables) for tables in found]
+
+
+def tables_of(images: Sequence[Boxes], batch: Batch, ground_truth: GroundTruth) -> dict[int, DetectionTable]:
+    """The boxes of each image of a batch, in pixels of the original, by the image's row in the ground truth."""
+    tables: dict[int, DetectionTable] = {}
+    for boxes, index, size in zip(images, batch.index.tolist(), batch.sizes.tolist()):
+        original = ground_truth.image_sizes[index]
+        tables[index] = _table(boxes, index, (size[0], size[1]), (int(original[0]), int(original[1])))
+    return tables
 
 
 def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
@@ -95,7 +117,7 @@ def _table(boxes: Boxes, index: int, size: tuple[int, int], original: tuple[int,
     )
 
 
-def _gathered(tables: dict[int, DetectionTable]) -> DetectionTable:
+def gathered(tables: dict[int, DetectionTable]) -> DetectionTable:
     """The images of all processes in the ground truth's order."""
     if torch.distributed.is_initialized():
         everyone: list[dict[int, DetectionTable]] = [{}] * torch.distributed.get_world_size()

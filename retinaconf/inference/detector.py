@@ -22,7 +22,7 @@ from PIL import Image
 from retinaconf.config import Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
-from retinaconf.data.loader import evaluation_batches, padded
+from retinaconf.data.loader import Batch, evaluation_batches, padded
 from retinaconf.data.transforms import Augmentation, apply, by_canvas, resized
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
@@ -32,7 +32,7 @@ from retinaconf.inference.joint_score import WITH_ALPHA, JointScore, joint_score
 from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import Boxes, postprocess
 from retinaconf.inference.sources import find_images
-from retinaconf.model.retinanet import RetinaNet
+from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
 BATCH = 8  # images a pass when many are given
@@ -177,16 +177,18 @@ class Detector(ModelHubMixin):
         joints: Sequence[JointScore] | None = None,
         suppress: bool = True,
         done: Callable[[int], None] = lambda images: None,
+        look: Callable[[Batch, Outputs], None] = lambda batch, outputs: None,
     ) -> list[DetectionTable]:
         """Detections of every image of a split, one table for each of `joints` (default: the configured one).
 
-        Of several processes of torch.distributed each takes a part of the images, and all get the whole tables.
+        Of several processes of torch.distributed each takes a part of the images, and all get the whole tables. The
+        other parameters are those of `retinaconf.inference.dataset.detect`.
         """
         distributed = torch.distributed.is_initialized()
         turn = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
         batches = evaluation_batches(ground_truth, self.config.data, BATCH, *turn)
         joints = [joint_score(config)] if joints is None else joints
-        return detect(self.model, batches, ground_truth, config, joints, self.device, suppress, done)
+        return detect(self.model, batches, ground_truth, config, joints, self.device, suppress, done, look)
 
     def _predict(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
         data = self.config.data

@@ -6,18 +6,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from retinaconf.config import InferenceConfig
+from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
+from retinaconf.data.loader import Batch
 from retinaconf.data.transforms import canvas, resized
+from retinaconf.diagnosis.alignment import best_of_objects
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.coverage import anchor_coverage
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.gains import REPLICATES
+from retinaconf.diagnosis.overlaps import best_overlaps
 from retinaconf.diagnosis.post_processing import PostProcessing
-from retinaconf.inference.dataset import DetectionTable
+from retinaconf.diagnosis.quality import ALPHAS, compare_alphas
+from retinaconf.inference.dataset import DetectionTable, gathered, tables_of
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import split_for
+from retinaconf.inference.joint_score import JointScore, joint_score
+from retinaconf.inference.postprocess import RULES, postprocess
+from retinaconf.model.retinanet import Outputs
+
+CLIPPED_LATE = (
+    "This run's own NMS sees boxes before they are clipped to the image (inference.rules detectron2): AP and the curve "
+    "of alpha are by that, oracles and NMS losses by an NMS of clipped boxes."
+)
 
 
 def diagnose_run(
@@ -29,10 +45,14 @@ def diagnose_run(
     layout: str | None = None,
     device: str = "auto",
     val_fraction: float | None = None,
+    replicates: int = REPLICATES,
 ) -> Diagnosis:
     """Diagnose a run on a split of `root`, or on `images` of its images, drawn at random where it has more.
 
-    Memory holds all candidates of those images, some 400 kB an image; the images themselves stream by.
+    The detections at each alpha of the curve are the network's own, those of `evaluate --alpha`. Candidates are what
+    NMS is given, and below the score threshold the best boxes of each object, so that the order within an object does
+    not depend on the threshold. Memory holds them all, some 400 kB an image; the images themselves stream by.
+    `replicates` is the number of bootstrap draws.
 
     Raises:
         InputError: no such run or split, bad data, other categories than the run's, or a wrong `alpha`.
@@ -45,10 +65,24 @@ def diagnose_run(
         ground_truth = replace(ground_truth.subset(np.sort(chosen)), dropped=())  # which is about all images
     ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
 
+    own = joint_score(config)
+    has_quality = detector.config.model.quality != "none"
+    # What `evaluate --alpha` ranks by at each of them.
+    curve = [joint_score(detector.inference_config(alpha=at)) for at in ALPHAS] if has_quality else []
+    candidates: dict[int, DetectionTable] = {}
+
+    def look(batch: Batch, outputs: Outputs) -> None:
+        candidates.update(_candidates(batch, outputs, config, own, ground_truth))
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("candidates", total=len(ground_truth))
-        (table,) = detector.detect(ground_truth, config, suppress=False, done=lambda n: bar.advance(task, n))
-    candidates = as_candidates(table, str(run))
+        task = bar.add_task("images", total=len(ground_truth))
+        joints = list(dict.fromkeys([own, *curve]))
+        tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n), look=look)
+    detections = {joint: as_candidates(table, str(run)) for joint, table in zip(joints, tables)}
+    sweep = None
+    if curve:
+        found = [detections[joint] for joint in curve]
+        sweep = compare_alphas(found, detections[own], ground_truth, ALPHAS, replicates)
     data = detector.config.data
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
@@ -59,7 +93,37 @@ def diagnose_run(
         cell_anchors=detector.config.model.cell_anchors,
     )
     process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
-    return diagnose(ground_truth, candidates=candidates, post_processing=process, coverage=coverage)
+    diagnosis = diagnose(
+        ground_truth,
+        detections[own],
+        as_candidates(gathered(candidates), str(run)),
+        post_processing=process,
+        quality=sweep,
+        coverage=coverage,
+        replicates=replicates,
+    )
+    if RULES[config.rules].clip_first:
+        return diagnosis
+    return replace(diagnosis, notes=(*diagnosis.notes, CLIPPED_LATE))
+
+
+def _candidates(
+    batch: Batch, outputs: Outputs, config: InferenceConfig, joint: JointScore, ground_truth: GroundTruth
+) -> dict[int, DetectionTable]:
+    """What NMS is given of each image of a batch, and the best boxes of its objects even below the score threshold."""
+    # An object has boxes of its class only: of the others, a hundred thousand an image, those below are not made.
+    image, place = torch.nonzero(batch.labels >= 0, as_tuple=True)
+    thresholds = torch.full_like(outputs.class_logits[:, 0], config.score_threshold, dtype=torch.float32)  # (N, K)
+    thresholds[image, batch.labels[image, place]] = 0
+    everything = config.model_copy(update={"score_threshold": 0.0})
+    (images,) = postprocess(outputs, batch.sizes, everything, [joint], suppress=False, thresholds=thresholds)
+    kept: dict[int, DetectionTable] = {}
+    for index, table in tables_of(images, batch, ground_truth).items():
+        taken = table.scores > config.score_threshold
+        overlaps = best_overlaps(as_candidates(table, "candidates"), ground_truth)
+        taken[best_of_objects(table.scores, overlaps)] = True
+        kept[index] = table.take(taken)
+    return kept
 
 
 def as_candidates(table: DetectionTable, source: str) -> Candidates:

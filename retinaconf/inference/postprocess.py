@@ -56,7 +56,12 @@ RULES = {
 
 @torch.no_grad()
 def postprocess(
-    outputs: Outputs, sizes: Tensor, config: InferenceConfig, joints: Sequence[JointScore], suppress: bool = True
+    outputs: Outputs,
+    sizes: Tensor,
+    config: InferenceConfig,
+    joints: Sequence[JointScore],
+    suppress: bool = True,
+    thresholds: Tensor | None = None,
 ) -> list[list[Boxes]]:
     """Detections by joint score and image: `result[j][n]`.
 
@@ -64,6 +69,7 @@ def postprocess(
     class) pairs above the threshold are clipped to the image (`sizes` (N, 2): height, width), dropped where that
     leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
     order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
+    With `thresholds` (N, K), of each image and class, only the pairs above these are given.
 
     These are the paper's rules and MMDetection's of its time; `config.rules` chooses others. By all rules an anchor
     with an output that is not finite is left out.
@@ -90,6 +96,8 @@ def postprocess(
         taken = scores > config.score_threshold  # (P, K)
         if rules.pairs:
             _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, config.candidates)
+        if thresholds is not None:
+            taken &= scores > thresholds[image]
         if clip_now:
             boxes = _clip(boxes, limits[image])
             if not rules.keep_empty:

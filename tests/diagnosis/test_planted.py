@@ -10,6 +10,7 @@ from planted import SIDE, candidates_at, shifted, spread_objects, truth
 
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.post_processing import PostProcessing
 
 SHIFTS = np.array([31, 25, 18, 10, 4])
 IOUS = (SIDE - SHIFTS) / (SIDE + SHIFTS)  # 0.527 to 0.923
@@ -84,6 +85,33 @@ def test_independent_scores() -> None:
     chosen = IOUS[scores.argmax(1)]
     assert diagnosis.casualties.kept_iou == pytest.approx(chosen)
     assert diagnosis.casualties.lost == pytest.approx(BEST - chosen)
+
+
+def test_the_order_within_objects_does_not_depend_on_the_scores_scale() -> None:
+    """The same boxes in the same order, cut at 0.3: of the cubed scores a third of them is left."""
+    rng = np.random.default_rng(0)
+    ground_truth = spread_objects(5, 4)
+    ious = rng.uniform(0.55, 0.95, (20, 70))
+    scores = np.clip(ious + rng.normal(0, 0.2, ious.shape), 0.01, 0.99)
+    process = PostProcessing(score_threshold=0.3)
+    plain, cubed = (
+        diagnose(ground_truth, candidates=candidates_at(ground_truth, ious, scores**power), post_processing=process)
+        for power in (1, 3)
+    )
+    assert len(cubed.before.boxes) < 0.7 * len(plain.before.boxes)
+    for name in ("within", "on_objects", "per_class", "per_size"):
+        one, other = (getattr(each.before.alignment, name) for each in (plain, cubed))
+        for number in ("spearman", "kendall", "concordance"):
+            np.testing.assert_array_equal(getattr(one, number), getattr(other, number))
+    assert plain.before.alignment.within.boxes == 50
+    # By hand: of each object the 50 best by score.
+    best = np.argsort(-scores, axis=1)[:, :50]
+    expected = []
+    for row in range(20):
+        s, u = scores[row, best[row]], ious[row, best[row]]
+        signs = np.sign(s[:, None] - s) * np.sign(u[:, None] - u)
+        expected.append((signs > 0).sum() / (signs != 0).sum())
+    assert plain.before.alignment.within.concordance == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize("lost", [0, 1, 7, 20])
