@@ -56,7 +56,7 @@ def diagnose(
     from_files = bool(detections or candidates)
     if (run is not None) == from_files:
         raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
-    of_runs = {"--data": data, "--alpha": alpha, "--layout": layout}
+    of_runs = {"--data": data, "--alpha": alpha, "--layout": layout, "--val-fraction": val_fraction}
     of_files = {
         "--ground-truth": ground_truth,
         "--images": images,
@@ -87,6 +87,11 @@ def diagnose(
     for diagnosis in diagnoses:
         notes = (f"note: {note}" for note in diagnosis.notes)
         print("\n".join([*diagnosis.summary(), *notes, "What to do:", *(f"- {line}" for line in diagnosis.advice())]))
+    if len(diagnoses) == 2:
+        from retinaconf.diagnosis.comparability import incomparable
+
+        for sentence in incomparable(*diagnoses):
+            print(f"note on both: {sentence}")
     if json is not None:
         documents = [diagnosis.to_json() for diagnosis in diagnoses]
         write_json(json, documents[0] if len(documents) == 1 else documents)

@@ -22,6 +22,7 @@ import numpy as np
 from retinaconf.diagnosis import sections, tables
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.casualties import nms_casualties
+from retinaconf.diagnosis.comparability import incomparable
 from retinaconf.diagnosis.explorer_data import explorer_data
 from retinaconf.diagnosis.nms import nms
 from retinaconf.diagnosis.worst_objects import MOST, worst_objects
@@ -108,6 +109,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         title=escape(" and ".join(names)),
         subject=escape(sections.subject(named)),
         verdict=sections.verdict(named),
+        comparison=sections.comparison(incomparable(*diagnoses) if len(diagnoses) == 2 else []),
         explorer_notes=sections.explorer_notes(named, len(images), readable),
         threshold=f"{threshold:g}, {which}",
         step=STEP,

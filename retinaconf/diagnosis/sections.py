@@ -61,6 +61,12 @@ def verdict(reports: Sequence[Named]) -> str:
     return side_by_side(columns)
 
 
+def comparison(sentences: Sequence[str]) -> str:
+    """What of two detectors must not be compared."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="notes muted">{items}</ul>' if items else ""
+
+
 def _tiles(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """(value, meaning) of the four numbers shown large."""
     within = (numbers["correlation"]["before_nms"] or numbers["correlation"]["after_nms"])["within_object"]
