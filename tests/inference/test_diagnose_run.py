@@ -19,7 +19,7 @@ from retinaconf.inference.detector import load
 from retinaconf.inference.diagnose import as_candidates, diagnose_run
 from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.model.anchors import anchor_boxes, level_shapes
-from retinaconf.training.checkpoint import CONFIG, MODEL, read_weights, write_config, write_weights
+from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 from retinaconf.training.matching import match
 
 
