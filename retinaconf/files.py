@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,6 +78,12 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+def asides(path: Path) -> list[Path]:
+    """What processes that were killed, or are still at work, have beside `path` to write it aside."""
+    place = Path(os.path.realpath(path))
+    return [aside for aside in place.parent.glob(f".{escape(place.name)}.*") if aside.suffix[1:].isdigit()]
 
 
 @contextmanager

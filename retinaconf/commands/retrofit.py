@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from retinaconf.commands.options import Device, LayoutKey
 from retinaconf.config import Config
 from retinaconf.errors import InputError, reason
+from retinaconf.files import asides, locked
 
 if TYPE_CHECKING:
     from retinaconf.data.ground_truth import GroundTruth
@@ -141,11 +142,15 @@ def _with_branch(config: Config, quality: Quality, run: Path) -> Config:
 def _appearing_whole(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name `folder` at the end, or goes where something fails."""
     place = Path(os.path.realpath(folder))  # where a link leads
+    for left in asides(place):
+        with suppress(InputError, OSError), locked(left / "log.txt"):  # by a process that was killed
+            shutil.rmtree(left)
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        yield aside
-        aside.rename(place)
+        with locked(aside / "log.txt"):
+            yield aside
+            aside.rename(place)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from None
     finally:

@@ -13,13 +13,14 @@ from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
-from retinaconf.files import locked
+from retinaconf.files import asides, locked
 from retinaconf.run_folder import (
     CONFIG,
     LAST,
     LOG,
     METRICS_LOG,
     MODEL,
+    RUN_FILES,
     VAL,
     read_config,
     val_list,
@@ -89,6 +90,9 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
             stack.enter_context(locked(run / LOG))
         except OSError as error:
             raise InputError(f"{run}: cannot be written ({reason(error)}); choose another --out") from None
+        for name in RUN_FILES:
+            for left in asides(run / name):  # by a process that was killed: the lock says that none is at work
+                left.unlink()
         try:
             if is_new:
                 if val_split is not None:

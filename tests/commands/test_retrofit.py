@@ -20,6 +20,7 @@ from retinaconf.data.loader import training_batches
 from retinaconf.data.scenes import write_scenes
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
+from retinaconf.files import locked
 from retinaconf.inference.detector import load
 from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.run_folder import read_config, read_weights, write_weights
@@ -306,6 +307,14 @@ def test_a_run_with_other_anchors_is_trained_evaluated_diagnosed_and_retrofitted
     weights = read_weights(other)
     assert weights.config.model.cell_anchors == CellAnchors((1.0, 0.3), (4.0,))
     assert [len(weights.state[f"head.{conv}_conv.bias"]) for conv in ("class", "box", "quality")] == [2 * 3, 2 * 4, 2]
+
+
+def test_what_a_killed_retrofit_has_left_goes_and_what_another_is_writing_stays(tmp_path: Path):
+    for left in (".[out].123", ".[out].456", ".[out].notes", ".other.123"):
+        (tmp_path / left).mkdir()
+    with locked(tmp_path / ".[out].456/log.txt"), _appearing_whole(tmp_path / "[out]"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"[out]", ".[out].456", ".[out].notes", ".other.123"}
 
 
 @pytest.mark.parametrize("exists", [True, False])

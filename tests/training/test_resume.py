@@ -250,3 +250,24 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
     assert {path.name for path in run.iterdir()} == kept
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_copies_that_killed_processes_have_left_are_removed_at_the_next_start(
+    data: Path, tiny_config: Any, tmp_path: Path, resume: bool
+):
+    """A link's copies are beside what it points to."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    run.mkdir()
+    disk.mkdir()
+    if resume:
+        train_run(tiny_config(**CHANGES), data, run, max_steps=1, device="cpu")
+        (run / "model.safetensors").rename(disk / "weights")
+        (run / "model.safetensors").symlink_to(disk / "weights")
+    left = [run / ".last.ckpt.123", run / ".metrics.jsonl.45", *([disk / ".weights.6"] if resume else [])]
+    others = [run / ".last.ckpt.bak", run / ".mine.123", run / "last.ckpt.123"]
+    for file in left + others:
+        file.write_text("half")
+    train_run(tiny_config(**CHANGES), data, run, resume=resume, max_steps=1, device="cpu")
+    assert [file for file in left if file.exists()] == []
+    assert [file.read_text() for file in others] == ["half"] * 3
