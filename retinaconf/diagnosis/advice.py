@@ -36,9 +36,9 @@ def advise(diagnosis: Diagnosis) -> list[str]:
         return [f"Diagnose more: at least {FEW_OBJECTS} objects in {FEW_IMAGES} images. Nothing is sure with {few}."]
     lines = [_clipping(diagnosis), _nms(diagnosis), _score(diagnosis), _threshold(diagnosis), _recalibration(diagnosis)]
     return [
-        "The changes that come first need no training. They were chosen on "
-        f"{len(remedies.chosen_on):,} of the images, and what they gain was measured on the other "
-        f"{len(remedies.reported_on):,}, compared with the detector as it is.",
+        "All but the last of these need no training. Settings were chosen on "
+        f"{len(remedies.chosen_on):,} of the images, and measured on the other {len(remedies.reported_on):,}, compared "
+        "with the detector as it is.",
         *sorted(filter(None, lines), key=lambda line: line.startswith("Keep")),  # what changes comes first
         _training(diagnosis),
     ]
@@ -114,7 +114,7 @@ def _recalibration(diagnosis: Diagnosis) -> str:
     return (
         "To read a score as the IoU to expect, interpolate in the report's table 'The IoU that a score stands for' "
         "(remedies.recalibration in the --json file). The mean distance between the two, all classes together, falls "
-        f"{change}; AP stays."
+        f"{change}. AP does not change."
     )
 
 
@@ -123,9 +123,11 @@ def _training(diagnosis: Diagnosis) -> str:
     order, classes = ladder["ranked_by_iou"].gain, ladder["class_right"].gain
     wishes = []
     if order.points >= SOME and is_sure(order) > 0:
-        wishes.append(f"{points(order)} by a score that knows how well a box fits ({_better_score(diagnosis)})")
+        wishes.append(f"{points(order)} from a score that knows how well a box fits ({_better_score(diagnosis)})")
     if classes.points >= SOME and is_sure(classes) > 0:
-        wishes.append(f"{points(classes)} by classes that are not confused (check their labels, add examples of them)")
+        wishes.append(
+            f"{points(classes)} from classes that are not confused (check their labels, add examples of them)"
+        )
     if not wishes:
         return "With training: nothing that this report measures is worth it. Look for objects that are not found."
     return f"What training could add at most: {'; '.join(wishes)}."

@@ -25,8 +25,8 @@ GLOSSARY = {
         "Of two boxes on the same object, how often the score puts the better-placed one first. 50 % is chance."
     ),
     "An object's own boxes": (
-        "Those of its class that fit no other object better and have IoU 0.5 or more with it. Objects with fewer than "
-        "two say nothing about the order of boxes."
+        "Those of its class that fit no other object better and have IoU 0.5 or more with it. Their order is measured "
+        "on the 50 with the highest scores. Objects with fewer than two say nothing about it."
     ),
     "95 % interval": (
         "Where a gain would lie, 95 times in 100, on other images of this kind. It comes from drawing the images anew, "

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from retinaconf.diagnosis.alignment import BEST
 from retinaconf.diagnosis.diagnose import Diagnosis
 from retinaconf.diagnosis.gains import Gain
 from retinaconf.diagnosis.oracles import Rung
@@ -155,12 +156,12 @@ def _post_processing(diagnosis: Diagnosis) -> str:
 def _within(diagnosis: Diagnosis, objects: int) -> str:
     stage, what = diagnosis.before or diagnosis.after, _boxes(diagnosis)
     within, iou = stage.alignment.within, diagnosis.object_iou
-    own = f"{what} of its class that fit it best, with IoU {iou:g} or more"
+    own = f"{what} of its class that fit no other object better, with IoU {iou:g} or more, the best {BEST} by score"
     if within.objects == 0:
         return f"No object has two {what} of its own to rank ({own}), so that their order cannot be judged."
     return (
-        f"Of two {what} of one object, the better-placed has the higher score {within.concordance:.0%} of the time "
-        f"(50% is chance, 100% perfect). This is the mean of {within.objects:,} of the {count(objects, 'object')}: "
+        f"Of two {what} of one object, the better-placed one has the higher score {within.concordance:.0%} of the time "
+        f"(50% is chance, 100% is perfect). This is the mean of {within.objects:,} of the {count(objects, 'object')}: "
         f"those with at least two {what} of their own ({own})."
     )
 
@@ -186,12 +187,12 @@ def _casualties(diagnosis: Diagnosis, objects: int) -> str:
     neighbours = int(total["lost_at_75_to_neighbour"])
     crowding = f" ({neighbours:,} of them lose it to a neighbour's box)" if neighbours else ""
     without = objects - found
-    missing = f" The other {without:,} have none, and no order of the boxes can find them." if without else ""
+    missing = f" The other {without:,} have none, so that no order of the boxes can find them." if without else ""
     return (
         f"{found:,} of the {count(objects, 'object')} have a candidate of their class that overlaps them.{missing} For "
         f"{share:.0%} of the {found:,}, NMS removes a candidate that fits better by over 0.05 IoU than the best one it "
-        f"keeps; the mean loss over all {found:,} is {total['mean_lost_iou']:.3f} IoU ({sizes}). NMS alone takes "
-        f"{total['lost_at_50']:,} of them below IoU 0.5 and {total['lost_at_75']:,} below 0.75{crowding}."
+        f"keeps; the mean loss over all {found:,} is {total['mean_lost_iou']:.3f} IoU ({sizes}). By NMS "
+        f"alone, {total['lost_at_50']:,} of them fall below IoU 0.5 and {total['lost_at_75']:,} below 0.75{crowding}."
     )
 
 
@@ -233,8 +234,8 @@ def _best_alpha(sweep: AlphaSweep) -> str:
 def _over_class_score(sweep: AlphaSweep) -> str:
     has = sweep.over_own.before - sweep.over_class_score.before
     return (
-        f" Compared with the class score alone, that alpha changes AP by {points(sweep.over_class_score)}; the "
-        f"detector's own score changes it by {_signed(has)} already."
+        f" Compared with the class score alone, that alpha changes AP by {points(sweep.over_class_score)}, and "
+        f"the detector's own score by {_signed(has)}."
     )
 
 
@@ -248,8 +249,8 @@ def _calibration(diagnosis: Diagnosis) -> str:
     iou = float(np.average(bins.mean_iou[filled], weights=bins.count[filled]))
     lean = "too high" if score > iou + 0.02 else "too low" if score < iou - 0.02 else "right on average"
     return (
-        f"Taken as predictions of the IoU, the scores of the detections are {lean}: their mean is {score:.2f}, that of "
-        f"the IoU {iou:.2f}. Within a class they are off by {calibration.mean_laece_0:.2f} (LaECE_0, the mean over the "
+        f"As predictions of the IoU, the scores of the detections are {lean}: their mean is {score:.2f}, and the mean "
+        f"IoU is {iou:.2f}. Within a class they are off by {calibration.mean_laece_0:.2f} (LaECE_0, the mean over the "
         "classes; 0 is perfect)."
     )
 
