@@ -11,8 +11,7 @@ import numpy as np
 
 from retinaconf.config import Config
 from retinaconf.data.check_boxes import check_boxes
-from retinaconf.data.check_report import Report
-from retinaconf.data.findings import Findings
+from retinaconf.data.findings import Findings, Report
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.images import inspect_image
 from retinaconf.data.layouts import Layout, describe, find_layout, load_split

@@ -12,8 +12,7 @@ from retinaconf.cell_anchors import STRIDES, CellAnchors
 from retinaconf.config import Config, DataConfig
 from retinaconf.data.anchor_coverage import best_anchor_iou
 from retinaconf.data.anchor_proposal import propose_anchors
-from retinaconf.data.check_report import SplitStatistics
-from retinaconf.data.findings import Findings
+from retinaconf.data.findings import Findings, SplitStatistics
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.transforms import MIN_SIDE, PAD_TO, resized
 

@@ -1,10 +1,10 @@
-"""The faults that a check of a data set finds, and what to do about each kind."""
+"""What a check of a data set finds: faults, with what to do about each kind, and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -62,3 +62,45 @@ class Findings:
         """Errors first, then warnings, otherwise as they were found."""
         keys = sorted(self._records, key=lambda key: SEVERITIES.index(key[0]))
         return tuple(Finding(*key, tuple(self._records[key]), self._remedies[key]) for key in keys)
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """Numbers of one split, after everything that cannot be used is left out. Boxes exclude crowd regions."""
+
+    images: int
+    images_left_out: int  # those that cannot be used
+    images_without_boxes: int
+    boxes: int
+    annotations_left_out: int  # those that cannot be used, without those of such images
+    crowd_regions: int
+    class_boxes: dict[str, int]  # by class
+    class_images: dict[str, int]  # images with the class, by class
+    box_sizes: dict[str, int]  # boxes by the square root of their area, in pixels of the network's input
+    best_anchor_below_half: int  # objects that no anchor fits by IoU 0.5: only the low-quality rule matches them
+    no_anchor: int  # objects that overlap no anchor
+    below_half_with_proposal: int | None  # objects that none of the anchors proposed fits either, where there are any
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a check found."""
+
+    root: str
+    layout: str
+    found: dict[str, str]  # by split, what was taken for it, in words
+    short_side: int  # of the network's input, in pixels
+    long_side: int
+    splits: dict[str, SplitStatistics]
+    proposal: dict[str, Any] | None  # settings for anchors that fit more objects of the first split, by name
+    findings: tuple[Finding, ...]  # errors first
+
+    @property
+    def failed(self) -> bool:
+        """Whether training would stop."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a dictionary that JSON can hold, with every record."""
+        findings = [{**asdict(finding), "count": len(finding.records)} for finding in self.findings]
+        return {**asdict(self), "failed": self.failed, "findings": findings}

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from retinaconf.cell_anchors import SCALES
+from retinaconf.commands.check import print_report
 from retinaconf.data.check import Report, check
 from retinaconf.data.findings import REMEDIES, Finding
 from retinaconf.errors import InputError
@@ -398,7 +399,7 @@ def test_the_printed_report(folder: Folder):
         damage(folder)
     folder.train["categories"][0]["name"] = "[bold]cat"  # not markup
     console = Console(width=200, record=True, file=io.StringIO())
-    folder.check().print(console)
+    print_report(folder.check(), console)
     text = console.export_text()
     for part in ("flat COCO layout in", "[bold]cat", "error truncated-image in train: 1", "    images/0.png: trunc"):
         assert part in text
