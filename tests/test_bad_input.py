@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.diagnosis.diagnose import diagnose_files
 from retinaconf.diagnosis.report import write_report
 from retinaconf.errors import InputError
-from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.inference.predict import predict_files
 from retinaconf.run_folder import read_weights, write_weights
 
@@ -115,7 +115,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "other categories in val": (
         lambda data: change(data / "val.json", lambda document: document["categories"][0].update(name="violet")),
-        ["val.json: its categories are not those of", "train.json", "make them the same"],
+        ["val.json: its 3 categories are not the 3 of", "train.json", "use data with the same categories"],
     ),
 }
 
@@ -338,8 +338,8 @@ def test_evaluation_on_other_categories(
 ):
     change(tiny_data / "val.json", edit)
     line = one_line(run_cli("evaluate", untrained, "--data", tiny_data))
-    assert line.startswith(f"{tiny_data / 'val.json'}: {named} that {untrained} was trained on")
-    assert "take data with the same categories" in line
+    assert line.startswith(f"{tiny_data / 'val.json'}: {named} of {untrained}")
+    assert "use data with the same categories" in line
 
 
 def test_evaluation_of_a_split_or_an_image_that_is_not_there(

@@ -152,7 +152,7 @@ def test_options_grow_on_purpose_only(run_cli: Callable[..., Any]):
 def test_a_recipes_help_shows_the_recipes_values(run_cli: Callable[..., Any]):
     words = " ".join(run_cli("train", "conf-lite0", "--help").out.replace("│", " ").split())
     assert "tf_efficientnet_lite0" in words
-    assert "Images are resized until their short side has this many pixels ... (default: 320)" in words
+    assert "larger and costs time and memory. (default: 320)" in words
     assert "(default: 600)" in " ".join(run_cli("train", "conf-r50-1x", "--help").out.split())
 
 
@@ -168,7 +168,7 @@ def test_a_recipes_help_shows_the_recipes_values(run_cli: Callable[..., Any]):
 )
 def test_help_shows_the_values_of_what_was_chosen(run_cli: Callable[..., Any], words: list[str]):
     shown = " ".join(run_cli(*words).out.replace("│", " ").split())
-    assert "Images are resized until their short side has this many pixels ... (default: 320)" in shown
+    assert "larger and costs time and memory. (default: 320)" in shown
     assert words[0] == "paper" or "The defaults below are those of conf-lite0." in shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from retinaconf.commands.evaluate import evaluate_run, print_report
 from retinaconf.commands.options import Device
 from retinaconf.files import write_json
 from retinaconf.recipes import recipe
@@ -50,7 +51,6 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     from retinaconf.data.scenes import write_scenes
     from retinaconf.diagnosis.report import write_report
     from retinaconf.inference.diagnose import diagnose_run
-    from retinaconf.inference.evaluate import evaluate_run, print_report
     from retinaconf.inference.predict import predict_files
     from retinaconf.training.run import train_run
 

@@ -57,10 +57,9 @@ def retrofit(
     Raises:
         InputError: the run has a branch or a joint head, the data are bad or of other categories, or `out` exists.
     """
-    from retinaconf.data.images import check_images
-    from retinaconf.data.layouts import describe, find_layout
+    from retinaconf.data.layouts import describe
+    from retinaconf.data.splits import read_train_and_val
     from retinaconf.inference.detector import Detector, load
-    from retinaconf.inference.evaluate import split_for
     from retinaconf.run_folder import (
         CONFIG,
         LOG,
@@ -69,6 +68,7 @@ def retrofit(
         VAL,
         Weights,
         metrics_line,
+        val_list,
         write_config,
         write_val_list,
         write_weights,
@@ -82,14 +82,9 @@ def retrofit(
         raise InputError(f"--seed {seed}: give at least 0")
     detector = load(run, device)
     config = _with_branch(detector.config, quality, run)
-    skip_bad = config.data.skip_bad
-    train_set = split_for(detector, run, data, "train", layout, val_fraction)
-    has_val = "val" in find_layout(data, layout).splits(data)
-    val_set = split_for(detector, run, data, "val", layout, val_fraction) if has_val else None
-    train_set = check_images(train_set, skip_bad, config.data.max_skipped)
-    val_set = None if val_set is None else check_images(val_set, skip_bad, config.data.max_skipped)
-    if train_set.crowd.all():  # also where there are no boxes
-        raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
+    train_set, val_set = read_train_and_val(
+        data, config.data, layout, val_fraction, val_list(run), like=detector, whose=run
+    )
 
     with _appearing_whole(out) as folder:
         progress = Progress(folder / LOG)

@@ -12,8 +12,8 @@ from rich.progress import Progress
 
 from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.images import check_images
 from retinaconf.data.loader import Batch
+from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
 from retinaconf.diagnosis.alignment import best_of_objects
 from retinaconf.diagnosis.candidates import Candidates
@@ -25,10 +25,10 @@ from retinaconf.diagnosis.post_processing import PostProcessing
 from retinaconf.diagnosis.quality import ALPHAS, compare_alphas
 from retinaconf.inference.dataset import DetectionTable, gathered, tables_of
 from retinaconf.inference.detector import load
-from retinaconf.inference.evaluate import split_for
 from retinaconf.inference.joint_score import JointScore, joint_score
 from retinaconf.inference.postprocess import RULES, postprocess
 from retinaconf.model.retinanet import Outputs
+from retinaconf.run_folder import val_list
 
 CLIPPED_LATE = (
     "This run's own NMS sees boxes before they are clipped to the image (inference.rules detectron2): AP and the curve "
@@ -59,11 +59,8 @@ def diagnose_run(
     """
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
-    ground_truth = split_for(detector, run, root, split, layout, val_fraction)
-    if len(ground_truth) > images:
-        chosen = np.random.default_rng(0).choice(len(ground_truth), images, replace=False)
-        ground_truth = replace(ground_truth.subset(np.sort(chosen)), dropped=())  # which is about all images
-    ground_truth = check_images(ground_truth, detector.config.data.skip_bad, detector.config.data.max_skipped)
+    data = detector.config.data
+    ground_truth = read_split(root, split, data, layout, val_fraction, val_list(run), detector, run, images)
 
     own = joint_score(config)
     has_quality = detector.config.model.quality != "none"
@@ -83,7 +80,6 @@ def diagnose_run(
     if curve:
         found = [detections[joint] for joint in curve]
         sweep = compare_alphas(found, detections[own], ground_truth, ALPHAS, replicates)
-    data = detector.config.data
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
     coverage = anchor_coverage(

@@ -21,6 +21,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.loader import steps_per_epoch
+from retinaconf.data.splits import read_split
 from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
 from retinaconf.diagnosis.candidates import Candidates
 from retinaconf.diagnosis.matching import match_detections
@@ -29,7 +30,6 @@ from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
-from retinaconf.inference.evaluate import same_categories
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.backbone import Backbone
 from retinaconf.paper.items import Training, joints_of
@@ -70,16 +70,14 @@ class Experiments:
         """
         self.folder, self.kept, self.root, self.split, self.device = out / "runs", out / "measured", root, split, device
         self.base, self.schedule, self.max_steps = base, schedule, max_steps
-        skip_bad, max_skipped, layout = base.data.skip_bad, base.data.max_skipped, base.data.layout
-        fraction = base.data.val_fraction
-        train_set = load_split(root, "train", skip_bad, layout, val_fraction=fraction)
-        truth = load_split(root, split, skip_bad, layout, val_fraction=fraction)
-        truth = check_images(truth, skip_bad, max_skipped)
+        data, layout = base.data, base.data.layout
+        train_set = load_split(root, "train", data.skip_bad, layout, val_fraction=data.val_fraction)
+        truth = read_split(root, split, data, layout, like=train_set, whose=train_set.source)
         self.is_coco = find_layout(root, layout).name.startswith("COCO") and len(truth.classes) == 80
         self.description = describe(root, truth, layout)
         if truth.crowd.all():
             raise InputError(f"{truth.source}: no boxes, so nothing to evaluate on; choose another --split")
-        usable = check_images(train_set, skip_bad, max_skipped)
+        usable = check_images(train_set, data.skip_bad, data.max_skipped)
         self._epoch_steps = steps_per_epoch(len(usable), base.data.batch_size)
         if max_steps is not None and max_steps < self._epoch_steps:  # it tries things out, as in `train`
             truth = truth.subset(np.unique(truth.image_index[~truth.crowd])[:TRIED])
@@ -205,7 +203,6 @@ class Experiments:
 def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
     truth, joints = experiments.ground_truth, joints_of(training)
     detector = load(run, experiments.device)
-    same_categories(detector, run, truth)
     evaluator = CocoEvaluator(truth)
     found = {}
     for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from retinaconf.config import Config
-from retinaconf.data.ground_truth import Fault, GroundTruth
-from retinaconf.data.images import check_images
-from retinaconf.data.layouts import describe, find_layout, load_split
+from retinaconf.data.ground_truth import Fault
+from retinaconf.data.layouts import describe
+from retinaconf.data.splits import read_train_and_val
 from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import InputError, reason
 from retinaconf.files import asides, locked
@@ -47,19 +47,8 @@ def train_run(
     """
     # The data first: nothing is written for a run that cannot start.
     layout, kept = config.data.layout, val_list(run) if (run / CONFIG).exists() else None
-
-    def read(split: str) -> GroundTruth:
-        skip_bad, fraction = config.data.skip_bad, config.data.val_fraction
-        truth = load_split(root, split, skip_bad, layout, val_fraction=fraction, val_list=kept)
-        return check_images(truth, skip_bad, config.data.max_skipped)
-
-    train_set = read("train")
-    val_set = read("val") if "val" in find_layout(root, layout).splits(root) else None
+    train_set, val_set = read_train_and_val(root, config.data, layout, val_list=kept)
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
-    if train_set.crowd.all():  # also where there are no boxes
-        raise InputError(f"{train_set.source}: no boxes to learn from; give a split with annotated objects")
-    if val_set is not None and (val_set.category_ids, val_set.classes) != (train_set.category_ids, train_set.classes):
-        raise InputError(f"{val_set.source}: its categories are not those of {train_set.source}; make them the same")
 
     fabric = launch(config, device)
     with _opened(run, config, train_set.val_split, resume) if fabric.is_global_zero else nullcontext():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
 from retinaconf.diagnosis.alignment import BEST
@@ -17,7 +18,6 @@ from retinaconf.diagnosis.diagnose import Diagnosis
 from retinaconf.diagnosis.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.inference.diagnose import as_candidates, diagnose_run
-from retinaconf.inference.evaluate import evaluate_run
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 from retinaconf.training.matching import match

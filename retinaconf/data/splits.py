@@ -1,0 +1,91 @@
+"""The splits that a command works on: of the expected categories, and every image decoded before work begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from retinaconf.config import DataConfig
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.images import check_images, see_share_left_out
+from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.errors import InputError
+
+
+class HasCategories(Protocol):
+    """A split, or a detector."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Their K ids on disk."""
+
+
+def read_split(
+    root: Path,
+    split: str,
+    data: DataConfig,
+    layout: str | None = None,
+    val_fraction: float | None = None,
+    val_list: Path | None = None,
+    like: HasCategories | None = None,
+    whose: Path | str = "",
+    images: int | None = None,
+) -> GroundTruth:
+    """One split, each of its images decoded once.
+
+    Args:
+        root: the data set's folder.
+        split: as `load_split` takes it.
+        data: which records may be left out, and the share of the images that is `val` where nothing else says it.
+        layout: of the folder, instead of the one found by looking.
+        val_fraction: that share, instead of the one in `data`.
+        val_list: a run's list of the images of `val`.
+        like: what the split must share its categories with, and `whose` these are, for the message.
+        images: take at most this many images, drawn at random.
+
+    Raises:
+        InputError: no such split, bad data or too many left out, other categories, or a `val_fraction` beside a list.
+    """
+    fraction = data.val_fraction if val_fraction is None else val_fraction
+    truth = load_split(root, split, data.skip_bad, layout, val_fraction=fraction, val_list=val_list)
+    if val_fraction is not None and truth.val_split is not None and truth.val_split.kept_in is not None:
+        raise InputError(f"--val-fraction {val_fraction:g}: {val_list} says which images are val; leave the option out")
+    if like is not None and (truth.category_ids, truth.classes) != (like.category_ids, like.classes):
+        raise InputError(
+            f"{truth.source}: its {len(truth.classes)} categories are not the {len(like.classes)} of {whose} "
+            f"({', '.join(like.classes[:3])}, ...); use data with the same categories"
+        )
+    see_share_left_out(truth, data.max_skipped)
+    if images is not None and len(truth) > images:
+        chosen = np.random.default_rng(0).choice(len(truth), images, replace=False)
+        truth = replace(truth.subset(np.sort(chosen)), dropped=())  # which is about all images
+    return check_images(truth, data.skip_bad, data.max_skipped)
+
+
+def read_train_and_val(
+    root: Path,
+    data: DataConfig,
+    layout: str | None = None,
+    val_fraction: float | None = None,
+    val_list: Path | None = None,
+    like: HasCategories | None = None,
+    whose: Path | str = "",
+) -> tuple[GroundTruth, GroundTruth | None]:
+    """The splits `train`, which must have boxes, and `val`, None where there is none. Arguments as of `read_split`.
+
+    Raises:
+        InputError: as `read_split`; nothing to learn from; or the two have different categories.
+    """
+    train = read_split(root, "train", data, layout, val_fraction, val_list, like, whose)
+    if train.crowd.all():  # also where there are no boxes
+        raise InputError(f"{train.source}: no boxes to learn from; give a split with annotated objects")
+    if "val" not in find_layout(root, layout).splits(root):
+        return train, None
+    return train, read_split(root, "val", data, layout, val_fraction, val_list, train, train.source)
