@@ -124,7 +124,7 @@ def _verdict(diagnosis: Diagnosis) -> str:
     elif within.concordance >= ORDERED:
         judged = "Score and localization agree about as well as they can"
     else:  # few boxes on an object, or other faults are larger
-        judged = "A better order of the boxes would gain little"
+        judged = f"A better order of these {_boxes(diagnosis)} would gain little"
     return f"{judged}: {what}, {points(gain)}."
 
 

@@ -157,7 +157,11 @@ def test_class_right() -> None:
     assert ladder["class_right"] == pytest.approx(1)
     assert ladder["score_is_iou"] == pytest.approx(51 / 101)
     # One box an object: there is no order to be right or wrong.
-    assert diagnose(ground_truth, candidates=candidates).summary()[0].startswith("A better order of the boxes would")
+    assert (
+        diagnose(ground_truth, candidates=candidates)
+        .summary()[0]
+        .startswith("A better order of these candidates would")
+    )
 
 
 def test_no_duplicates() -> None:
