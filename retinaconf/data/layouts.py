@@ -32,7 +32,7 @@ from retinaconf.data.coco_layouts import (
     roboflow_splits,
 )
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.voc import Difficult, is_usual_voc, read_voc, voc_splits
+from retinaconf.data.voc import is_usual_voc, read_voc, voc_splits
 from retinaconf.data.yolo import is_usual_yolo, read_yolo, yolo_splits
 from retinaconf.errors import InputError
 
@@ -54,7 +54,6 @@ def load_split(
     split: str,
     skip_bad: bool = False,
     layout: str | None = None,
-    difficult: Difficult = "keep",
     val_fraction: float = 0.2,
     val_list: Path | None = None,
 ) -> GroundTruth:
@@ -65,7 +64,6 @@ def load_split(
         split: `train`, `val`, `test`, or what else the layout names; `val` is also found as `valid`.
         skip_bad: drop records that cannot be used and list them in `dropped`; otherwise the first one raises.
         layout: a key of `LAYOUTS`; by default the one that the folder has.
-        difficult: of VOC only, which marks objects so: keep them, ignore them as crowd regions are, or drop them.
         val_fraction: of VOC without lists of splits, the share of the images that becomes `val`, balanced by class.
         val_list: likewise, a file that lists the images of `val`, as a run keeps it; it goes before `val_fraction`.
 
@@ -78,7 +76,7 @@ def load_split(
     if split not in splits:
         raise InputError(f"{root}: no split '{split}' in this {found.name} layout; it has {', '.join(splits)}")
     if found.read is read_voc:
-        return read_voc(root, split, skip_bad, difficult, val_fraction, val_list)
+        return read_voc(root, split, skip_bad, val_fraction, val_list)
     return found.read(root, split, skip_bad)
 
 

@@ -16,21 +16,19 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from retinaconf.data.folders import ANNOTATION_SUFFIXES, JUDGED, find_images, folders_in, taken, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.val_split import ValSplit, draw_val
 from retinaconf.errors import InputError, reason
 
-Difficult = Literal["keep", "ignore", "drop"]
 USUAL_ANNOTATIONS, USUAL_IMAGES, USUAL_LISTS = "Annotations", ("JPEGImages", "images"), Path("ImageSets/Main")
 
 
 @dataclass(frozen=True)
 class _Object:
     name: str
-    difficult: bool
     corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax as in the file
 
 
@@ -69,7 +67,6 @@ def read_voc(
     root: Path,
     split: str,
     skip_bad: bool = False,
-    difficult: Difficult = "keep",
     val_fraction: float = 0.2,
     val_list: Path | None = None,
 ) -> GroundTruth:
@@ -81,8 +78,6 @@ def read_voc(
         root: the folder that holds `Annotations`.
         split: one of `voc_splits(root)`.
         skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
-        difficult: what becomes of objects marked so: `keep` them as any other; `ignore`, as COCO's crowd regions are,
-            in training and evaluation (VOC's own evaluation does so); or `drop`.
         val_fraction: without `ImageSets/Main/`, the share of the images that `draw_val` makes `val`.
         val_list: a file that lists these, as `ImageSets/Main/val.txt` would; taken instead where it names any image of
             the folder.
@@ -91,8 +86,6 @@ def read_voc(
         InputError: an annotation is missing, is not XML, or holds a bad object; or what is not in a folder of the usual
             name is in several others.
     """
-    if difficult not in ("keep", "ignore", "drop"):
-        raise InputError(f"difficult = {difficult!r}: choose from keep, ignore, drop")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction = {val_fraction:g}: give a share between 0 and 1")
     folder = _annotations(root) or root / USUAL_ANNOTATIONS
@@ -157,10 +150,9 @@ def read_voc(
             if x1 <= x0 or y1 <= y0:
                 line = f"{folder / stem}.xml: {one.name} has width {x1 - x0:g}, height {y1 - y0:g}"
                 dropped.append(Fault("degenerate-box", line))
-            elif not (one.difficult and difficult == "drop"):
+            else:
                 record = {"image_id": image_ids[stem], "category_id": category_ids[one.name]}
-                crowd = int(one.difficult and difficult == "ignore")
-                records.append({**record, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": crowd})
+                records.append({**record, "bbox": [x0, y0, x1 - x0, y1 - y0]})
     document = {
         "images": images,
         "annotations": records,
@@ -284,6 +276,5 @@ def _parse(file: Path) -> _Annotation:
             fault = f"{file}: object {position} has name {name!r} and box {box}; it needs a name and four numbers"
             faults.append(Fault("bad-annotation", fault, classes=frozenset({name} - {""})))
             continue
-        difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true", "yes")
-        objects.append(_Object(name, difficult, (xmin, ymin, xmax, ymax)))
+        objects.append(_Object(name, (xmin, ymin, xmax, ymax)))
     return _Annotation((tree.findtext("filename") or f"{file.stem}.jpg").strip(), (size[0], size[1]), objects, faults)

@@ -68,10 +68,6 @@ class Item:
     trainings: tuple[Training, ...] = field(default=())  # of an item without rows
     asked: dict[str, Training] = field(default_factory=dict)  # by name: whose branch is asked what it says where
 
-    def all_trainings(self) -> list[Training]:
-        """Each training once, in the order of the rows."""
-        return list(dict.fromkeys([row.training for row in self.rows] + list(self.trainings)))
-
 
 RETINANET, IOU_AWARE, CONF = (Training(detector) for detector in ("retinanet", "iou-aware", "conf"))
 CLS = product(0.0)

@@ -77,13 +77,10 @@ def test_boxes_agree_with_hotcoco(root: Path):
     assert got == {row for row in expected if row[0] != "d.jpg"}  # which is in no split
 
 
-@pytest.mark.parametrize(("choice", "crowd"), [("keep", [False, False]), ("ignore", [False, True]), ("drop", [False])])
-def test_difficult_objects(root: Path, choice: str, crowd: list[bool]):
-    truth = load_split(root, "train", difficult=choice)
-    assert truth.crowd.tolist() == crowd
+def test_difficult_objects_are_objects(root: Path):
+    truth = load_split(root, "train")
+    assert truth.crowd.tolist() == [False, False]
     assert truth.classes == ("cat", "dog", "emu")
-    with pytest.raises(InputError, match="choose from keep, ignore, drop"):
-        load_split(root, "train", difficult="skip")
 
 
 def test_a_zero_tells_that_boxes_are_edges_already(tmp_path: Path):

@@ -202,7 +202,8 @@ def test_detectors_of_a_seed_start_from_the_same_weights(base: Config, tiny_data
 
     experiments = Experiments(tmp_path, tiny_data, base)
     states = []
-    for training in {training: None for item in ITEMS.values() for training in item.all_trainings()}:
+    items = ITEMS.values()
+    for training in {t: None for item in items for t in [*item.trainings, *(row.training for row in item.rows)]}:
         if not training.paper_scale:
             torch.manual_seed(4)
             states.append(RetinaNet(experiments.config(training, 4).model, 3).state_dict())
