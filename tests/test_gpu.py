@@ -1,0 +1,94 @@
+"""What a user does with a run, on a GPU: `pytest -m gpu`. Tensors left on another device fail here and nowhere else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retinaconf.training.run import train_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here"),
+]
+DEVICE = "cuda"
+PRECISIONS = ["32", "bf16-mixed", "16-mixed"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path]) -> Path:
+    return make_data(tmp_path_factory.mktemp("gpu") / "data", train=20, val=4)
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_config: Any) -> Path:
+    """A run that has learnt something."""
+    folder = tmp_path_factory.mktemp("gpu") / "run"
+    train_run(tiny_config(**{"precision": request.param, "schedule.epochs": 20}), data, folder, device=DEVICE)
+    return folder
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_resumed_run_goes_on_as_the_whole_one_did(data: Path, tiny_config: Any, tmp_path: Path, precision: str):
+    """Up to rounding: a GPU adds in no fixed order."""
+    changes = {"precision": precision, "schedule.epochs": 2, "optimizer.lr": 1e-3, "optimizer.ema": 0.9}
+    config = tiny_config(**changes)
+    train_run(config, data, tmp_path / "whole", device=DEVICE)
+    train_run(config, data, tmp_path / "resumed", max_steps=7, device=DEVICE)
+    train_run(config, data, tmp_path / "resumed", resume=True, device=DEVICE)
+    whole, resumed = (lines(tmp_path / name, "train")[-1] for name in ("whole", "resumed"))
+    assert whole["step"] == resumed["step"] == 10
+    for name in ("loss", "class", "box", "quality"):
+        assert resumed[name] == pytest.approx(whole[name], rel=0.05)
+    whole, resumed = (torch.load(tmp_path / name / "last.ckpt", map_location="cpu") for name in ("whole", "resumed"))
+    assert whole["precision"] == resumed["precision"]
+    assert bool(whole["precision"]) == (precision == "16-mixed")
+    for one, other in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
+        assert one["step"] == other["step"] > 0
+        assert other["exp_avg_sq"].sum() == pytest.approx(float(one["exp_avg_sq"].sum()), rel=0.2)
+
+
+def test_evaluate_agrees_with_training_and_with_a_cpu(run_cli: Any, run: Path, data: Path, tmp_path: Path):
+    found = {}
+    for device in (DEVICE, "cpu"):
+        file = tmp_path / f"{device}.json"
+        words = ("evaluate", run, "--data", data, "--device", device, "--json", file)
+        assert run_cli(*words).code == 0
+        found[device] = json.loads(file.read_text())["metrics"]
+    best = max(lines(run, "val"), key=lambda line: (line["AP"], line["step"]))
+    assert best["AP50"] > 0.1
+    for name in ("AP", "AP50", "AR"):
+        assert found[DEVICE][name] == pytest.approx(best[name], abs=1e-3)
+        assert found[DEVICE][name] == pytest.approx(found["cpu"][name], abs=0.1)
+
+
+def test_predict(run_cli: Any, run: Path, data: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    words = ("predict", run, data / "images", "--out", out, "--device", DEVICE)
+    assert run_cli(*words).code == 0
+    assert len(list(out.glob("*.jpg"))) == 24
+    found = json.loads((out / "detections.json").read_text())
+    assert max(box["score"] for box in found) > 0.3
+
+
+def test_diagnose(run_cli: Any, run: Path, data: Path, tmp_path: Path):
+    file = tmp_path / "diagnosis.json"
+    words = ("diagnose", run, "--data", data, "--json", file, "--device", DEVICE)
+    assert run_cli(*words, "--report", tmp_path / "report.html").code == 0
+    assert json.loads(file.read_text())
+    assert (tmp_path / "report.html").stat().st_size > 0
+
+
+def test_retrofit(run_cli: Any, data: Path, tiny_config: Any, tmp_path: Path):
+    plain = {"model.quality": "none", "inference.alpha": 0.0, "schedule.epochs": 2}
+    train_run(tiny_config(**plain), data, tmp_path / "run", device=DEVICE)
+    words = ("retrofit", tmp_path / "run", "--data", data, "--out", tmp_path / "branch", "--device", DEVICE)
+    assert run_cli(*words).code == 0
+    assert run_cli("evaluate", tmp_path / "branch", "--data", data, "--device", DEVICE).code == 0
