@@ -33,13 +33,12 @@ from retinaconf.evaluation.compare import paired_difference
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
-from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
 from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
-from retinaconf.training.matching import Matches, match
+from retinaconf.training.matching import Matches, match, positive_overlaps
 from retinaconf.training.quality_loss import beyond_positives, quality_loss
 
 PASSES = 2
@@ -66,10 +65,7 @@ def seen(detector: Detector, batch: Batch) -> Seen:
     outputs = detector.model(batch.images, batch.sizes)
     hook.remove()
     matches = match(outputs.anchors, batch.boxes, batch.labels)
-    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
-    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor])
-    targets = iou(predicted, batch.boxes[image, matches.boxes[image, anchor]])
-    return Seen(batch.boxes, outputs, maps, matches, targets)
+    return Seen(batch.boxes, outputs, maps, matches, positive_overlaps(outputs, matches, batch.boxes))
 
 
 def fitted_branch(batches: list[Seen], loss: LossConfig, anchors: int) -> nn.Conv2d:
@@ -86,7 +82,7 @@ def fitted_branch(batches: list[Seen], loss: LossConfig, anchors: int) -> nn.Con
             batch = batches[index]
             by_level = [branch(level).flatten(2).transpose(1, 2).flatten(1) for level in batch.maps]
             outputs = batch.outputs._replace(quality_logits=torch.cat(by_level, dim=1))
-            positive = quality_loss(outputs.quality_logits[batch.matches.labels >= 0], batch.targets, loss)
+            positive = quality_loss(outputs.quality_logits[batch.matches.index], batch.targets, loss)
             total = positive + beyond_positives(outputs, batch.matches, batch.boxes, loss)
             optimizer.zero_grad()
             (total / max(1, len(batch.targets))).backward()

@@ -34,7 +34,6 @@ from retinaconf.diagnosis.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import to_original
 from retinaconf.inference.detector import BATCH, Detector, load
-from retinaconf.model.boxes import decode
 from retinaconf.paper.quality import CLASS_SCORE, USES, by_overlap, by_use
 
 FOLDS = 3
@@ -62,7 +61,7 @@ def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Candidat
             anchor, label = torch.nonzero(scores[n] > CLASS_SCORE, as_tuple=True)
             height, width = batch.sizes[n].tolist()
             deltas = outputs.box_deltas[n, anchor]
-            boxes = decode(outputs.anchors[anchor], deltas)
+            boxes = outputs.boxes(n, anchor)
             boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height] * 2).to(boxes))
             has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
             anchor, label, deltas, boxes = (part[has_area] for part in (anchor, label, deltas, boxes))

@@ -26,7 +26,7 @@ from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import product
 from retinaconf.paper.runs import replicates
-from retinaconf.training.branch import Tower
+from retinaconf.training.branch_fit import Tower
 
 
 def retrofitted(run: Path, root: Path, out: Path, tower: Tower, seed: int) -> Path:

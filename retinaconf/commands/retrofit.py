@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from retinaconf.diagnosis.quality import AlphaSweep
     from retinaconf.evaluation.coco import Metrics
     from retinaconf.inference.detector import Detector
-    from retinaconf.training.branch import Branch
+    from retinaconf.training.branch_fit import Branch
     from retinaconf.training.progress import Progress
 
 Quality = Literal["classification", "localization"]  # the tower that carries the branch
@@ -155,7 +155,7 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
 def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: int, progress: Progress) -> Branch:
     from retinaconf.data.loader import steps_per_epoch, training_batches
     from retinaconf.inference.detector import BATCH
-    from retinaconf.training.branch import collect, fit_branch
+    from retinaconf.training.branch_fit import collect, fit_branch
 
     started = time.monotonic()
     data = detector.config.data.model_copy(update={"batch_size": min(BATCH, len(train_set))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,16 +66,6 @@ class JointScore:
         return class_scores * (self(best, quality[..., None]) / best)
 
 
-def joint_score(config: InferenceConfig) -> JointScore:
-    """The joint score that a configuration asks for."""
-    if config.joint == "product":
-        return product(config.alpha, config.min_quality)
-    if config.joint == "proportional":
-        return proportional(config.alpha, config.min_quality)
-    exponents = {"cls": (0.0, 1.0), "cls*obj": (1.0, 1.0)}[config.joint]
-    return JointScore(_named(config.joint, config.min_quality), *exponents, min_quality=config.min_quality)
-
-
 def product(alpha: float, min_quality: float = 0.0) -> JointScore:
     """Equation (11): quality^alpha * class^(1 - alpha)."""
     return JointScore(_named(f"product({alpha:g})", min_quality), alpha, 1 - alpha, min_quality)
@@ -84,6 +75,20 @@ def proportional(alpha: float, min_quality: float = 0.0) -> JointScore:
     """Equation (11) for the best class of an anchor; its other classes keep their proportion to it."""
     name = _named(f"proportional({alpha:g})", min_quality)
     return JointScore(name, alpha, 1 - alpha, min_quality, proportional=True)
+
+
+# By `inference.joint`: the joint score for an alpha, which the last two do not have, and a least quality.
+JOINT_SCORES: dict[str, Callable[[float, float], JointScore]] = {
+    "product": product,
+    "proportional": proportional,
+    "cls": lambda alpha, min_quality: JointScore(_named("cls", min_quality), 0.0, 1.0, min_quality),
+    "cls*obj": lambda alpha, min_quality: JointScore(_named("cls*obj", min_quality), 1.0, 1.0, min_quality),
+}
+
+
+def joint_score(config: InferenceConfig) -> JointScore:
+    """The joint score that a configuration asks for."""
+    return JOINT_SCORES[config.joint](config.alpha, config.min_quality)
 
 
 def released(alpha: float) -> JointScore:

@@ -16,7 +16,7 @@ from torchvision.ops import nms
 
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore
-from retinaconf.model.boxes import MAX_LOG_RATIO, decode
+from retinaconf.model.boxes import MAX_LOG_RATIO
 from retinaconf.model.retinanet import Outputs
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
@@ -89,7 +89,7 @@ def postprocess(
         ranking = torch.where(finite, joint(best_class, joined), -1)  # a NaN would count as the largest
         chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
         image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
-        boxes = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float(), rules.min_log_ratio)
+        boxes = outputs.boxes(image, anchor, rules.min_log_ratio)
         class_scores = torch.sigmoid(outputs.class_logits[image, anchor].float())  # (P, K)
         chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
         scores = joint.of_classes(class_scores, None if joined is None else joined[image, anchor])

@@ -18,8 +18,7 @@ from retinaconf.inference.joint_score import JointScore, joint_score
 from retinaconf.inference.postprocess import RULES, Rules, is_finite
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
-from retinaconf.model.boxes import decode
-from retinaconf.model.retinanet import RetinaNet
+from retinaconf.model.retinanet import Outputs, RetinaNet
 
 Suppress = Callable[[Tensor, Tensor, float, int], Tensor]
 
@@ -33,7 +32,7 @@ class RawOutputs(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As `RetinaNet.forward`; `quality_logits` only with a quality branch."""
-        class_logits, box_deltas, quality_logits, anchors = zip(*_levels(self.model, images, sizes))
+        class_logits, box_deltas, quality_logits, anchors, _ = zip(*_levels(self.model, images, sizes))
         outputs = {"class_logits": torch.cat(class_logits, 1), "box_deltas": torch.cat(box_deltas, 1)}
         if quality_logits[0] is not None:
             outputs["quality_logits"] = torch.cat(quality_logits, 1)
@@ -81,7 +80,7 @@ class FinishedDetections(nn.Module):
             joint = replace(joint, quality_exponent=alpha, class_exponent=1 - alpha)  # type: ignore[arg-type]
         rules = RULES[config.rules]
         image = torch.arange(images.shape[0], device=images.device)[:, None]  # (N, 1)
-        levels = [_best(image, *level, joint, config.candidates, rules) for level in _levels(self.model, images, sizes)]
+        levels = [_best(image, level, joint, config.candidates, rules) for level in _levels(self.model, images, sizes)]
         boxes, class_scores, quality, scores = (torch.cat(parts, dim=1) for parts in zip(*levels))  # each (N, S, ...)
 
         limits = sizes.flip(1).repeat(1, 2).to(boxes)  # (N, 4): width, height, width, height
@@ -157,17 +156,15 @@ def _for_export(model: RetinaNet) -> RetinaNet:
     return plain.requires_grad_(False)
 
 
-def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
-    """Class logits (N, A_l, K), box deltas (N, A_l, 4), quality logits (N, A_l) and anchors (A_l, 4) of P3 ... P7.
+def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[Outputs]:
+    """The outputs of each level, P3 ... P7.
 
     Level by level, since the number of all anchors is a formula in H and W that takes the exporter minutes.
     """
     features = model.fpn(model.backbone(model.normalise(images, sizes)))
     for feature, stride in zip(features, STRIDES, strict=True):
-        yield (
-            *model.head([feature]),
-            level_anchors(_sides(feature), stride, _sides(images), model.cell_anchors),
-        )
+        anchors = level_anchors(_sides(feature), stride, _sides(images), model.cell_anchors)
+        yield Outputs(*model.head([feature]), anchors, (anchors.shape[0],))
 
 
 def _sides(maps: Tensor) -> tuple[int, int]:
@@ -176,10 +173,7 @@ def _sides(maps: Tensor) -> tuple[int, int]:
 
 def _best(
     image: Tensor,
-    class_logits: Tensor,
-    box_deltas: Tensor,
-    quality_logits: Tensor | None,
-    anchors: Tensor,
+    outputs: Outputs,
     joint: JointScore,
     candidates: int,
     rules: Rules,
@@ -188,16 +182,16 @@ def _best(
 
     Boxes (N, C, 4), class scores (N, C, K), quality (N, C) (0 without a branch), joint scores (N, C, K).
     """
-    best_class = torch.sigmoid(class_logits.amax(dim=2))
-    quality = None if quality_logits is None else torch.sigmoid(quality_logits)
-    finite = is_finite(best_class, box_deltas, quality)
+    best_class = torch.sigmoid(outputs.class_logits.amax(dim=2))
+    quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits)
+    finite = is_finite(best_class, outputs.box_deltas, quality)
     ranking = torch.where(finite, joint(best_class, quality), -1.0)  # (N, A_l)
     index = F.pad(ranking, (0, candidates), value=-1.0).topk(candidates, dim=1).indices.sort(dim=1).values
-    exists = index < anchors.shape[0]  # (N, C)
+    exists = index < outputs.anchors.shape[0]  # (N, C)
     index = torch.where(exists, index, 0)
     exists = exists & finite[image, index]
-    boxes = decode(anchors[index], box_deltas[image, index], rules.min_log_ratio)
-    class_scores = torch.sigmoid(class_logits[image, index])
+    boxes = outputs.boxes(image, index, rules.min_log_ratio)
+    class_scores = torch.sigmoid(outputs.class_logits[image, index])
     chosen_quality = None if quality is None else quality[image, index]
     scores = torch.where(exists[..., None], joint.of_classes(class_scores, chosen_quality), -1.0)
     # Zeros where there is nothing: a NaN in one box would reach the others by way of NMS.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from retinaconf.config import ModelConfig
 from retinaconf.model.anchors import anchor_boxes
 from retinaconf.model.backbone import Backbone
+from retinaconf.model.boxes import MAX_LOG_RATIO, decode
 from retinaconf.model.fpn import FPN
 from retinaconf.model.head import Head
 
@@ -22,6 +23,10 @@ class Outputs(NamedTuple):
     quality_logits: Tensor | None  # (N, A)
     anchors: Tensor  # (A, 4) xyxy, pixels of the padded image
     level_sizes: tuple[int, ...]  # anchors of P3 ... P7; they sum to A
+
+    def boxes(self, image: Tensor | int, anchor: Tensor, min_log_ratio: float = -MAX_LOG_RATIO) -> Tensor:
+        """Predicted boxes (..., 4) xyxy float32 at the anchors `anchor` (...) of the images `image`; as `decode`."""
+        return decode(self.anchors[anchor], self.box_deltas[image, anchor].float(), min_log_ratio)
 
 
 class RetinaNet(nn.Module):

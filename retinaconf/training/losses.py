@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retinaconf.config import LossConfig, ModelConfig
-from retinaconf.model.boxes import decode, encode, iou
+from retinaconf.model.boxes import encode
 from retinaconf.model.retinanet import Outputs
-from retinaconf.training.matching import NEGATIVE, Matches
+from retinaconf.training.matching import NEGATIVE, Matches, positive_overlaps
 from retinaconf.training.quality_loss import beyond_positives, gfocal, quality_loss
 
 
@@ -26,18 +26,17 @@ def detection_losses(
 
     `boxes` (N, G, 4) is the ground truth that `matches` refers to. Their sum is what is minimised.
     """
-    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)  # P positives of the batch
-    target_boxes = boxes[image, matches.boxes[image, anchor]]
-    anchors = outputs.anchors[anchor]
-    deltas = outputs.box_deltas[image, anchor].float()
-    overlap = iou(decode(anchors, deltas), target_boxes)  # (P,) how well each predicted box fits its object
+    outputs = outputs._replace(box_deltas=outputs.box_deltas.float())  # two gradients meet there: not in 16 bits
+    image, anchor = matches.index
+    overlap = positive_overlaps(outputs, matches, boxes)
+    deltas, targets = outputs.box_deltas[image, anchor], encode(outputs.anchors[anchor], matches.objects(boxes))
 
     terms = {}
     if model.class_target == "iou":
         terms["class"] = quality_focal_loss(outputs.class_logits, matches.labels, overlap.detach(), loss.focal_gamma)
     else:
         terms["class"] = focal_loss(outputs.class_logits, matches.labels, loss.focal_alpha, loss.focal_gamma)
-    terms["box"] = loss.box_weight * F.l1_loss(deltas, encode(anchors, target_boxes), reduction="sum")  # (5)
+    terms["box"] = loss.box_weight * F.l1_loss(deltas, targets, reduction="sum")  # (5)
     if outputs.quality_logits is not None:
         target = overlap.detach() if loss.detach_quality_target else overlap
         quality = quality_loss(outputs.quality_logits[image, anchor].float(), target, loss)

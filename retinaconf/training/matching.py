@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retinaconf.model.boxes import iou
+from retinaconf.model.retinanet import Outputs
 
 POSITIVE_IOU = 0.5  # at least this with some object: positive
 NEGATIVE_IOU = 0.4  # less than this with every object: negative; between the two: ignored
@@ -25,6 +26,25 @@ class Matches(NamedTuple):
     def positives(self) -> int:
         """Positive anchors in the whole batch."""
         return int((self.labels >= 0).sum())
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Image and anchor, (P,) each, of the positives of the batch: image by image, anchors in their order."""
+        image, anchor = torch.nonzero(self.labels >= 0, as_tuple=True)
+        return image, anchor
+
+    def objects(self, boxes: Tensor) -> Tensor:
+        """(P, 4) the object of each positive, out of the ground truth `boxes` (N, G, 4)."""
+        image, anchor = self.index
+        return boxes[image, self.boxes[image, anchor]]
+
+
+def positive_overlaps(outputs: Outputs, matches: Matches, boxes: Tensor) -> Tensor:
+    """(P,) IoU of the box predicted at each positive with its object; the gradient flows into the box outputs.
+
+    `boxes` (N, G, 4) is the ground truth that `matches` refers to.
+    """
+    return iou(outputs.boxes(*matches.index), matches.objects(boxes))
 
 
 @torch.no_grad()

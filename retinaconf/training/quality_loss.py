@@ -22,12 +22,15 @@ the same loss at half the weight. Table 2 names no beta; docs/paper.md has what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retinaconf.config import LossConfig
-from retinaconf.model.boxes import decode, iou
+from retinaconf.model.boxes import iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.matching import NEGATIVE, Matches
 
@@ -40,18 +43,7 @@ def quality_loss(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
 
     `logits` (P,), `target` (P,) in [0, 1]; the gradient flows into both.
     """
-    if config.quality in ("gfocal", "gfocal-all"):
-        return gfocal(logits, target, config.focal_gamma).sum()
-    if config.quality in ("ce", "ce-weighted", "ce-near", "ce-ranked"):
-        return cross_entropy(logits, target).sum()
-    if config.quality == "varifocal":
-        return (target.detach() * cross_entropy(logits, target)).sum()
-    quality = torch.sigmoid(logits)
-    if config.quality == "l1":
-        return (quality - target).abs().sum()
-    if config.quality == "smooth-l1":
-        return F.smooth_l1_loss(quality, target, reduction="sum")
-    return ((quality - target) ** 2).sum()
+    return AT_POSITIVES[config.quality](logits, target, config).sum()
 
 
 def beyond_positives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
@@ -59,20 +51,43 @@ def beyond_positives(outputs: Outputs, matches: Matches, boxes: Tensor, config: 
 
     `boxes` (N, G, 4) is the ground truth. Targets are constants: no gradient flows into the boxes.
     """
+    if config.quality in BEYOND_POSITIVES:
+        return BEYOND_POSITIVES[config.quality](outputs, matches, boxes, config)
+    return outputs.class_logits.new_zeros((), dtype=torch.float32)
+
+
+def _weighted_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
+    return config.quality_negative_weight * F.softplus(_at_negatives(outputs, matches)).sum()
+
+
+def _focal_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
+    logits = _at_negatives(outputs, matches)
+    return gfocal(logits, torch.zeros_like(logits), config.focal_gamma).sum()
+
+
+def _varifocal_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
+    return VARIFOCAL_ALPHA * _focal_negatives(outputs, matches, boxes, config)
+
+
+def _at_negatives(outputs: Outputs, matches: Matches) -> Tensor:
+    """Float32 quality logits of all negatives of the batch."""
     assert outputs.quality_logits is not None
-    logits = outputs.quality_logits
-    if config.quality in ("ce-weighted", "varifocal", "gfocal-all"):
-        negatives = logits[matches.labels == NEGATIVE].float()
-        if config.quality == "ce-weighted":
-            return config.quality_negative_weight * F.softplus(negatives).sum()
-        background = gfocal(negatives, torch.zeros_like(negatives), config.focal_gamma).sum()
-        return VARIFOCAL_ALPHA * background if config.quality == "varifocal" else background
-    total = logits.new_zeros((), dtype=torch.float32)
-    if config.quality in ("ce-near", "ce-ranked"):
-        asked = _near if config.quality == "ce-near" else _ranked
-        for image, labels in enumerate(matches.labels):
-            anchor, target = asked(outputs, image, torch.nonzero(labels < 0).flatten(), boxes[image])
-            total = total + cross_entropy(logits[image, anchor].float(), target).sum()
+    return outputs.quality_logits[matches.labels == NEGATIVE].float()
+
+
+def _chosen_others(
+    choose: Callable[[Outputs, int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    outputs: Outputs,
+    matches: Matches,
+    boxes: Tensor,
+    config: LossConfig,
+) -> Tensor:
+    """Cross entropy at the anchors that `choose` takes out of those of an image that are not positive."""
+    assert outputs.quality_logits is not None
+    total = outputs.quality_logits.new_zeros((), dtype=torch.float32)
+    for image, labels in enumerate(matches.labels):
+        anchor, target = choose(outputs, image, torch.nonzero(labels < 0).flatten(), boxes[image])
+        total = total + cross_entropy(outputs.quality_logits[image, anchor].float(), target).sum()
     return total
 
 
@@ -98,7 +113,7 @@ def _ranked(outputs: Outputs, image: int, others: Tensor, boxes: Tensor) -> tupl
 
 def _best_iou(outputs: Outputs, image: int, anchor: Tensor, boxes: Tensor) -> Tensor:
     """(P,) IoU of the boxes predicted at anchors (P,) with the object of (G, 4) that each fits best."""
-    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())
+    predicted = outputs.boxes(image, anchor)
     if not len(boxes):
         return predicted.new_zeros(len(predicted))
     return iou(predicted[:, None], boxes).amax(dim=1)
@@ -115,3 +130,34 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def gfocal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """GFocal loss, equation (13): |y - p|^gamma times the cross entropy."""
     return (target - torch.sigmoid(logits)).abs() ** gamma * cross_entropy(logits, target)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    return cross_entropy(logits, target)
+
+
+def _gfocal(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    return gfocal(logits, target, config.focal_gamma)
+
+
+# By `loss.quality`: the loss (P,) of each positive, from logits (P,) and targets (P,).
+AT_POSITIVES: dict[str, Callable[[Tensor, Tensor, LossConfig], Tensor]] = {
+    "l1": lambda logits, target, config: (torch.sigmoid(logits) - target).abs(),
+    "smooth-l1": lambda logits, target, config: F.smooth_l1_loss(torch.sigmoid(logits), target, reduction="none"),
+    "l2": lambda logits, target, config: (torch.sigmoid(logits) - target) ** 2,
+    "gfocal": _gfocal,
+    "ce": _cross_entropy,
+    "ce-weighted": _cross_entropy,
+    "varifocal": lambda logits, target, config: target.detach() * cross_entropy(logits, target),
+    "gfocal-all": _gfocal,
+    "ce-near": _cross_entropy,
+    "ce-ranked": _cross_entropy,
+}
+# The sum over other anchors, of those losses that have one.
+BEYOND_POSITIVES: dict[str, Callable[[Outputs, Matches, Tensor, LossConfig], Tensor]] = {
+    "ce-weighted": _weighted_negatives,
+    "varifocal": _varifocal_negatives,
+    "gfocal-all": _focal_negatives,
+    "ce-near": partial(_chosen_others, _near),
+    "ce-ranked": partial(_chosen_others, _ranked),
+}

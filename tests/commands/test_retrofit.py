@@ -24,7 +24,7 @@ from retinaconf.evaluation.coco import METRICS
 from retinaconf.files import locked
 from retinaconf.inference.detector import load
 from retinaconf.run_folder import read_config, read_weights, write_weights
-from retinaconf.training.branch import positive_cells
+from retinaconf.training.branch_fit import positive_cells
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 from retinaconf.training.run import train_run
@@ -260,8 +260,8 @@ def test_dropped_records_are_all_in_the_log_of_the_run(
 @pytest.mark.parametrize(
     "step",
     [
-        "training.branch.collect",
-        "training.branch.fit_branch",
+        "training.branch_fit.collect",
+        "training.branch_fit.fit_branch",
         "diagnosis.quality.compare_alphas",
         "run_folder.write_weights",
     ],

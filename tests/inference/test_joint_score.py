@@ -1,8 +1,18 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from retinaconf.config import InferenceConfig
-from retinaconf.inference.joint_score import JointScore, joint_score, product, proportional, released, sweep
+from retinaconf.config import InferenceConfig, JointMethod
+from retinaconf.inference.joint_score import (
+    JOINT_SCORES,
+    JointScore,
+    joint_score,
+    product,
+    proportional,
+    released,
+    sweep,
+)
 
 
 def scores(n=1000, seed=0):
@@ -104,3 +114,7 @@ def test_the_sweep_holds_the_rows_of_tables_4_and_5():
     assert JointScore("cls*obj", 1.0, 1.0).alpha is None
     assert released(0.4).alpha is None
     assert proportional(0.4).alpha is None
+
+
+def test_the_setting_names_every_joint_score():
+    assert tuple(JOINT_SCORES) == get_args(JointMethod)

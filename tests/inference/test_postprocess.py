@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -304,3 +305,7 @@ def test_the_released_code_leaves_the_quality_out_on_small_levels():
     assert found.quality.max() < 1  # what is reported is what the branch says
     ((plain,),) = postprocess(out, size, config, [product(0.4)], suppress=False)
     assert len(found.scores) != len(plain.scores)
+
+
+def test_the_setting_names_all_rules():
+    assert tuple(RULES) == get_args(InferenceConfig.model_fields["rules"].annotation)

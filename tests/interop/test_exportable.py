@@ -9,7 +9,7 @@ from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.interop import exportable
 from retinaconf.interop.exportable import FinishedDetections, _EvenSame, suppress
-from retinaconf.model.retinanet import RetinaNet
+from retinaconf.model.retinanet import Outputs, RetinaNet
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -39,7 +39,7 @@ def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monke
         outputs.box_deltas[1, 3, 0] = math.inf
     columns = [outputs.class_logits, outputs.box_deltas, outputs.quality_logits]
     levels = [
-        (*level[:3], level[3][0])
+        Outputs(*level[:3], level[3][0], (level[3].shape[1],))
         for level in zip(*(column.split(outputs.level_sizes, 1) for column in [*columns, outputs.anchors[None]]))
     ]
     monkeypatch.setattr(exportable, "_levels", lambda *given: levels)

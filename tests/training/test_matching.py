@@ -47,12 +47,15 @@ def slow_match(anchors, boxes, labels):
 def test_against_the_rules_written_as_loops(seed):
     boxes, labels = ground_truth([7, 1, 3, 0], seed)
     found = match(ANCHORS, boxes, labels)
+    expected_objects = []
     for n in range(4):
         real = labels[n] >= 0
         expected, owner = slow_match(ANCHORS, boxes[n, real], labels[n, real])
         assert torch.equal(found.labels[n], expected)
         assert torch.equal(found.boxes[n], owner)
-    assert found.positives == int((found.labels >= 0).sum()) > 0
+        expected_objects += [boxes[n, owner[a]] for a in range(len(ANCHORS)) if expected[a] >= 0]
+    assert found.positives == len(expected_objects) > 0
+    assert torch.equal(found.objects(boxes), torch.stack(expected_objects))
 
 
 @pytest.mark.parametrize("seed", range(4))

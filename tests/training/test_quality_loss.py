@@ -10,7 +10,7 @@ from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
-from retinaconf.training.quality_loss import cross_entropy, gfocal, quality_loss
+from retinaconf.training.quality_loss import AT_POSITIVES, BEYOND_POSITIVES, cross_entropy, gfocal, quality_loss
 
 N, A, K, G = 3, 60, 4, 5
 BEYOND = ["ce-weighted", "varifocal", "gfocal-all", "ce-near", "ce-ranked"]
@@ -37,6 +37,11 @@ def test_why_cross_entropy():
     assert slopes["ce"] == pytest.approx(1, abs=1e-6)
     assert slopes["l1"] < 1e-6
     assert slopes["l2"] < 1e-6
+
+
+def test_the_setting_names_every_loss():
+    assert tuple(AT_POSITIVES) == get_args(QualityLoss)
+    assert tuple(BEYOND_POSITIVES) == get_args(QualityLoss)[-len(BEYOND_POSITIVES) :]
 
 
 @pytest.mark.parametrize("kind", get_args(QualityLoss))

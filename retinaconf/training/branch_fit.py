@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retinaconf.data.loader import Batch
-from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.matching import match
+from retinaconf.training.matching import match, positive_overlaps
 from retinaconf.training.quality_loss import cross_entropy
 
 Tower = Literal["classification", "localization"]
@@ -69,12 +68,11 @@ def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
     finally:
         hook.remove()
     matches = match(outputs.anchors, batch.boxes, batch.labels)
-    image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
-    predicted = decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor].float())
-    targets = torch.full(matches.labels.shape, torch.nan, device=predicted.device)  # (N, A)
-    targets[image, anchor] = iou(predicted, batch.boxes[image, matches.boxes[image, anchor]])
-    if not targets[image, anchor].isfinite().all():
+    overlaps = positive_overlaps(outputs, matches, batch.boxes)
+    if not overlaps.isfinite().all():
         raise FloatingPointError("its boxes are not finite")
+    targets = torch.full(matches.labels.shape, torch.nan, device=overlaps.device)  # (N, A)
+    targets[matches.index] = overlaps
 
     found = []
     for level, level_targets in zip(maps, targets.split(outputs.level_sizes, dim=1)):

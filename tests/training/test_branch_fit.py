@@ -13,8 +13,8 @@ from retinaconf.config import Config
 from retinaconf.data.loader import Batch
 from retinaconf.model.head import Head
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training import branch
-from retinaconf.training.branch import Cells, collect, fit_branch, positive_cells
+from retinaconf.training import branch_fit
+from retinaconf.training.branch_fit import Cells, collect, fit_branch, positive_cells
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
 
@@ -149,7 +149,7 @@ def planted(seed: int = 0, count: int = 3000, width: int = 18, noise: float = 0.
 def test_a_planted_convolution_is_found():
     cells, weight, bias = planted()
     found = fit_branch(cells)
-    assert found.weight_decay == branch.WEIGHT_DECAYS[-1]  # nothing to smooth: the weakest is best
+    assert found.weight_decay == branch_fit.WEIGHT_DECAYS[-1]  # nothing to smooth: the weakest is best
     logits, _ = answers(cells, found.weight, found.bias)
     expected, _ = answers(cells, weight, bias)
     assert (logits.sigmoid() - expected.sigmoid()).abs().max() < 0.02
@@ -217,7 +217,7 @@ def test_an_anchor_that_is_never_positive_and_a_channel_that_is_never_active():
 def test_collecting_stops_at_the_memory_it_may_use(config: Config, monkeypatch: pytest.MonkeyPatch):
     network, cpu = a_network(config, "none"), torch.device("cpu")
     one = positive_cells(network, "classification", a_batch())
-    monkeypatch.setattr(branch, "PATCH_BYTES", int(1.5 * one.patches.nbytes))
+    monkeypatch.setattr(branch_fit, "PATCH_BYTES", int(1.5 * one.patches.nbytes))
     seen: list[int] = []
     cells = collect(network, "classification", (a_batch() for _ in range(9)), cpu, seen.append)
     assert seen == [2, 2]
