@@ -164,7 +164,8 @@ def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[Outputs
     features = model.fpn(model.backbone(model.normalise(images, sizes)))
     for feature, stride in zip(features, STRIDES, strict=True):
         anchors = level_anchors(_sides(feature), stride, _sides(images), model.cell_anchors)
-        yield Outputs(*model.head([feature]), anchors, (anchors.shape[0],))
+        class_logits, box_deltas, quality_logits = model.head([feature])
+        yield Outputs(class_logits, box_deltas, quality_logits, anchors, (anchors.shape[0],))
 
 
 def _sides(maps: Tensor) -> tuple[int, int]:

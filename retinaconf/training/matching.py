@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ NEGATIVE_IOU = 0.4  # less than this with every object: negative; between the tw
 NEGATIVE, IGNORED = -1, -2
 
 
-class Matches(NamedTuple):
+@dataclass(frozen=True)
+class Matches:
     """The target of every anchor of a batch."""
 
     labels: Tensor  # (N, A) int64: a class at positives, else NEGATIVE or IGNORED
