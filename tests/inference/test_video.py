@@ -181,6 +181,6 @@ def test_without_av_the_extra_is_named(trained: Any, tmp_path: Path, monkeypatch
 def test_a_video_is_not_written_over(trained: Any, tmp_path: Path):
     video = write(tmp_path / "a.mp4", [0, 0.1])
     before = video.read_bytes()
-    with pytest.raises(InputError, match=r"a\.mp4: is one of the images and would be overwritten"):
+    with pytest.raises(InputError, match=r"a\.mp4: is an input and would be overwritten"):
         predict_files(trained.run, [video], tmp_path, device="cpu")
     assert video.read_bytes() == before
