@@ -64,6 +64,6 @@ def describe(config: Config, steps_per_epoch: int) -> str:
     why = f" (schedule.warmup-steps {schedule.warmup_steps} is more than a tenth of the run)" if shortened else ""
     return (
         f"{optimizer.name}, learning rate {optimizer.lr:g} x {config.data.batch_size}/{optimizer.reference_batch} "
-        f"= {peak_learning_rate(config):g}, {rising} warm-up steps{reached}{why}, {decay}; "
+        f"= {peak_learning_rate(config):g}, {rising} warm-up {'step' if rising == 1 else 'steps'}{reached}{why}, {decay}; "
         f"{schedule.epochs} epochs x {steps_per_epoch} steps of {config.data.batch_size} images"
     )
