@@ -44,8 +44,8 @@ class OwnScore:
             "single": "the only one given",
             "class": "the class score",
             "product": "class score × quality",
-            "root": "√(class score × quality)",
-            "power": "the quality" if self.alpha == 1 else f"quality^{self.alpha} × class score^(1 − {self.alpha})",
+            "root": "the square root of class score × quality",
+            "power": "the quality" if self.alpha == 1 else f"quality^{self.alpha} × class score^(1 - {self.alpha})",
             "other": "none of the known combinations of class score and quality",
         }[self.rule]
 

@@ -60,10 +60,11 @@ def describe(config: Config, steps_per_epoch: int) -> str:
     )
     rising = warmup_steps(config, steps_per_epoch)
     reached = f" to {learning_rate(config, rising, steps_per_epoch):.3g}" if rising else ""
+    warmup = f"{rising} warm-up {'step' if rising == 1 else 'steps'}"
     shortened = rising < schedule.warmup_steps
     why = f" (schedule.warmup-steps {schedule.warmup_steps} is more than a tenth of the run)" if shortened else ""
     return (
         f"{optimizer.name}, learning rate {optimizer.lr:g} x {config.data.batch_size}/{optimizer.reference_batch} "
-        f"= {peak_learning_rate(config):g}, {rising} warm-up {'step' if rising == 1 else 'steps'}{reached}{why}, {decay}; "
+        f"= {peak_learning_rate(config):g}, {warmup}{reached}{why}, {decay}; "
         f"{schedule.epochs} epochs x {steps_per_epoch} steps of {config.data.batch_size} images"
     )

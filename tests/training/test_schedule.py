@@ -44,7 +44,7 @@ def test_warm_up_leaves_a_short_run_its_learning_rate_and_the_line_says_what_hap
     config = recipe(name).changed(**{"schedule.epochs": epochs})
     rates = [learning_rate(config, step, steps) for step in range(epochs * steps)]
     line = describe(config, steps)
-    said, reached = re.search(r", (\d+) warm-up steps(?: to ([\d.e-]+))?", line).groups()
+    said, reached = re.search(r", (\d+) warm-up steps?(?: to ([\d.e-]+))?", line).groups()
     assert int(said) == min(config.schedule.warmup_steps, epochs * steps // 10)
     assert all(a < b for a, b in itertools.pairwise(rates[: int(said) + 1]))
     assert max(rates) == rates[int(said)] == pytest.approx(float(reached or peak_learning_rate(config)), rel=1e-2)
