@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaconf.diagnosis.candidates import write_candidates
+from retinaconf.candidates import write_candidates
 
 IMAGES, OBJECTS, CLASSES = 5000, 36000, 80
 WIDTH, HEIGHT = 640, 480
@@ -126,7 +126,7 @@ def make_files(case: str, folder: Path) -> tuple[Path, Path]:
 
 def measure(case: str, truth: Path, boxes: Path) -> None:
     """What is timed; prints seconds and peak memory as JSON."""
-    from retinaconf.diagnosis.diagnose import diagnose_files
+    from retinaconf.diagnosis.measures.diagnose import diagnose_files
 
     start = time.perf_counter()
     (diagnosis,) = diagnose_files(truth, **{"detections" if case == "detections" else "candidates": [boxes]})

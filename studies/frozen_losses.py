@@ -35,7 +35,7 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.retinanet import Outputs
 from retinaconf.paper.items import BEYOND_POSITIVES
-from retinaconf.paper.quality import by_overlap, class_ranked
+from retinaconf.paper.quality_statistics import by_overlap, class_ranked
 from retinaconf.paper.runs import replicates
 from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
 from retinaconf.training.matching import Matches, match, positive_overlaps

@@ -10,7 +10,8 @@ that inference ranks; they are asked on the other third (three folds). RUNs are 
 A probe, not a bound: trees that minimise the squared error over all boxes need not find an object's best order.
 
 Prints the explained variance, the rank correlation with the IoU among the boxes of one object, and what the predicted
-quality adds to AP in each use of the score (`retinaconf/paper/quality.py`), beside what the IoU itself would add.
+quality adds to AP in each use of the score (`retinaconf/paper/quality_statistics.py`), beside what the IoU itself would
+add.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor
 
+from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
-from retinaconf.diagnosis.candidates import Candidates
-from retinaconf.diagnosis.overlaps import best_overlaps
+from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import to_original
 from retinaconf.inference.detector import BATCH, Detector, load
-from retinaconf.paper.quality import CLASS_SCORE, USES, by_overlap, by_use
+from retinaconf.paper.quality_statistics import CLASS_SCORE, USES, by_overlap, by_use
 
 FOLDS = 3
 LEARNED = 12_000  # boxes, drawn at random from two folds

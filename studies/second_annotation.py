@@ -35,16 +35,16 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
-from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
-from retinaconf.diagnosis.candidates import Candidates
-from retinaconf.diagnosis.matching import match_detections
-from retinaconf.diagnosis.overlaps import best_overlaps
-from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
-from retinaconf.paper.quality import ALPHAS, USES, class_ranked, detections_by_use
+from retinaconf.paper.quality_statistics import ALPHAS, USES, class_ranked, detections_by_use
 from retinaconf.paper.runs import REPLICATES
 
 THUMBNAIL = 8  # times smaller
@@ -201,7 +201,7 @@ def across_splits(found: list[Pair]) -> dict[str, int]:
 def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[str, list[np.ndarray]]]]:
     """AP by the class score, and what each quality adds to it by use and alpha: (1 + B,), on all photographs and draws.
 
-    The uses are those of `retinaconf/paper/quality.py`.
+    The uses are those of `retinaconf/paper/quality_statistics.py`.
     """
     photographs = _stacked([pair.a for pair in found])
     first, second, once = (_annotations(photographs, found, which) for which in ("first", "second", "once"))

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from retinaconf.commands.evaluate import evaluate_run
-from retinaconf.diagnosis.diagnose import diagnose_files
-from retinaconf.diagnosis.report import write_report
+from retinaconf.diagnosis.measures.diagnose import diagnose_files
+from retinaconf.diagnosis.report.page import write_report
 from retinaconf.errors import InputError
 from retinaconf.inference.predict import predict_files
 from retinaconf.run_folder import read_weights, write_weights

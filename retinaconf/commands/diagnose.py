@@ -76,8 +76,8 @@ def diagnose(
     else:
         if ground_truth is None:
             raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
-        from retinaconf.diagnosis.diagnose import diagnose_files
-        from retinaconf.diagnosis.post_processing import PostProcessing
+        from retinaconf.diagnosis.measures.diagnose import diagnose_files
+        from retinaconf.diagnosis.measures.post_processing import PostProcessing
 
         process = PostProcessing(
             PostProcessing.score_threshold if score_threshold is None else score_threshold,
@@ -88,7 +88,7 @@ def diagnose(
         notes = (f"note: {note}" for note in diagnosis.notes)
         print("\n".join([*diagnosis.summary(), *notes, "What to do:", *(f"- {line}" for line in diagnosis.advice())]))
     if len(diagnoses) == 2:
-        from retinaconf.diagnosis.comparability import incomparable
+        from retinaconf.diagnosis.report.comparability import incomparable
 
         for sentence in incomparable(*diagnoses):
             print(f"note on both: {sentence}")
@@ -99,7 +99,7 @@ def diagnose(
         for number, diagnosis in enumerate(diagnoses, 1):
             diagnosis.save_figures(figures if len(diagnoses) == 1 else figures / str(number))
     if report is not None:
-        from retinaconf.diagnosis.report import write_report
+        from retinaconf.diagnosis.report.page import write_report
 
         write_report(report, diagnoses)
         print(f"report: {report}")

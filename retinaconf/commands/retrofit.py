@@ -20,7 +20,7 @@ from retinaconf.files import asides, locked
 
 if TYPE_CHECKING:
     from retinaconf.data.ground_truth import GroundTruth
-    from retinaconf.diagnosis.quality import AlphaSweep
+    from retinaconf.evaluation.alpha_sweep import AlphaSweep
     from retinaconf.evaluation.coco import Metrics
     from retinaconf.inference.detector import Detector
     from retinaconf.training.branch_fit import Branch
@@ -184,7 +184,7 @@ def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: i
 
 def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) -> tuple[float, Metrics]:
     """The alpha with the best AP on all of `val_set`, and COCO's metrics there."""
-    from retinaconf.diagnosis.quality import compare_alphas
+    from retinaconf.evaluation.alpha_sweep import compare_alphas
     from retinaconf.evaluation.coco import CocoEvaluator
     from retinaconf.inference.diagnose import as_candidates
     from retinaconf.inference.joint_score import sweep

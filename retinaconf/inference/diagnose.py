@@ -10,19 +10,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from retinaconf.candidates import Candidates
 from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
-from retinaconf.diagnosis.alignment import best_of_objects
-from retinaconf.diagnosis.candidates import Candidates
-from retinaconf.diagnosis.coverage import anchor_coverage
-from retinaconf.diagnosis.diagnose import Diagnosis, diagnose
-from retinaconf.diagnosis.gains import REPLICATES
-from retinaconf.diagnosis.overlaps import best_overlaps
-from retinaconf.diagnosis.post_processing import PostProcessing
-from retinaconf.diagnosis.quality import ALPHAS, compare_alphas
+from retinaconf.diagnosis.measures.alignment import best_of_objects
+from retinaconf.diagnosis.measures.coverage import anchor_coverage
+from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.evaluation.alpha_sweep import ALPHAS, compare_alphas
+from retinaconf.evaluation.gains import REPLICATES
+from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.dataset import DetectionTable, gathered, tables_of
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import JointScore, joint_score

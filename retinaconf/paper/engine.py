@@ -17,7 +17,7 @@ from retinaconf.paper.figures import save_figure
 from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
 from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
-from retinaconf.paper.quality import qualities
+from retinaconf.paper.quality_statistics import qualities
 from retinaconf.paper.runs import Evaluation, Experiments
 from retinaconf.recipes import paper_recipe
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retinaconf.diagnosis import published
-from retinaconf.diagnosis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
-from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
+from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
+from retinaconf.diagnosis.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from retinaconf.files import write_aside
+from retinaconf.paper import introduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ def figure2(document: dict[str, Any], figure: Figure) -> None:
     found = document["statistics"]
     figure.set_size_inches(8.4, 3.5)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    stages = {"before": published.BEFORE_NMS, "after": published.AFTER_NMS}
+    stages = {"before": introduction.BEFORE_NMS, "after": introduction.AFTER_NMS}
     if not found["before"]["mean"]["score"][0]:
         _say_none(axes[0])
     for stage, colour in (("before", BLUE), ("after", ORANGE)):

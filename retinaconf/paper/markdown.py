@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from retinaconf.diagnosis import published
-from retinaconf.diagnosis.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, proportion_drop
+from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, proportion_drop
 from retinaconf.evaluation.coco import METRICS
+from retinaconf.paper import introduction
 
 USES = {"both": "both", "nms": "NMS alone", "ranking": "ranking alone"}
 SHOWN = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")  # the JSON has all ten
@@ -111,9 +111,9 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "| stage | condition | " + " | ".join(map(str, found["shown"])) + " | mean of all | published, mean of ten |"
     yield "|---|---|" + "---|" * (len(found["shown"]) + 2)
-    positives = [*found["positives"], "", f"{published.POSITIVE_ANCHORS.mean():.1f}"]
+    positives = [*found["positives"], "", f"{introduction.POSITIVE_ANCHORS.mean():.1f}"]
     yield "| Positive_NUM | iou>0.5 | " + " | ".join(map(str, positives)) + " |"
-    for stage, theirs in (("before", published.BEFORE_NMS), ("after", published.AFTER_NMS)):
+    for stage, theirs in (("before", introduction.BEFORE_NMS), ("after", introduction.AFTER_NMS)):
         for name, key, thresholds in (
             ("cls", "score", SCORE_THRESHOLDS),
             ("iou", "iou", IOU_THRESHOLDS),
@@ -124,7 +124,7 @@ def _statistics(found: dict[str, Any]) -> Iterator[str]:
                 target = "" if key == "any_iou" else f"{getattr(theirs, key)[:, index].mean():.1f}"
                 cells += [f"{found[stage]['mean'][key][index]:.1f}", target]
                 yield f"| {stage} NMS | {name}>{threshold:g} | " + " | ".join(cells) + " |"
-    score, iou = proportion_drop(published.BEFORE_NMS, published.AFTER_NMS)
+    score, iou = proportion_drop(introduction.BEFORE_NMS, introduction.AFTER_NMS)
     yield ""
     yield "What NMS takes from the share of such boxes, in points, on average over images (the introduction's reading):"
     yield ""

@@ -12,9 +12,9 @@ from torchvision.ops import box_iou
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.transforms import canvas, resized
-from retinaconf.diagnosis.overlaps import best_overlaps
-from retinaconf.diagnosis.paper_statistics import SCORE_THRESHOLDS, Counts, count_predictions, proportion_drop
-from retinaconf.diagnosis.post_processing import PostProcessing
+from retinaconf.diagnosis.measures.paper_statistics import SCORE_THRESHOLDS, Counts, count_predictions, proportion_drop
+from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.paper.items import Training

@@ -1,4 +1,4 @@
-"""Section 4's tables as published: COCO val2017, of 1. The introduction's statistics: `diagnosis/published.py`.
+"""Section 4's tables as published: COCO val2017, of 1. The introduction's statistics: `introduction.py`.
 
 A row is AP, AP50, AP75, AP_S, AP_M, AP_L and, but for Table 6, AR, AR_S, AR_M, AR_L.
 """

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from retinaconf.candidates import Candidates
 from retinaconf.config import Config, config_from_flat
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.loader import steps_per_epoch
 from retinaconf.data.splits import read_split
-from retinaconf.diagnosis.average_precision import AveragePrecision, image_draws
-from retinaconf.diagnosis.candidates import Candidates
-from retinaconf.diagnosis.matching import match_detections
 from retinaconf.errors import InputError, reason
+from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
+from retinaconf.evaluation.matching import match_detections
 from retinaconf.files import write_aside
 from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from planted import truth
 
+from retinaconf.candidates import Candidates, read_candidates, write_candidates
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.diagnosis.candidates import Candidates, read_candidates, write_candidates
-from retinaconf.diagnosis.diagnose import diagnose
+from retinaconf.diagnosis.measures.diagnose import diagnose
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 BOXES = np.array([[10.0, 20, 60, 90], [12, 22, 62, 92], [5, 5, 25, 30]], dtype=np.float32)

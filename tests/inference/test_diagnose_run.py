@@ -13,9 +13,9 @@ import torch
 from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
-from retinaconf.diagnosis.alignment import BEST
-from retinaconf.diagnosis.diagnose import Diagnosis
-from retinaconf.diagnosis.overlaps import best_overlaps
+from retinaconf.diagnosis.measures.alignment import BEST
+from retinaconf.diagnosis.measures.diagnose import Diagnosis
+from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.inference.diagnose import as_candidates, diagnose_run
 from retinaconf.model.anchors import anchor_boxes, level_shapes

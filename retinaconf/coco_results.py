@@ -1,0 +1,202 @@
+"""COCO results JSON to columns, a few megabytes at a time.
+
+A results file of millions of candidates is hundreds of megabytes, and as Python objects several gigabytes; so records
+are decoded one after the other and turned into columns in batches.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from io import TextIOBase, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinaconf.errors import InputError, reason
+from retinaconf.progress import Progress, silent
+
+OPTIONAL = ("class_score", "quality")
+CHUNK = 1 << 22  # characters read at once
+BATCH = 1 << 11  # records turned into columns at once; many more objects alive slow the garbage collector
+LARGEST_EXACT = 1 << 53  # from here on several integers round to one float
+LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is broken
+_SPACE = re.compile(r"\s*")
+
+
+def read_coco_results(path: Path, progress: Progress = silent) -> dict[str, np.ndarray]:
+    """Columns image_id, category_id (D,) int64, bbox (D, 4) xywh, score and, where all records have them, class_score
+    and quality (D,) float64, in the file's order.
+
+    Raises:
+        InputError: the file is missing, is not JSON, is not a list of records, or a record lacks a field.
+    """
+    batches: list[dict[str, np.ndarray]] = []
+    count = 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
+            for batch in _batches(file, path):
+                batches.append(_columns(batch, path, count))
+                count += len(batch)
+                progress(f"reading {path.name} (MB)", raw.tell() >> 20, size >> 20)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    for name in OPTIONAL:
+        having = [name in batch for batch in batches]
+        if any(having) and not all(having):
+            first = next(i for i, has in enumerate(having) if has != having[0])
+            raise InputError(_partly(path, sum(len(batch["score"]) for batch in batches[:first]), name))
+    if not batches:
+        return {
+            "image_id": np.zeros(0, np.int64),
+            "category_id": np.zeros(0, np.int64),
+            "bbox": np.zeros((0, 4)),
+            "score": np.zeros(0),
+        }
+    return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
+
+
+class _Reader:
+    """A window on a JSON text that moves on as it is read."""
+
+    def __init__(self, file: TextIOBase):
+        self.file = file
+        self.text = ""
+        self.position = 0
+        self.passed = 0  # characters before `text`
+
+    def read_on(self) -> bool:
+        """Drop what was used and read more; False at the file's end."""
+        more = self.file.read(max(CHUNK, len(self.text) - self.position))
+        self.passed += self.position
+        self.text, self.position = self.text[self.position :] + more, 0
+        return bool(more)
+
+    def peek(self) -> str:
+        """The next character that is not a space, at `position` now; empty at the file's end."""
+        while True:
+            self.position = _SPACE.match(self.text, self.position).end()  # type: ignore[union-attr]
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.read_on():
+                return ""
+
+
+def _batches(file: TextIOBase, path: Path) -> Iterator[list[Any]]:
+    """The list's elements, decoded as they are read."""
+    decode = json.JSONDecoder().raw_decode
+    reader = _Reader(file)
+    if reader.peek() != "[":
+        raise InputError(f"{path}: not a COCO results file; it must be a JSON list of records")
+    reader.position += 1
+    batch: list[Any] = []
+    mark = reader.peek()
+    while mark != "]":
+        try:
+            record, reader.position = decode(reader.text, reader.position)
+        except json.JSONDecodeError as error:  # the record may go on beyond the window
+            if len(reader.text) - reader.position < LONGEST_RECORD and reader.read_on():
+                continue
+            raise InputError(
+                f"{path}: not valid JSON ({error.msg}, at character {reader.passed + error.pos})"
+            ) from None
+        batch.append(record)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+        mark = reader.peek()
+        if mark == ",":
+            reader.position += 1
+            reader.peek()
+        elif mark != "]":
+            where = reader.passed + reader.position
+            raise InputError(f"{path}: not valid JSON (expected ',' or ']' after a record, at character {where})")
+    if batch:
+        yield batch
+    reader.position += 1
+    if reader.peek():
+        raise InputError(f"{path}: not valid JSON (more text after the list's closing bracket)")
+
+
+def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray]:
+    """Columns of one batch, whose first record is the file's record `first`."""
+    try:
+        columns = {
+            "image_id": _ids([record["image_id"] for record in records]),
+            "category_id": _ids([record["category_id"] for record in records]),
+            "bbox": np.array([record["bbox"] for record in records]),
+            "score": np.array([record["score"] for record in records]),
+        }
+        for name in OPTIONAL:
+            if name in records[0]:
+                columns[name] = np.array([record[name] for record in records])
+            elif any(name in record for record in records):
+                raise KeyError(name)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise _fault(records, path, first) from None
+    if columns["bbox"].ndim != 2 or columns["bbox"].shape[1] != 4:
+        raise _fault(records, path, first)
+    for name in columns.keys() - {"image_id", "category_id"}:
+        if columns[name].dtype.kind not in "fi" or (name != "bbox" and columns[name].ndim != 1):
+            raise _fault(records, path, first)
+        columns[name] = columns[name].astype(np.float64)
+    return columns
+
+
+def _ids(values: list[Any]) -> np.ndarray:
+    """(D,) int64 of ids; a whole float, as data frames write it, is one where no other integer rounds to it.
+
+    Raises:
+        ValueError: one is not an integer.
+        OverflowError: one does not fit.
+    """
+    if set(map(type, values)) != {int}:
+        if not all(map(_is_id, values)):
+            raise ValueError("not all are integers")
+        values = [int(value) for value in values]
+    return np.array(values, dtype=np.int64)
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < LARGEST_EXACT
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _fault(records: list[Any], path: Path, first: int) -> InputError:
+    """The first record that cannot be turned into a row, named."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    for position, record in enumerate(records, start=first):
+        name = f"{path}: record {position}"
+        if not isinstance(record, dict):
+            return InputError(f"{name} is not an object; a COCO results file is a list of objects")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in record:
+                return InputError(f"{name} has no '{key}'; each needs image_id, category_id, bbox, score")
+        for key in ("image_id", "category_id"):
+            if not _is_id(record[key]):
+                return InputError(f"{name} has {key} {record[key]!r}, not an integer of 64 bits")
+        box = record["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            return InputError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
+        for key in ("score", *OPTIONAL):
+            if key in record and not is_number(record[key]):
+                return InputError(f"{name} has {key} {record[key]!r}, not a number")
+        for key in OPTIONAL:
+            if (key in record) != (key in records[0]):
+                return InputError(_partly(path, position, key))
+    return InputError(f"{path}: records {first} to {first + len(records) - 1} do not have the same form")
+
+
+def _partly(path: Path, position: int, key: str) -> str:
+    return f"{path}: '{key}' changes from present to absent at record {position}; give it in all records or in none"

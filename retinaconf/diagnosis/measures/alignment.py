@@ -1,0 +1,95 @@
+"""Alignment of score and IoU at one stage, before or after NMS: rank correlations and the joint density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.measures.correlation import RankCorrelation, joint_density, rank_correlation
+from retinaconf.evaluation.mean import finite_mean
+from retinaconf.evaluation.overlaps import Overlaps
+from retinaconf.evaluation.sizes import SIZES, object_size
+
+BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
+
+
+@dataclass(frozen=True)
+class WithinObjects:
+    """Rank correlation among the best boxes of one object, averaged over objects: the ranking that NMS uses.
+
+    Each mean is over the objects for which it is defined; NaN where there is none.
+    """
+
+    spearman: float
+    kendall: float
+    concordance: float  # of two of its boxes, how often the better-placed one has the higher score
+    objects: int  # with two boxes that differ in score and IoU
+    boxes: float  # of those objects, the mean number of boxes, at most BEST
+    per_object: RankCorrelation  # of each of B ground-truth boxes
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Score against IoU with the best object of the same class.
+
+    `everything` and `density` take the boxes above the score threshold, also those that overlap nothing, and so depend
+    on the scale of the score. The others do not: they take each object's best boxes (`best_of_objects`).
+    """
+
+    everything: RankCorrelation  # one group
+    on_objects: RankCorrelation  # one group
+    per_class: RankCorrelation  # K groups
+    per_size: RankCorrelation  # small, medium, large: the object's
+    within: WithinObjects
+    density: np.ndarray  # (50, 50) int64: score by IoU
+    density_edges: np.ndarray  # (51,)
+
+
+def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5) -> np.ndarray:
+    """Ascending rows, among D boxes with these scores (D,), of each object's best BEST by score.
+
+    An object's boxes are those of its class that fit it best and have IoU >= `object_iou` with it. Which these are
+    depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
+    """
+    rows = np.flatnonzero(overlaps.same_iou >= object_iou)
+    order = rows[np.lexsort((rows, -scores[rows], overlaps.same_object[rows]))]
+    starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[rank < BEST])
+
+
+def measure_alignment(
+    boxes: Candidates,
+    overlaps: Overlaps,
+    ground_truth: GroundTruth,
+    object_iou: float = 0.5,
+    above: np.ndarray | None = None,
+) -> Alignment:
+    """How well the scores of D boxes rank their IoU; the mask `above` (D,) says which exceed the score threshold."""
+    on = best_of_objects(boxes.scores, overlaps, object_iou)
+    scores, iou = boxes.scores[on], overlaps.same_iou[on]
+    target = overlaps.same_object[on]
+    each = rank_correlation(scores, iou, target, len(ground_truth.boxes))
+    ranked = np.isfinite(each.kendall)
+    part = slice(None) if above is None else above
+    all_scores, all_iou = boxes.scores[part], overlaps.same_iou[part]
+    density, edges = joint_density(all_scores, all_iou)
+    return Alignment(
+        everything=rank_correlation(all_scores, all_iou),
+        on_objects=rank_correlation(scores, iou),
+        per_class=rank_correlation(scores, iou, boxes.labels[on], len(ground_truth.classes)),
+        per_size=rank_correlation(scores, iou, object_size(ground_truth.areas)[target], len(SIZES)),
+        within=WithinObjects(
+            spearman=finite_mean(each.spearman),
+            kendall=finite_mean(each.kendall),
+            concordance=finite_mean(each.concordance),
+            objects=int(ranked.sum()),
+            boxes=finite_mean(each.count[ranked].astype(np.float64)),
+            per_object=each,
+        ),
+        density=density,
+        density_edges=edges,
+    )

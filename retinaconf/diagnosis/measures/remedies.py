@@ -1,0 +1,201 @@
+"""What a detector's owner can change without training, and what each change gains.
+
+What has to be chosen is chosen on one half of the images and measured on the other, against the detector as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
+from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
+from retinaconf.evaluation.matching import Matches, match_detections
+from retinaconf.progress import Progress, silent
+
+NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
+KNOTS = 25
+
+
+@dataclass(frozen=True)
+class NmsChoice:
+    """AP over all images at each IoU threshold of NMS, and the gain of the best."""
+
+    ious: tuple[float, ...]
+    AP: np.ndarray  # (n,)
+    best: float  # chosen on one half of the images
+    over_own: Gain  # over the detector as it is, on the other half
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a user sees who is shown the detections with a score of at least `score`; IoU 0.5 counts as right."""
+
+    score: float
+    precision: float  # the share of the shown that are right; NaN if none is shown
+    recall: float  # the share of the objects that are found
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """A map from score to expected IoU, linear between its knots: `np.interp(score, scores, ious)`.
+
+    Both columns ascend. The errors are means of |score - IoU| over bins of score on the other half of the images.
+    """
+
+    scores: np.ndarray  # (n,)
+    ious: np.ndarray  # (n,)
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Each measured on images that it was not chosen on; None where there is nothing to choose or to measure with."""
+
+    nms: NmsChoice
+    clipping: Gain | None  # of boxes clipped to their image, where some reach out; on all images
+    shown: Shown | None  # at the threshold with the best F1
+    customary: Shown | None  # at 0.5
+    recalibration: Recalibration | None
+    chosen_on: np.ndarray  # image rows of the first half, ascending
+    reported_on: np.ndarray  # of the second
+
+
+def measure_remedies(
+    boxes: Candidates,
+    detections: Candidates,
+    ground_truth: GroundTruth,
+    post_processing: PostProcessing | None,
+    replicates: int = ROUGH_REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Remedies:
+    """Try what can be changed after a detector is trained.
+
+    Args:
+        boxes: D candidates before NMS, or the detections where there are none.
+        detections: those of the detector as it is.
+        ground_truth: I images.
+        post_processing: what makes detections of the candidates; None for detections, which a further NMS is tried on.
+        replicates: bootstrap draws.
+        seed: of the halves and of the draws.
+        progress: told after each setting and draw.
+    """
+    first, second = halves(ground_truth, seed)
+    own = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    clipping = None
+    if reach_out(detections, ground_truth).any():
+        clipped = AveragePrecision(match_detections(_clipped(detections, ground_truth), ground_truth), ground_truth)
+        everything = np.sort(np.concatenate([first, second]))
+        (clipping,) = measure_gains([own, clipped], [(0, 1)], everything, len(everything), replicates, seed, progress)
+    matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
+    best = _best_threshold(matches, ground_truth, first)
+    return Remedies(
+        nms=_choose_nms(boxes, own, ground_truth, post_processing, replicates, seed, progress),
+        clipping=clipping,
+        shown=None if best is None else _shown(matches, ground_truth, second, best),
+        customary=None if best is None else _shown(matches, ground_truth, second, CUSTOMARY),
+        recalibration=_recalibrate(matches, first, second),
+        chosen_on=np.sort(first),
+        reported_on=np.sort(second),
+    )
+
+
+def reach_out(boxes: Candidates, ground_truth: GroundTruth) -> np.ndarray:
+    """(D,) bool: which boxes reach out of their image by more than a pixel, where its size is known."""
+    height, width = ground_truth.image_sizes[boxes.image_index].T
+    beyond = (boxes.boxes[:, :2] < -1).any(1) | (boxes.boxes[:, 2] > width + 1) | (boxes.boxes[:, 3] > height + 1)
+    return (height > 0) & (width > 0) & beyond
+
+
+def _clipped(boxes: Candidates, ground_truth: GroundTruth) -> Candidates:
+    height, width = ground_truth.image_sizes[boxes.image_index].T
+    size = np.stack([width, height, width, height], axis=1)
+    return replace(boxes, boxes=np.where(size > 0, np.clip(boxes.boxes, 0, size), boxes.boxes))
+
+
+def _choose_nms(
+    boxes: Candidates,
+    own: AveragePrecision,
+    ground_truth: GroundTruth,
+    post_processing: PostProcessing | None,
+    replicates: int,
+    seed: int,
+    progress: Progress,
+) -> NmsChoice:
+    # At an IoU of 1 NMS removes nothing: detections stay as they are.
+    process = post_processing or PostProcessing(nms_iou=1.0, max_detections=max(1, len(boxes)))
+    ious = tuple(sorted({*NMS_IOUS, process.nms_iou}))
+    curves = []
+    for done, nms_iou in enumerate(ious, start=1):
+        found = replace(process, nms_iou=nms_iou)(boxes)
+        curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
+        progress("AP at every NMS IoU", done, len(ious))
+    preferred = sorted(range(len(ious)), key=lambda index: ious[index] != process.nms_iou)  # of equals the present one
+    choice = choose([curves[index] for index in preferred], [own], ground_truth, replicates, seed, progress)
+    everywhere = np.ones(len(ground_truth))
+    return NmsChoice(
+        ious=ious,
+        AP=np.array([curve(everywhere).mean() for curve in curves]),
+        best=ious[preferred[choice.best]],
+        over_own=choice.gains[0],
+    )
+
+
+def _best_threshold(matches: Matches, ground_truth: GroundTruth, images: np.ndarray) -> float | None:
+    """The score with the best F1 at IoU 0.5 on `images`, the highest of equals; None where nothing is found there."""
+    rows = np.isin(matches.image_index, images) & ~matches.ignored[:, 0]
+    scores, right = matches.scores[rows], matches.matched[rows, 0] >= 0  # in descending score
+    if not right.any():
+        return None
+    f1 = 2 * np.cumsum(right) / (np.arange(len(scores)) + 1 + _num_objects(ground_truth, images))
+    f1[:-1][scores[1:] == scores[:-1]] = 0  # equal scores are shown together
+    return float(scores[np.argmax(f1)])
+
+
+def _shown(matches: Matches, ground_truth: GroundTruth, images: np.ndarray, score: float) -> Shown:
+    rows = np.isin(matches.image_index, images) & ~matches.ignored[:, 0] & (matches.scores >= score)
+    right = np.count_nonzero(matches.matched[rows, 0] >= 0)
+    shown, objects = np.count_nonzero(rows), _num_objects(ground_truth, images)
+    return Shown(score, right / shown if shown else float("nan"), right / objects if objects else float("nan"))
+
+
+def _num_objects(ground_truth: GroundTruth, images: np.ndarray) -> int:
+    return int(np.count_nonzero(np.isin(ground_truth.image_index, images) & ~ground_truth.crowd))
+
+
+def _recalibrate(matches: Matches, first: np.ndarray, second: np.ndarray) -> Recalibration | None:
+    """Means over groups of equally many detections, made to ascend."""
+    counted = ~matches.ignored[:, 1]
+    fit, held_out = (np.flatnonzero(counted & np.isin(matches.image_index, half))[::-1] for half in (first, second))
+    if len(fit) == 0 or len(held_out) == 0:
+        return None
+    groups = np.array_split(fit, min(KNOTS, len(fit)))  # by ascending score
+    scores = np.array([matches.scores[group].mean() for group in groups])
+    ious = isotonic(
+        np.array([matches.iou[group, 1].mean() for group in groups]), np.array([len(group) for group in groups])
+    )
+    score, iou = matches.scores[held_out], matches.iou[held_out, 1]
+    errors = []
+    for read in (score, np.interp(score, scores, ious)):
+        binned = reliability(read, iou, iou > 0)
+        errors.append(binned.error(binned.mean_iou))
+    return Recalibration(scores, ious, *errors)
+
+
+def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(n,) the ascending values closest to `values` by weighted squares: neighbours that descend share their mean."""
+    blocks: list[tuple[float, float, int]] = []  # value, weight, length
+    for value, weight in zip(values.tolist(), weights.tolist()):
+        blocks.append((value, weight, 1))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            (a, u, m), (b, w, n) = blocks[-2:]
+            blocks[-2:] = [((a * u + b * w) / (u + w), u + w, m + n)]
+    return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])

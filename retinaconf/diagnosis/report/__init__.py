@@ -1,0 +1,1 @@
+"""The numbers of `diagnosis.measures` as words, JSON, figures and a page."""

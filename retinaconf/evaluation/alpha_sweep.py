@@ -1,0 +1,97 @@
+"""What a quality score changes: AP at every alpha of the joint score, without running the network again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.gains import REPLICATES, Gain, choose
+from retinaconf.evaluation.matching import match_detections
+from retinaconf.progress import Progress, silent
+
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+@dataclass(frozen=True)
+class AlphaSweep:
+    """AP over all images at each alpha; the best alpha chosen on one half of them, its worth measured on the other.
+
+    It is compared there with two scores: with the class score alone, and with the score that the detector itself ranks
+    by.
+    """
+
+    alphas: tuple[float, ...]
+    AP: np.ndarray  # (n,) COCO's, as `CocoEvaluator` gives it
+    AP50: np.ndarray  # (n,)
+    AP75: np.ndarray  # (n,)
+    best_alpha: float
+    over_class_score: Gain  # of the best alpha over alpha = 0, the class score alone
+    over_own: Gain  # over the detector's own score
+    chosen_on: np.ndarray  # image rows of the first half, ascending
+    reported_on: np.ndarray  # of the second
+
+
+def sweep_alpha(
+    candidates: Candidates,
+    own: Candidates,
+    ground_truth: GroundTruth,
+    post_process: Callable[[Candidates], Candidates],
+    alphas: tuple[float, ...] = ALPHAS,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AlphaSweep:
+    """Rank the same boxes by quality^alpha * class_score^(1 - alpha), eq. (11), at each alpha.
+
+    Args:
+        candidates: with quality; D candidates before NMS, or detections, which are then re-ranked only.
+        own: the detections by the detector's own score.
+        ground_truth: I images.
+        post_process: makes detections of candidates; the identity for detections.
+        alphas: must hold 0, the baseline. Of equally good ones the smallest is best.
+        replicates: bootstrap draws.
+        seed: of the halves and of the draws.
+        progress: told after each alpha and draw.
+    """
+    detections = (post_process(candidates.rescored(alpha)) for alpha in alphas)
+    return compare_alphas(detections, own, ground_truth, alphas, replicates, seed, progress)
+
+
+def compare_alphas(
+    detections: Iterable[Candidates],
+    own: Candidates,
+    ground_truth: GroundTruth,
+    alphas: tuple[float, ...],
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AlphaSweep:
+    """The same from the detections at each of `alphas`, for a detector that makes them itself."""
+    evaluator = CocoEvaluator(ground_truth)
+    curves: list[AveragePrecision] = []
+    metrics: list[dict[str, float]] = []
+    for done, found in enumerate(detections, start=1):
+        curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
+        metrics.append(evaluator(found.image_index, found.boxes, found.scores, found.labels).overall)
+        progress("AP at every alpha", done, len(alphas))
+
+    rivals = [curves[alphas.index(0)], AveragePrecision(match_detections(own, ground_truth), ground_truth)]
+    choice = choose(curves, rivals, ground_truth, replicates, seed, progress)
+    over_class_score, over_own = choice.gains
+    return AlphaSweep(
+        alphas=tuple(alphas),
+        AP=np.array([values["AP"] for values in metrics]),
+        AP50=np.array([values["AP50"] for values in metrics]),
+        AP75=np.array([values["AP75"] for values in metrics]),
+        best_alpha=alphas[choice.best],
+        over_class_score=over_class_score,
+        over_own=over_own,
+        chosen_on=choice.chosen_on,
+        reported_on=choice.reported_on,
+    )

@@ -1,0 +1,169 @@
+"""Is the score the IoU it should be?  Calibration errors, LRP, and reliability diagrams.
+
+All work on `Matches`: COCO's greedy matching, detections on crowd regions left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.evaluation.matching import Matches, match_detections
+from retinaconf.evaluation.mean import finite_mean
+
+BINS = 25
+ANY_OVERLAP = 1e-9  # the IoU threshold 0 of LaECE_0, at which every overlap counts
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Detections by score, in J even bins (low, high] over [0, 1], the first with 0; NaN in an empty bin."""
+
+    edges: np.ndarray  # (J + 1,)
+    count: np.ndarray  # (J,) int64
+    mean_score: np.ndarray  # (J,)
+    mean_iou: np.ndarray  # (J,) with the matched object, a false positive counting 0
+    precision: np.ndarray  # (J,) the share that is matched
+
+    def error(self, target: np.ndarray) -> float:
+        """Expected calibration error: the mean of |mean_score - target| over the detections; NaN without any."""
+        filled = self.count > 0
+        if not filled.any():
+            return float("nan")
+        return float(np.average(np.abs(self.mean_score - target)[filled], weights=self.count[filled]))
+
+
+def reliability(scores: np.ndarray, iou: np.ndarray, matched: np.ndarray, bins: int = BINS) -> Reliability:
+    """Bin D detections: (D,) scores in [0, 1], (D,) IoU with the matched object or 0, (D,) bool matched."""
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = np.bincount(place, weights=values, minlength=bins)
+        return np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
+
+    return Reliability(edges, count, mean(scores), mean(iou), mean(matched))
+
+
+def d_ece(matches: Matches, level: int, bins: int = BINS) -> float:
+    """Detection ECE: sum over bins of |D_j| / |D| * |mean score - precision| (Kueppers et al., CVPRW 2020).
+
+    `level` is the column of the IoU threshold in `matches`. NaN without detections.
+    """
+    table = _considered(matches, level)
+    binned = reliability(*table[1:], bins=bins)
+    return binned.error(binned.precision)
+
+
+def la_ece(matches: Matches, level: int, num_classes: int, bins: int = BINS) -> np.ndarray:
+    """Localization-aware ECE of each class, (K,); NaN for a class without detections. Their mean is LaECE.
+
+    LaECE^c = sum over bins of |D_j^c| / |D^c| * |mean score - precision * mean IoU of the true positives| (Oksuz et
+    al., CVPR 2023). The product is the mean IoU where a false positive counts 0. LaECE_0, at an IoU threshold of 0,
+    is what Kuzucu et al. (ECCV 2024) recommend.
+    """
+    labels, scores, iou, matched = _considered(matches, level)
+    errors = np.full(num_classes, np.nan)
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    for label in np.unique(labels):
+        rows = order[ends[label] : ends[label + 1]]
+        binned = reliability(scores[rows], iou[rows], matched[rows], bins)
+        errors[label] = binned.error(binned.mean_iou)
+    return errors
+
+
+def _considered(matches: Matches, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Label, score, IoU and matched of the detections that are not ignored."""
+    rows = ~matches.ignored[:, level]
+    return matches.labels[rows], matches.scores[rows], matches.iou[rows, level], matches.matched[rows, level] >= 0
+
+
+@dataclass(frozen=True)
+class OptimalLRP:
+    """Of each of K classes; NaN for a class without objects."""
+
+    olrp: np.ndarray  # (K,) in [0, 1], lower is better
+    threshold: np.ndarray  # (K,) the score at which it is reached; NaN where keeping nothing is best
+    localization: np.ndarray  # (K,) mean 1 - IoU of the true positives; NaN without any
+    false_positive: np.ndarray  # (K,) 1 - precision; NaN where nothing is kept
+    false_negative: np.ndarray  # (K,) 1 - recall
+    objects: np.ndarray  # (K,) int64
+
+
+def optimal_lrp(matches: Matches, level: int, iou_threshold: float, ground_truth: GroundTruth) -> OptimalLRP:
+    """Optimal localization-recall-precision error per class (Oksuz et al., ECCV 2018, eq. 3 and 8).
+
+    LRP(s) = (sum over true positives of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) for the detections with
+    score >= s; oLRP is its minimum over s, here over every score that occurs (the authors' code tries a grid), the
+    highest of equally good ones. Greedy matching goes by descending score, so that one matching serves every s.
+    """
+    labels, scores, iou, matched = _considered(matches, level)
+    objects = np.bincount(ground_truth.labels[~ground_truth.crowd], minlength=len(ground_truth.classes))
+    shape = len(objects)
+    result = OptimalLRP(*(np.full(shape, np.nan) for _ in range(5)), objects)  # type: ignore[call-arg]
+    order = np.lexsort((-scores, labels))
+    ends = np.searchsorted(labels[order], np.arange(shape + 1))
+    for label in np.flatnonzero(objects):
+        rows = order[ends[label] : ends[label + 1]]
+        score = scores[rows]
+        kept = np.arange(len(rows) + 1)  # keep none, the best one, two ...
+        true = np.concatenate([[0], np.cumsum(matched[rows])])
+        displaced = np.concatenate([[0.0], np.cumsum(np.where(matched[rows], 1 - iou[rows], 0))])
+        wrong = kept - true
+        missed = objects[label] - true
+        lrp = (displaced / (1 - iou_threshold) + wrong + missed) / (true + wrong + missed)
+        tied = np.flatnonzero(score[1:] == score[:-1]) + 1  # equal scores are kept or dropped together
+        lrp[tied] = np.inf
+        best = int(np.argmin(lrp))
+        result.olrp[label] = lrp[best]
+        result.false_negative[label] = missed[best] / objects[label]
+        if best > 0:
+            result.threshold[label] = score[best - 1]
+            result.false_positive[label] = wrong[best] / best
+        if true[best] > 0:
+            result.localization[label] = displaced[best] / true[best]
+    return result
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the detections' scores compare with what they should be; NaN where undefined."""
+
+    d_ece: float  # at IoU 0.5
+    laece: np.ndarray  # (K,) at IoU 0.5
+    laece_0: np.ndarray  # (K,) at IoU 0
+    lrp: OptimalLRP  # at IoU 0.5
+    reliability: Reliability  # all classes together, at IoU 0
+
+    @property
+    def mean_laece(self) -> float:
+        """LaECE: the mean over the classes that have detections."""
+        return finite_mean(self.laece)
+
+    @property
+    def mean_laece_0(self) -> float:
+        """LaECE_0: the mean over the classes that have detections."""
+        return finite_mean(self.laece_0)
+
+    @property
+    def mean_olrp(self) -> float:
+        """moLRP: the mean over the classes that have objects."""
+        return finite_mean(self.lrp.olrp)
+
+
+def calibrate(detections: Candidates, ground_truth: GroundTruth) -> Calibration:
+    """Measure the calibration of D detections, all of them: the errors depend on which are reported at all."""
+    matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
+    num_classes = len(ground_truth.classes)
+    return Calibration(
+        d_ece=d_ece(matches, 0),
+        laece=la_ece(matches, 0, num_classes),
+        laece_0=la_ece(matches, 1, num_classes),
+        lrp=optimal_lrp(matches, 0, 0.5, ground_truth),
+        reliability=reliability(*_considered(matches, 1)[1:]),
+    )

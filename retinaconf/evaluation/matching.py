@@ -1,0 +1,140 @@
+"""Which detection finds which object, on COCO's protocol, at many IoU thresholds at once.
+
+Per image and class, the 100 best detections in descending score each take the free object with the largest IoU of at
+least the threshold. A detection left over that lies on a crowd region (intersection over the detection's own area) is
+ignored: neither right nor wrong. hotcoco computes the metrics; these matches are for what it does not give: bootstrap
+intervals, duplicates, calibration against IoU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.evaluation.ordering import descending
+from retinaconf.evaluation.overlaps import iou, pairs
+
+COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+MAX_PER_CLASS = 100  # COCO's cut, an image and class
+
+
+@dataclass(frozen=True)
+class Matches:
+    """M considered detections of D, in descending score (ties by image id, then in their order), T thresholds."""
+
+    row: np.ndarray  # (M,) int64: the detection's row
+    image_index: np.ndarray  # (M,) int64
+    labels: np.ndarray  # (M,) int64
+    scores: np.ndarray  # (M,) float64
+    matched: np.ndarray  # (M, T) int64: the object's row in the ground truth, or -1
+    iou: np.ndarray  # (M, T) float64: with that object, 0 where there is none
+    ignored: np.ndarray  # (M, T) bool: lies on a crowd region
+    duplicate: np.ndarray  # (M, T) bool: not matched, yet its IoU with an object of its class reaches the threshold
+
+
+def match_detections(
+    detections: Candidates, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
+) -> Matches:
+    """Match D detections to the ground truth at T IoU thresholds > 0."""
+    image_id = ground_truth.image_ids[detections.image_index]
+    by_id = np.argsort(image_id, kind="stable")  # the evaluation's order of images
+    by_score = by_id[descending(detections.scores[by_id])]
+    group = (detections.image_index * len(ground_truth.classes) + detections.labels)[by_score]
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    rank_of = np.empty(len(detections), dtype=np.int64)  # within image and class
+    rank_of[by_score[order]] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    row = by_score[rank_of[by_score] < MAX_PER_CLASS]
+
+    box, target, overlap = _close_pairs(detections, ground_truth, float(iou_thresholds.min()))
+    keep = rank_of[box] < MAX_PER_CLASS
+    box, target, overlap = box[keep], target[keep], overlap[keep]
+    shape = (len(detections), len(iou_thresholds))
+    matched = np.full(shape, -1, dtype=np.int64)
+    matched_iou = np.zeros(shape)
+    crowd = ground_truth.crowd[target]
+    free = np.ones((len(ground_truth.boxes), len(iou_thresholds)), dtype=bool)
+    thresholds = np.minimum(iou_thresholds, 1 - 1e-10)  # as pycocotools
+
+    b, g, o = box[~crowd], target[~crowd], overlap[~crowd]
+    by_round = np.lexsort((g, b, rank_of[b]))
+    b, g, o = b[by_round], g[by_round], o[by_round]
+    ends = np.searchsorted(rank_of[b], np.arange(MAX_PER_CLASS + 1))
+    for start, end in pairwise(ends):  # one detection of every image and class a round
+        if start < end:
+            _match_round(b[start:end], g[start:end], o[start:end], thresholds, free, matched, matched_iou)
+
+    reached = np.zeros(shape, dtype=bool)
+    np.logical_or.at(reached, b, o[:, None] >= thresholds)
+    on_crowd = np.zeros(shape, dtype=bool)
+    np.logical_or.at(on_crowd, box[crowd], overlap[crowd][:, None] >= thresholds)
+
+    unmatched = matched[row] < 0
+    return Matches(
+        row=row,
+        image_index=detections.image_index[row],
+        labels=detections.labels[row],
+        scores=detections.scores[row],
+        matched=matched[row],
+        iou=matched_iou[row],
+        ignored=unmatched & on_crowd[row],
+        duplicate=unmatched & reached[row] & ~on_crowd[row],
+    )
+
+
+def _close_pairs(
+    detections: Candidates, ground_truth: GroundTruth, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(P,) detection, object and overlap of the pairs of one class that reach the threshold."""
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    areas = (detections.boxes[:, 2] - detections.boxes[:, 0]) * (detections.boxes[:, 3] - detections.boxes[:, 1])
+    for box, target in pairs(detections.image_index, ground_truth.offsets):
+        same = detections.labels[box] == ground_truth.labels[target]
+        box, target = box[same], target[same]
+        overlap = iou(detections.boxes[box], ground_truth.boxes[target])
+        crowd = ground_truth.crowd[target]
+        if crowd.any():
+            overlap[crowd] = _share_inside(
+                detections.boxes[box[crowd]], ground_truth.boxes[target[crowd]], areas[box[crowd]]
+            )
+        close = overlap >= min(threshold, 1 - 1e-10)
+        found.append((box[close], target[close], overlap[close]))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    box, target, overlap = (np.concatenate(column) for column in zip(*found))
+    return box, target, overlap
+
+
+def _share_inside(boxes: np.ndarray, regions: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """(P,) the share of each box's area that lies in its region: COCO's overlap with a crowd."""
+    width = np.minimum(boxes[:, 2], regions[:, 2]) - np.maximum(boxes[:, 0], regions[:, 0])
+    height = np.minimum(boxes[:, 3], regions[:, 3]) - np.maximum(boxes[:, 1], regions[:, 1])
+    inside = np.maximum(width, 0) * np.maximum(height, 0)
+    return np.divide(inside, areas, out=np.zeros_like(inside), where=areas > 0)
+
+
+def _match_round(
+    box: np.ndarray,
+    target: np.ndarray,
+    overlap: np.ndarray,
+    thresholds: np.ndarray,
+    free: np.ndarray,
+    matched: np.ndarray,
+    matched_iou: np.ndarray,
+) -> None:
+    """Match detections of which no two compete for an object; `box` is grouped, its targets ascending."""
+    starts = np.flatnonzero(np.diff(box, prepend=-1))
+    sizes = np.diff(starts, append=len(box))
+    allowed = np.where(free[target] & (overlap[:, None] >= thresholds), overlap[:, None], 0.0)  # (P, T)
+    best = np.maximum.reduceat(allowed, starts, axis=0)
+    is_best = (allowed > 0) & (allowed == np.repeat(best, sizes, axis=0))
+    # Of equals the last, as pycocotools.
+    chosen = np.maximum.reduceat(np.where(is_best, target[:, None], -1), starts, axis=0)  # (boxes, T)
+    matched[box[starts]] = chosen
+    matched_iou[box[starts]] = best
+    taken = chosen >= 0
+    free[chosen[taken], np.nonzero(taken)[1]] = False

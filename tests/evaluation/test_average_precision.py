@@ -1,0 +1,80 @@
+"""Our matches and AP against the official ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planted import random_set
+
+from retinaconf.candidates import Candidates
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.matching import match_detections
+
+
+def official(ground_truth: GroundTruth, detections: Candidates) -> list[float]:
+    metrics = CocoEvaluator(ground_truth)(
+        detections.image_index, detections.boxes, detections.scores, detections.labels
+    )
+    return [metrics.overall[key] for key in ("AP", "AP50", "AP75")]
+
+
+def ours(ground_truth: GroundTruth, detections: Candidates, weights: np.ndarray) -> list[float]:
+    levels = AveragePrecision(match_detections(detections, ground_truth), ground_truth)(weights)
+    return [levels.mean(), levels[0], levels[5]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_the_official_ap(seed: int) -> None:
+    ground_truth, detections = random_set(np.random.default_rng(seed))
+    result = ours(ground_truth, detections, np.ones(len(ground_truth)))
+    assert result == pytest.approx(official(ground_truth, detections), abs=1e-12)
+
+
+def test_the_best_hundred_of_an_image_and_class_count() -> None:
+    ground_truth, detections = random_set(np.random.default_rng(0), images=8, per_image=500)
+    result = ours(ground_truth, detections, np.ones(len(ground_truth)))
+    assert result == pytest.approx(official(ground_truth, detections), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_weights_equal_repeated_images(seed: int) -> None:
+    """An image of weight w counts like w copies of it; one of weight 0 like none."""
+    rng = np.random.default_rng(seed)
+    ground_truth, detections = random_set(rng, ties=False)
+    weights = rng.integers(0, 4, len(ground_truth))
+    copies = np.repeat(np.arange(len(ground_truth)), weights)
+    repeated = replace(ground_truth.subset(copies), image_ids=np.arange(len(copies)))
+    offsets = detections.offsets(len(ground_truth))
+    rows = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in copies])
+    image_index = np.repeat(np.arange(len(copies)), np.diff(offsets)[copies])
+    again = replace(detections.take(rows), image_index=image_index)
+    assert ours(ground_truth, detections, weights.astype(float)) == pytest.approx(official(repeated, again), abs=1e-12)
+
+
+def test_within_equals_weights_of_zero() -> None:
+    ground_truth, detections = random_set(np.random.default_rng(3))
+    average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    images = np.array([7, 0, 4, 9])
+    weights = np.bincount(images, minlength=len(ground_truth)).astype(float)
+    part = average_precision.within(images)
+    assert part(weights) == pytest.approx(average_precision(weights), abs=1e-15)
+
+
+def test_nothing_to_measure_is_nan_without_a_warning() -> None:
+    ground_truth, detections = random_set(np.random.default_rng(3))
+    average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    assert np.isnan(average_precision(np.zeros(len(ground_truth)))).all()
+    none = AveragePrecision(match_detections(detections.take(np.zeros(0, int)), ground_truth), ground_truth)
+    assert none(np.ones(len(ground_truth))).tolist() == [0.0] * 10
+
+
+def test_draws_take_as_many_images_as_there_are() -> None:
+    images = np.array([2, 5, 6])
+    draws = np.array(list(image_draws(images, 8, 200, seed=0)))
+    assert (draws.sum(1) == 3).all()
+    assert draws[:, images].sum() == 600
+    assert draws.mean(0)[images] == pytest.approx([1, 1, 1], abs=0.2)

@@ -1,0 +1,208 @@
+"""Reading and writing candidates: what is accepted, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import truth
+
+from retinaconf import coco_results
+from retinaconf.candidates import Candidates, read_candidates, write_candidates
+from retinaconf.errors import InputError
+
+GROUND_TRUTH = truth([[[0, 0, 10, 10]], [], [[5, 5, 50, 50]]], image_ids=[7, 3, 12])
+RECORD = {"image_id": 3, "category_id": 11, "bbox": [1, 2, 3.5, 4], "score": 0.5}
+
+
+def write_json(path: Path, records: object) -> Path:
+    path.write_text(records if isinstance(records, str) else json.dumps(records))
+    return path
+
+
+def test_a_results_file_becomes_columns_sorted_by_image(tmp_path: Path) -> None:
+    records = [
+        {**RECORD, "image_id": 12, "score": 0.1},
+        RECORD,
+        {**RECORD, "image_id": 7, "category_id": 10},
+        {**RECORD, "image_id": 12, "score": 1, "id": 5, "segmentation": [[1, 2]]},
+    ]
+    read = read_candidates(write_json(tmp_path / "dt.json", records), GROUND_TRUTH)
+    assert read.image_index.tolist() == [0, 1, 2, 2]
+    assert read.labels.tolist() == [0, 1, 1, 1]
+    assert read.scores.tolist() == [0.5, 0.5, 0.1, 1.0]
+    assert read.boxes[1].tolist() == [1, 2, 4.5, 6]
+    assert read.class_scores is None
+    assert read.quality is None
+    assert read.offsets(3).tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("text", ["[]", " [ ] \n", "\ufeff[]"])
+def test_an_empty_list_is_no_boxes(tmp_path: Path, text: str) -> None:
+    read = read_candidates(write_json(tmp_path / "dt.json", text), GROUND_TRUTH)
+    assert len(read) == 0
+    assert read.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 50, 1000])
+@pytest.mark.parametrize("indent", [None, 3])
+def test_chunks_may_end_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        {**RECORD, "score": float(score), "quality": 1e-7, "note": 'a "}],[{" in a text \u00e9'}
+        for score in rng.random(23)
+    ]
+    monkeypatch.setattr(coco_results, "CHUNK", chunk)
+    monkeypatch.setattr(coco_results, "BATCH", 5)
+    path = write_json(tmp_path / "dt.json", json.dumps(records, indent=indent) + "\n ")
+    columns = coco_results.read_coco_results(path)
+    assert columns["score"].tolist() == [record["score"] for record in records]
+    assert columns["quality"].tolist() == [1e-7] * 23
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ('{"annotations": []}', "must be a JSON list"),
+        ("", "must be a JSON list"),
+        ('[{"image_id": 3', "not valid JSON"),
+        ("[{}, ", "not valid JSON"),
+        (json.dumps([RECORD]) + " []", "more text after"),
+        ("[{} {}]", "expected ',' or"),
+        ([RECORD, 5], "record 1 is not an object"),
+        ([RECORD, {**RECORD, "score": None}], "record 1 has score None, not a number"),
+        ([RECORD, {"image_id": 3, "category_id": 11, "score": 0.1}], "record 1 has no 'bbox'"),
+        ([{**RECORD, "bbox": [1, 2, 3]}], "record 0 has bbox [1, 2, 3], not four numbers"),
+        ([{**RECORD, "bbox": [1, 2, 3, "4"]}], "not four numbers"),
+        ([{**RECORD, "bbox": None}], "not four numbers"),
+        ([{**RECORD, "image_id": "3"}], "image_id '3', not an integer"),
+        ([{**RECORD, "image_id": 3.5}], "image_id 3.5, not an integer"),
+        ([{**RECORD, "image_id": 2.0**53}], "image_id 9007199254740992.0, not an integer"),
+        ([{**RECORD, "image_id": 2**63}], "image_id 9223372036854775808, not an integer"),
+        ([{**RECORD, "image_id": True}], "image_id True, not an integer"),
+        ([{**RECORD, "image_id": 4}], "record 0 names image 4, which planted does not list"),
+        ([RECORD, {**RECORD, "category_id": 1}], "record 1 (image 3) has category_id 1, which planted does not list"),
+        ([RECORD, {**RECORD, "score": float("nan")}], "record 1 (image 3) has score nan; scores must be in [0, 1]"),
+        ([{**RECORD, "score": 1.5}], "score 1.5; scores must be in [0, 1]"),
+        ([{**RECORD, "score": -0.1}], "score -0.1"),
+        ([{**RECORD, "quality": 7}], "quality 7.0"),
+        ([{**RECORD, "bbox": [1, 2, -3, 4]}], "bbox [1.0, 2.0, -3.0, 4.0] of negative size"),
+        ([{**RECORD, "bbox": [1, 2, float("inf"), 4]}], "must be finite"),
+        ([{**RECORD, "quality": 0.5}, RECORD], "'quality' changes from present to absent at record 1"),
+        ([RECORD, {**RECORD, "quality": 0.5}], "'quality' changes from present to absent at record 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, records: object, words: str) -> None:
+    path = write_json(tmp_path / "dt.json", records)
+    with pytest.raises(InputError) as raised:
+        read_candidates(path, GROUND_TRUTH)
+    message = str(raised.value)
+    assert words in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path / "none.npz", tmp_path):
+        with pytest.raises(InputError, match=r"no such file|cannot be read"):
+            read_candidates(path, GROUND_TRUTH)
+
+
+def test_an_optional_field_that_starts_in_a_later_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco_results, "BATCH", 2)
+    path = write_json(tmp_path / "dt.json", [RECORD] * 4 + [{**RECORD, "quality": 0.1}] * 2)
+    with pytest.raises(InputError, match="at record 4"):
+        read_candidates(path, GROUND_TRUTH)
+
+
+def test_whole_floats_are_ids_and_a_float32_one_is_clipped(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "dt.json", [{**RECORD, "image_id": 3.0, "score": 1.0000001}])
+    read = read_candidates(path, GROUND_TRUTH)
+    assert (read.image_index[0], read.scores[0]) == (1, 1.0)
+
+
+def test_the_columnar_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "candidates.npz"
+    images = [
+        {"image_id": 12, "category_ids": [10, 11], "boxes": [[0, 0, 5, 5], [1, 2, 3, 4]], "scores": [0.5, 0.25]},
+        {"image_id": 3, "category_ids": [], "boxes": [], "scores": []},
+        {"image_id": 7, "category_ids": [11], "boxes": np.array([[-3.5, 1, 70, 3]]), "scores": np.array([1.0])},
+    ]
+    for image in images:
+        image |= {"class_scores": image["scores"], "quality": image["scores"]}
+    assert write_candidates(path, iter(images)) == 3
+    read = read_candidates(path, GROUND_TRUTH)
+    assert read.image_index.tolist() == [0, 2, 2]
+    assert read.boxes.tolist() == [[-3.5, 1, 70, 3], [0, 0, 5, 5], [1, 2, 3, 4]]
+    assert read.quality.tolist() == [1.0, 0.5, 0.25]
+    assert read.labels.tolist() == [1, 0, 1]
+    with np.load(path, allow_pickle=False) as archive:
+        assert int(archive["version"]) == 1
+
+
+def test_a_columnar_file_of_nothing(tmp_path: Path) -> None:
+    assert write_candidates(tmp_path / "none.npz", []) == 0
+    assert len(read_candidates(tmp_path / "none.npz", GROUND_TRUTH)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": np.int64(9)}, "format version 9"),
+        ({"score": None}, "no array 'score'"),
+        ({"score": np.array([1, 0])}, "array 'score' holds int64, not float"),
+        ({"score": np.array([0.1])}, "has shape"),
+        ({"bbox": np.zeros((2, 3))}, "has shape"),
+        ({"quality": np.array([0.1])}, "has shape"),
+        ({"image_id": np.array([3.0, 3.0])}, "holds float64, not int"),
+        ({"image_id": np.array([3, 99])}, "row 1 names image 99"),
+        ({"score": np.array([0.5, np.nan])}, "row 1 (image 3) has score nan"),
+        ({"image_id": np.array([3, None])}, "not a columnar candidates file"),
+    ],
+)
+def test_a_bad_columnar_file_is_said_in_one_line(tmp_path: Path, change: dict, words: str) -> None:
+    columns = {
+        "version": np.int64(1),
+        "image_id": np.array([3, 3]),
+        "category_id": np.array([10, 10]),
+        "bbox": np.ones((2, 4)),
+        "score": np.array([0.5, 0.5]),
+        **change,
+    }
+    path = tmp_path / "candidates.npz"
+    np.savez(path, **{name: column for name, column in columns.items() if column is not None})
+    with pytest.raises(InputError) as raised:
+        read_candidates(path, GROUND_TRUTH)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+    for content in (b"", b"not a zip", b"PK\x03\x04 broken"):
+        path = tmp_path / "bad.npz"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a columnar candidates file"):
+            read_candidates(path, GROUND_TRUTH)
+
+
+def test_the_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    good = {"image_id": 3, "category_ids": [10], "boxes": [[0, 0, 1, 1]], "scores": [0.5]}
+    with pytest.raises(InputError, match="different lengths"):
+        write_candidates(tmp_path / "x.npz", [{**good, "scores": [0.5, 0.6]}])
+    with pytest.raises(InputError, match="quality is given for some images only"):
+        write_candidates(tmp_path / "x.npz", [good, {**good, "quality": [0.5]}])
+
+
+def test_the_joint_score() -> None:
+    boxes = Candidates(
+        np.zeros(2, int), np.zeros(2, int), np.zeros((2, 4)), np.array([0.25, 0.5]), quality=np.array([1.0, 0.0])
+    )
+    assert boxes.rescored(0).scores.tolist() == [0.25, 0.5]
+    assert boxes.rescored(0.5).scores.tolist() == [0.5, 0.0]
+    assert boxes.rescored(1).scores.tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="alpha"):
+        boxes.rescored(1.1)
