@@ -34,9 +34,12 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a detector is asked for: `retinaconf diagnose` on two JSON files starts at once."""
+    """Import torch only when a detector is asked for: `retinaconf diagnose` on two JSON files does without it."""
     if name in __all__:
-        from retinaconf.inference import detector
+        from retinaconf.errors import extras_needed_by
+
+        with extras_needed_by(f"retinaconf.{name}"):
+            from retinaconf.inference import detector
 
         return getattr(detector, name)
     raise AttributeError(f"module 'retinaconf' has no attribute {name!r}")

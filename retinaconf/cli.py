@@ -12,7 +12,7 @@ from typing import Any
 from retinaconf import __doc__ as purpose
 from retinaconf import __version__
 from retinaconf.commands.options import UsageError, parse
-from retinaconf.errors import InputError, Interrupted, reason
+from retinaconf.errors import InputError, Interrupted, extras_needed_by, reason
 
 # Each is the function of this name in the module of this name in `commands`.
 COMMANDS = {
@@ -43,7 +43,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: list[str]) -> int:
     try:
-        _dispatch(args)
+        with extras_needed_by(args[0] if args else "retinaconf"):
+            _dispatch(args)
         sys.stdout.flush()
     except UsageError as error:
         print(f"retinaconf: {error}", file=sys.stderr)

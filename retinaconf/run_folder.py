@@ -88,6 +88,7 @@ def write_weights(
     path: Path, state: Mapping[str, Tensor], config: Config, classes: tuple[str, ...], category_ids: tuple[int, ...]
 ) -> None:
     """Save weights with what is needed to use them. The same weights give the same bytes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {
@@ -99,7 +100,10 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def write(aside: Path) -> None:
-        save_file(tensors, aside, metadata)
+        try:
+            save_file(tensors, aside, metadata)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from None
         _order_metadata(aside)
 
     write_aside(path, write)

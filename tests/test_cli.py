@@ -25,39 +25,6 @@ def python(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
 # --- in a process of its own, where exit code, stderr and imports matter -------------------------------------------
 
 
-def test_what_needs_no_network_never_imports_torch(tiny_data: Path):
-    detections = tiny_data / "detections.json"
-    detections.write_text("[]")
-    files = ["--detections", str(detections), "--ground-truth", str(tiny_data / "val.json")]
-    commands = [
-        [],
-        ["--help"],
-        ["--version"],
-        *([name, "--help"] for name in COMMANDS),
-        ["train", "conf-lite0", "--data", "a", "--out", "b", "--inference.alpha", "3"],
-        ["nonsense"],
-        ["diagnose", *files, "--json", str(tiny_data / "diagnosis.json")],
-        ["check", "--data", str(tiny_data)],
-    ]
-    program = f"""
-import sys
-import retinaconf
-from retinaconf.cli import main
-for command in {commands!r}:
-    try:
-        main(command)
-    except SystemExit:
-        pass
-    assert "torch" not in sys.modules, command
-    assert "numpy" not in sys.modules or command[0] in ("diagnose", "check"), command
-assert retinaconf.load  # the counter-proof: this is what imports it
-assert "torch" in sys.modules
-"""
-    result = python("-c", program)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads((tiny_data / "diagnosis.json").read_text())
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_the_line_is_the_same_in_any_encoding(encoding: str):
     words = ["train", "conf-lite0", "--data", "x", "--out", "y", "--data.batchsize", "4"]

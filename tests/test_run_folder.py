@@ -57,6 +57,20 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path):
         assert torch.equal(tensors.get_tensor("grün"), torch.ones(2))
 
 
+def test_a_full_disk_leaves_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "model.safetensors"
+    write_weights(file, {"w": torch.ones(1)}, Config(), ("a",), (1,))
+    old = file.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be written \(I/O error: No space.*\); free"):
+        write_weights(file, {"w": torch.zeros(1)}, Config(), ("a",), (1,))
+    assert file.read_bytes() == old
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

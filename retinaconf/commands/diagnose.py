@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from retinaconf.commands.options import Device, LayoutKey, UsageError
+from retinaconf.errors import extras_needed_by
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
 
@@ -70,7 +71,8 @@ def diagnose(
     if run is not None:
         if data is None:
             raise UsageError("diagnose RUN: give the data set with --data ROOT")
-        from retinaconf.inference.diagnose import diagnose_run
+        with extras_needed_by("diagnose RUN"):
+            from retinaconf.inference.diagnose import diagnose_run
 
         diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
     else:

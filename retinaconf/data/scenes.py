@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+from sklearn.datasets import load_digits, load_sample_images
 
 from retinaconf.errors import InputError
 
@@ -115,12 +116,6 @@ def _holds(folder: Path, made_with: dict[str, Any]) -> bool:
 
 
 def _material(seed: int) -> dict[str, _Material]:
-    try:
-        from sklearn.datasets import load_digits, load_sample_images
-    except ImportError:
-        raise InputError(
-            "the demo scenes are made from scikit-learn's digits; pip install 'retinaconf[demo]'"
-        ) from None
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     parts = np.split(order, [int(0.8 * len(order))])

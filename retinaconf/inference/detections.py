@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retinaconf.errors import extras_needed_by
+
 if TYPE_CHECKING:
     import supervision
     from PIL import Image
@@ -59,7 +61,8 @@ class Detections:
 
     def to_supervision(self) -> supervision.Detections:
         """The same as `supervision.Detections`, with `class_name`, `class_score` and `quality` in its data."""
-        import supervision
+        with extras_needed_by("to_supervision"):
+            import supervision
 
         data: dict[str, Any] = {
             "class_name": np.array([self.classes[label] for label in self.labels], dtype=np.str_),

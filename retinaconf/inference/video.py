@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from retinaconf.errors import InputError, reason
+from retinaconf.errors import InputError, extras_needed_by, reason
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 _TICKS = 60_000  # a second in a written video: a multiple of the usual frame rates, and MPEG-4 takes no more
@@ -107,8 +107,7 @@ def video_writer(path: Path) -> Iterator[Callable[[Frame], None]]:
 
 
 def _av(path: Path) -> Any:
-    try:
+    with extras_needed_by(f"{path}: a video"):
         import av
-    except ImportError:
-        raise InputError(f"{path}: videos need the package av; pip install 'retinaconf[video]'") from None
-    return av
+
+        return av

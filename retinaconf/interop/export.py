@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from retinaconf.config import Config
-from retinaconf.errors import InputError
+from retinaconf.errors import EXTRAS, InputError, extras_needed_by
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import WITH_ALPHA
@@ -43,9 +43,10 @@ def export_run(run: Path, out: Path, raw: bool = False) -> str:
     if out.suffix not in SUFFIXES:
         raise InputError(f"{out}: end it in {' or '.join(SUFFIXES)}")
     is_onnx = out.suffix == ".onnx"
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if is_onnx and missing:
-        raise InputError(f"{out}: ONNX needs the package {missing[0]}; pip install 'retinaconf[onnx]'")
+    if is_onnx:
+        with extras_needed_by(f"{out}: ONNX"):
+            for package in EXTRAS["onnx"]:
+                import_module(package)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out}: cannot be written; give a file in a folder that exists")
     check_outputs([out], [run])

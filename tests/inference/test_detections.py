@@ -1,11 +1,13 @@
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from retinaconf.errors import InputError
 from retinaconf.inference.detections import Detections
 
 
@@ -51,7 +53,7 @@ def test_coco_records_have_ids_and_xywh():
     assert detections(rows=0).to_coco(17) == []
 
 
-def test_supervision_gets_the_same_numbers():
+def test_supervision_gets_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
     supervision = pytest.importorskip("supervision")
     ours = detections()
     theirs = ours.to_supervision()
@@ -64,6 +66,9 @@ def test_supervision_gets_the_same_numbers():
     assert len(theirs[theirs.confidence > 0.4]) == 2  # supervision can filter it, data included
     assert "quality" not in detections(quality=False).to_supervision().data
     assert len(detections(rows=0).to_supervision()) == 0
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match=r"to_supervision needs supervision; .*'retinaconf\[supervision\]'"):
+        ours.to_supervision()
 
 
 def test_drawing_leaves_the_image_as_it_is():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ def test_what_the_user_can_get_wrong(
     assert "torch cannot export a detector on test_resnet (RuntimeError" in complaint(
         1, run, "--out", tmp_path / "model.onnx"
     )
-    found = export.importlib.util.find_spec
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    assert "onnxscript; pip install 'retinaconf[onnx]'" in complaint(1, run, "--out", tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "model.onnx: ONNX needs onnxscript; install it with: pip install 'retinaconf[onnx]'" in complaint(
+        1, run, "--out", tmp_path / "model.onnx"
+    )
 
 
 def test_clipping_after_nms_is_refused(
