@@ -20,6 +20,7 @@ Resize = Literal["antialias", "bilinear", "torchvision"]
 JointMethod = Literal["product", "proportional", "cls", "cls*obj"]
 
 LARGEST_ANCHOR = 512  # pixels on P3; then 8,192 on P7
+VOTE_SIGMA = 0.025  # of score voting, as its paper has it
 
 
 class Section(BaseModel):
@@ -233,6 +234,9 @@ class InferenceConfig(Section):
     detections: int = Field(100, ge=1)
     """Largest number of detections kept per image, best joint score first. A higher value adds boxes with lower
     scores."""
+    vote: bool = False
+    """Score voting (PAA): each box that NMS keeps becomes the mean of the candidates of its class that overlap it,
+    weighted by score and IoU. Scores stay as they are."""
 
 
 class Config(Section):

@@ -1,4 +1,4 @@
-"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress.
+"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress, vote.
 
 The paper's code and three libraries do this alike but for details that decide which boxes come out (`RULES`). Imported
 weights keep the rules of the library that trained them.
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from retinaconf.config import InferenceConfig
+from retinaconf.config import VOTE_SIGMA, InferenceConfig
 from retinaconf.inference.joint_score import JointScore
-from retinaconf.model.boxes import MAX_LOG_RATIO
+from retinaconf.model.boxes import MAX_LOG_RATIO, iou
 from retinaconf.model.retinanet import Outputs
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
@@ -67,8 +67,9 @@ def postprocess(
 
     Of each level the `config.candidates` anchors with the best joint score over classes are decoded; their (anchor,
     class) pairs above the threshold are clipped to the image (`sizes` (N, 2): height, width), dropped where that
-    leaves no width or height, suppressed within their class, and cut to the best `config.detections`. Ties keep the
-    order of level, cell, anchor, class. Without `suppress` all pairs are given: the candidates before NMS.
+    leaves no width or height, suppressed within their class, and cut to the best `config.detections`; with
+    `config.vote` these become the `vote` of all pairs of their class. Ties keep the order of level, cell, anchor,
+    class. Without `suppress` all pairs are given: the candidates before NMS.
     With `thresholds` (N, K), of each image and class, only the pairs above these are given.
 
     These are the paper's rules and MMDetection's of its time; `config.rules` chooses others. By all rules an anchor
@@ -116,7 +117,8 @@ def postprocess(
         for limit, index in zip(limits.cpu(), torch.arange(len(row)).split(counts)):
             found = pairs.rows(index[pairs.scores[index].sort(descending=True, stable=True).indices])
             if suppress:
-                found = found.rows(suppressed(found.boxes, found.labels, config.nms_iou, config.detections))
+                kept = found.rows(suppressed(found.boxes, found.labels, config.nms_iou, config.detections))
+                found = voted(kept, found) if config.vote else kept
             if not clip_now:
                 found = found._replace(boxes=_clip(found.boxes, limit))
                 found = found.rows(torch.nonzero(_has_area(found.boxes)).flatten())
@@ -148,6 +150,38 @@ def suppressed(boxes: Tensor, labels: Tensor, iou_threshold: float, limit: int) 
         if len(kept) >= limit or length >= len(boxes):
             return kept[:limit]
         length *= 16
+
+
+def vote(boxes: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
+    """Score voting: each box becomes a mean of the candidates that overlap it.
+
+    Candidate j weighs score_j exp(-(1 - IoU_j)^2 / sigma) where IoU_j > 0 (Kim and Lee, "Probabilistic Anchor
+    Assignment with IoU Prediction for Object Detection", ECCV 2020). A box that no candidate overlaps stays.
+
+    Args:
+        boxes: (..., D, 4) finite, after NMS.
+        candidates: (..., S, 4) finite, before NMS, the boxes among them.
+        scores: (..., D, S) or broadcast to it: at least 0, and 0 for a candidate of another class.
+
+    Returns:
+        (..., D, 4).
+    """
+    boxes, candidates = boxes[..., :, None, :], candidates[..., None, :, :]
+    overlap = iou(boxes, candidates)
+    weights = scores * torch.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)  # (..., D, S)
+    # A mean of shifts, not of coordinates: it rounds less, and a box that is alone stays to the bit.
+    shift = weights[..., None, :] @ (candidates - boxes) / weights.sum(-1).clamp(min=1e-30)[..., None, None]
+    return (boxes + shift).squeeze(-2)
+
+
+def voted(kept: Boxes, candidates: Boxes) -> Boxes:
+    """The boxes `kept` of one image, after the vote of its candidates, class by class."""
+    # What is far outside reaches no image and no other box, and would overflow.
+    boxes, voters = (found.boxes.clamp(-FAR_OUTSIDE, FAR_OUTSIDE) for found in (kept, candidates))
+    for label in kept.labels.unique():
+        rows, of_class = kept.labels == label, candidates.labels == label
+        boxes[rows] = vote(boxes[rows], voters[of_class], candidates.scores[of_class])
+    return kept._replace(boxes=boxes)
 
 
 def _of_large_level(outputs: Outputs, config: InferenceConfig) -> Tensor:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from retinaconf.config import InferenceConfig
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import joint_score
-from retinaconf.inference.postprocess import Boxes, postprocess
+from retinaconf.inference.postprocess import Boxes, postprocess, voted
 from retinaconf.model.boxes import iou
 
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -54,8 +55,7 @@ def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) 
     joint = joint_score(config)
     outputs = detector.model(images, sizes)
     (candidates,) = postprocess(outputs, sizes, config, [joint], suppress=False)
-    scores = torch.cat([found.scores for found in candidates])
-    threshold = float(scores.sort(descending=True).values[min(PAIRS, len(scores) - 1)]) if len(scores) else 0.0
+    threshold = _threshold(torch.cat([found.scores for found in candidates]))
     inputs = {"images": images, "sizes": sizes, "score_threshold": torch.tensor(threshold)}
     given = run(inputs | ({"alpha": torch.tensor(0.5)} if with_alpha else {}))
     pixels = score = 0.0
@@ -65,33 +65,37 @@ def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) 
             given[name][n, :count] for name in ("boxes", "scores", "labels", "class_scores")
         )
         found = Boxes(boxes, scores, labels, classes, quality)
-        differences = differences_from_nms(found, known, threshold, config.nms_iou, config.detections, out)
+        differences = differences_from_nms(found, known, threshold, config, out)
         pixels, score = max(pixels, differences[0]), max(score, differences[1])
     total = int(given["counts"].sum())
     return f"{total} detections as in torch, largest difference {pixels:.1e} pixels, {score:.1e} in score"
 
 
 def differences_from_nms(
-    found: Boxes, candidates: Boxes, threshold: float, nms_iou: float, limit: int, out: Path
+    found: Boxes, candidates: Boxes, threshold: float, config: InferenceConfig, out: Path
 ) -> tuple[float, float]:
-    """How far `found` is from the best `limit` of NMS among `candidates` above a threshold, in pixels and in score.
+    """How far `found` is from what NMS gives of the `candidates` above a threshold, in pixels and in score.
 
     Rounding decides between candidates that are nearly tied, so that two right lists may differ. What greedy NMS gives
-    is therefore recognised by what defines it, each up to a tolerance: it consists of candidates; no two of them in a
-    class overlap by more than `nms_iou`; and every candidate that is not in it is overlapped by a better one in it, or
-    not among the best.
+    is therefore recognised by what defines it, each up to a tolerance: it consists of candidates (with `config.vote`,
+    moved by the vote); no two of these in a class overlap by more than `config.nms_iou`; and every candidate that is
+    not in it is overlapped by a better one in it, or not among the best.
 
     Raises:
         InputError: `found` is something else.
     """
+    voters = candidates.rows(candidates.scores > threshold)
     candidates = candidates.rows(candidates.scores > threshold * (1 - 2 * RELATIVE))
+    expected = voted(candidates, voters) if config.vote else candidates  # each as it is if NMS keeps it
     same_class = found.labels[:, None] == candidates.labels
     if len(found.scores) and not same_class.any(dim=1).all():
         raise _differs(out, "detections of a class that torch does not find")
     pixels = score = 0.0
     if len(found.scores):
-        distance = (found.boxes[:, None] - candidates.boxes).abs().amax(dim=2) + torch.where(same_class, 0.0, torch.inf)
-        pair = candidates.rows(distance.argmin(dim=1))
+        distance = (found.boxes[:, None] - expected.boxes).abs().amax(dim=2) / PIXELS
+        distance += (found.scores[:, None] / expected.scores - 1).abs() / RELATIVE
+        nearest = torch.where(same_class, distance, torch.inf).argmin(dim=1)
+        pair = expected.rows(nearest)
         pixels = float((found.boxes - pair.boxes).abs().max())
         fields = [(found.scores, pair.scores), (found.class_scores, pair.class_scores)]
         if found.quality is not None and pair.quality is not None:
@@ -100,18 +104,29 @@ def differences_from_nms(
         relative = max(float(((one - other).abs() / other).max()) for one, other in fields)
         if not (pixels <= PIXELS and relative <= RELATIVE):
             raise _differs(out, f"detections by up to {pixels:.2g} pixels, {score:.2g} in score")
+        if config.vote:
+            found = found._replace(boxes=candidates.boxes[nearest])
         overlap = iou(found.boxes[:, None], found.boxes) * (found.labels[:, None] == found.labels)
-        if float(overlap.fill_diagonal_(0).max()) > nms_iou + RELATIVE:
+        if float(overlap.fill_diagonal_(0).max()) > config.nms_iou + RELATIVE:
             raise _differs(out, "two detections of a class overlap by more than NMS allows")
-    least = float(found.scores.min()) if len(found.scores) == limit else threshold
+    least = float(found.scores.min()) if len(found.scores) == config.detections else threshold
     better = same_class & (found.scores[:, None] >= candidates.scores * (1 - RELATIVE))
     itself = (found.boxes[:, None] - candidates.boxes).abs().amax(
         dim=2
     ) <= PIXELS  # empty boxes do not overlap even that
-    covered = (better & (itself | (iou(found.boxes[:, None], candidates.boxes) > nms_iou - RELATIVE))).any(dim=0)
+    covered = (better & (itself | (iou(found.boxes[:, None], candidates.boxes) > config.nms_iou - RELATIVE))).any(dim=0)
     if (~covered & (candidates.scores > least * (1 + 2 * RELATIVE))).any():
         raise _differs(out, "detections are missing")
     return pixels, score
+
+
+def _threshold(scores: Tensor) -> float:
+    """A score that some PAIRS of `scores` exceed, in a wide gap, so that rounding does not decide which those are."""
+    ranked = scores.sort(descending=True).values[PAIRS // 2 : PAIRS + 1]
+    if len(ranked) < 2:
+        return 0.0
+    gap = int((ranked[:-1] / ranked[1:]).argmax())
+    return float(ranked[gap : gap + 2].mean())
 
 
 def _random_images() -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torchvision.ops import nms
 from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, Rules, is_finite
+from retinaconf.inference.postprocess import RULES, Rules, is_finite, vote
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.retinanet import Outputs, RetinaNet
@@ -87,17 +87,20 @@ class FinishedDetections(nn.Module):
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
         stays = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) | rules.keep_empty
         scores = torch.where((scores > score_threshold) & stays[..., None], scores, -1.0)  # (N, S, K)
-        scores = self.suppress(boxes, scores, config.nms_iou, config.detections)
+        kept = self.suppress(boxes, scores, config.nms_iou, config.detections)
 
         # More than there may be, so that there are always enough to take the best of.
-        ranked = F.pad(scores.flatten(1), (0, config.detections), value=-1.0)
+        ranked = F.pad(kept.flatten(1), (0, config.detections), value=-1.0)
         best, pair = ranked.topk(config.detections, dim=1)
         found = best > 0  # (N, D)
         pair = torch.where(found, pair, 0)
         row, label = pair // scores.shape[2], pair % scores.shape[2]
+        best_boxes = boxes[image, row]  # (N, D, 4)
+        if config.vote:
+            best_boxes = vote(best_boxes, boxes, scores.transpose(1, 2)[image, label].clamp(min=0))
         detections = {
             "counts": found.sum(dim=1),
-            "boxes": boxes[image, row] * found[..., None],
+            "boxes": best_boxes * found[..., None],
             "scores": best * found,
             "labels": torch.where(found, label, -1),
             "class_scores": class_scores[image, row, label] * found,

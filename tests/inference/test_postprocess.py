@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.postprocess import RULES, postprocess, suppressed
+from retinaconf.inference.postprocess import RULES, postprocess, suppressed, vote
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
@@ -82,6 +82,75 @@ def test_against_the_rules_written_as_loops(joint, bias):
         assert images[n].labels.tolist() == [e[2] for e in expected]
         if expected:
             torch.testing.assert_close(images[n].boxes, torch.stack(boxes))
+
+
+def slow_vote(box, candidates, sigma=0.025):
+    """PAA's score voting of one box b: sum of p_i b_i / sum of p_i, over the candidates b_i of its class that overlap
+    it, of score s_i, with p_i = s_i exp(-(1 - IoU(b, b_i))^2 / sigma)."""
+    total, mean = 0.0, [0.0] * 4
+    for other, score in candidates:
+        width = min(box[2], other[2]) - max(box[0], other[0])
+        height = min(box[3], other[3]) - max(box[1], other[1])
+        if width <= 0 or height <= 0:
+            continue
+        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
+        p = score * math.exp(-((1 - width * height / (sum(areas) - width * height)) ** 2) / sigma)
+        total += p
+        mean = [m + p * x for m, x in zip(mean, other)]
+    return [m / total for m in mean] if total else list(box)
+
+
+@pytest.mark.parametrize("bias", [-50.0, -5.5, -2.5])
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("joint", [product(0.0), product(0.4)], ids=lambda j: j.name)
+def test_voting_against_the_papers_text_one_object_at_a_time(joint, rules, bias):
+    out = outputs(n=1, classes=2, bias=bias, canvas=(64, 64))
+    out.box_deltas[0, 5::7] *= 6  # boxes that reach out of the image
+    out.box_deltas[0, 3::11, 0] = 100  # and some that are all outside
+    config = InferenceConfig(rules=rules, candidates=100_000, detections=20, vote=True)
+    height, width = 60, 50
+    ((found,),) = postprocess(out, torch.tensor([[height, width]]), config, [joint])
+
+    def clipped(box):
+        return [min(max(x, 0.0), float(limit)) for x, limit in zip(box, [width, height] * 2)]
+
+    scores = joint.of_classes(torch.sigmoid(out.class_logits[0]), torch.sigmoid(out.quality_logits[0]))
+    boxes = decode(out.anchors, out.box_deltas[0], RULES[rules].min_log_ratio).tolist()
+    pairs = []
+    for anchor, label in (scores > config.score_threshold).nonzero().tolist():
+        box = clipped(boxes[anchor]) if RULES[rules].clip_first else boxes[anchor]
+        if RULES[rules].keep_empty or (box[2] > box[0] and box[3] > box[1]):
+            pairs.append((box, float(scores[anchor, label]), label))
+    pairs.sort(key=lambda pair: -pair[1])
+    expected = []
+    if pairs:
+        columns = [torch.tensor(column).double() for column in zip(*pairs)]
+        for n in batched_nms(columns[0], columns[1], columns[2], config.nms_iou)[:20].tolist():
+            box, score, label = pairs[n]
+            box = clipped(slow_vote(box, [(b, s) for b, s, k in pairs if k == label]))
+            if RULES[rules].keep_empty or (box[2] > box[0] and box[3] > box[1]):
+                expected.append((box, score, label))
+    assert bool(expected) == (bias > -50)
+    assert found.labels.tolist() == [label for _, _, label in expected]
+    torch.testing.assert_close(found.scores, torch.tensor([score for _, score, _ in expected]))
+    torch.testing.assert_close(found.boxes, torch.tensor([b for b, _, _ in expected]).view(-1, 4), rtol=0, atol=1e-4)
+    ((plain,),) = postprocess(out, torch.tensor([[height, width]]), config.model_copy(update={"vote": False}), [joint])
+    if bias > -5:
+        assert (plain.boxes - found.boxes).abs().amax() > 0.1
+
+
+def test_voting_worked_by_hand():
+    box, other = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]  # IoU 0.8
+    weight = 0.6 * math.exp(-(0.2**2) / 0.025) / 0.9
+    both = vote(torch.tensor([box]), torch.tensor([box, other, [20.0, 0.0, 30.0, 10.0]]), torch.tensor([0.9, 0.6, 0.9]))
+    torch.testing.assert_close(both, torch.tensor([[0, 0, 10, (10 + weight * 8) / (1 + weight)]]))
+    # Ties: the mean is between two boxes of equal score, wherever each stands.
+    tied = vote(torch.tensor([box, other]), torch.tensor([other, box]), torch.tensor([0.5, 0.5]))
+    same = math.exp(-(0.2**2) / 0.025)
+    torch.testing.assert_close(tied[:, 3], torch.tensor([(10 + same * 8) / (1 + same), (8 + same * 10) / (1 + same)]))
+    alone = torch.tensor([[0.1, 0.2, 77.7, 33.3], [5.0, 5.0, 5.0, 9.0]])  # the second without area
+    assert torch.equal(vote(alone, alone, torch.tensor([0.051, 0.9])), alone)
+    assert vote(alone[:0], alone[:0], torch.zeros(0)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -202,16 +271,18 @@ def test_an_anchor_that_is_not_finite_is_as_one_without_a_score(rules, column, v
                     assert torch.equal(mine, other)
 
 
-def test_a_box_far_outside_the_image_leaves_nms_to_the_others():
+@pytest.mark.parametrize("delta", [1e30, 3e38])
+@pytest.mark.parametrize("vote", [False, True])
+def test_a_box_far_outside_the_image_leaves_nms_to_the_others(vote, delta):
     """Detectron2 clips after NMS. A finite delta can put a box so far out that, measured by it, all others are one."""
-    config = InferenceConfig(rules="detectron2", candidates=100_000, detections=10_000)
+    config = InferenceConfig(rules="detectron2", candidates=100_000, detections=10_000, vote=vote)
     lost, silent = outputs(n=1, bias=-1.0), outputs(n=1, bias=-1.0)
-    lost.box_deltas[0, 7, 0] = 1e30
+    lost.box_deltas[0, 7, 0] = delta
     silent.class_logits[0, 7] = -50
     ((found,),), ((expected,),) = (postprocess(out, torch.tensor([CANVAS]), config, [CLS]) for out in (lost, silent))
     assert len(expected.scores) > 100
     for mine, other in zip(found[:4], expected[:4]):
-        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4 * vote)  # a mean rounds by the number of its terms
 
 
 THERE = torch.device("meta")  # stands for `mps`, which torch knows on a Mac only
@@ -252,7 +323,7 @@ class AppleGPU(TorchDispatchMode):
 
 
 def test_a_device_without_float64():
-    out, config = outputs(bias=-2.0), InferenceConfig(candidates=200)
+    out, config = outputs(bias=-2.0), InferenceConfig(candidates=200, vote=True)
     sizes, joints = torch.tensor([CANVAS, (100, 130)]), [product(0.4), proportional(0.7)]
     with AppleGPU():
         with pytest.raises(AssertionError, match="no float64"):

@@ -56,6 +56,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     made: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {
         "conf.onnx": {},
+        "vote.onnx": {"inference.vote": True},
         "conf-raw.onnx": {"model.anchors": "torchvision"},
         "torchvision.onnx": {
             "model.quality": "none",

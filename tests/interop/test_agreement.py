@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from retinaconf.config import InferenceConfig
 from retinaconf.errors import InputError
-from retinaconf.inference.postprocess import Boxes, suppressed
+from retinaconf.inference.postprocess import Boxes, suppressed, voted
 from retinaconf.interop.agreement import differences_from_nms
 
 OUT = Path("model.onnx")
@@ -29,15 +30,34 @@ def survivors(known: Boxes, limit: int = LIMIT, nms_iou: float = NMS_IOU) -> Box
     return above.rows(suppressed(above.boxes, above.labels, nms_iou, limit))
 
 
-def compare(found: Boxes, known: Boxes, limit: int = LIMIT) -> tuple[float, float]:
-    return differences_from_nms(found, known, THRESHOLD, NMS_IOU, limit, OUT)
+def compare(found: Boxes, known: Boxes, limit: int = LIMIT, vote: bool = False) -> tuple[float, float]:
+    config = InferenceConfig(nms_iou=NMS_IOU, detections=limit, vote=vote)
+    return differences_from_nms(found, known, THRESHOLD, config, OUT)
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 1000])  # cut, and not
-def test_what_nms_gives_passes(limit: int) -> None:
+@pytest.mark.parametrize("vote", [False, True])
+def test_what_nms_gives_passes(limit: int, vote: bool) -> None:
     for seed in range(10):
         known = candidates(seed)
-        assert compare(survivors(known, limit), known, limit) == (0, 0)
+        found = survivors(known, limit)
+        if vote:
+            found = voted(found, known.rows(known.scores > THRESHOLD))
+        assert compare(found, known, limit, vote) == (pytest.approx(0, abs=1e-4 * vote), 0)
+
+
+def test_a_vote_that_is_missing_or_of_others_does_not_pass() -> None:
+    known = candidates()
+    found, voters = survivors(known), known.rows(known.scores > THRESHOLD)
+    with pytest.raises(InputError, match="by up to"):
+        compare(found, known, vote=True)
+    with pytest.raises(InputError, match="by up to"):
+        compare(voted(found, voters._replace(labels=voters.labels.roll(1))), known, vote=True)
+    moved = voted(found, voters)
+    with pytest.raises(InputError, match="by up to"):
+        compare(moved, known)
+    with pytest.raises(InputError, match="missing"):
+        compare(moved.rows(torch.arange(1, LIMIT)), known, vote=True)
 
 
 def test_the_largest_difference_is_reported() -> None:

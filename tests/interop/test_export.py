@@ -84,6 +84,19 @@ def test_detections_are_those_of_torch(
 
 
 @pytest.mark.slow
+def test_score_voting(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
+    ours = exported("vote.onnx")
+    moved = 0
+    for inputs in batches(photographs, 4):
+        outputs = ours.call(**inputs)
+        assert_same(outputs, by_torch(ours.detector, inputs))
+        for n, plain in enumerate(by_torch(ours.detector, inputs, vote=False)):
+            difference = np.abs(outputs["boxes"][n, : len(plain.scores)] - plain.boxes.numpy())
+            moved += int((difference.max(axis=1) > 1).sum())
+    assert moved > 100
+
+
+@pytest.mark.slow
 def test_the_proportional_joint_score(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
     ours = exported("proportional.onnx")
     unlike_the_product = 0

@@ -24,9 +24,10 @@ def test_padding_as_numbers_is_same_padding_where_the_stride_divides(kernel, str
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("vote", [False, True])
 @pytest.mark.parametrize("rules", ["paper", "mmdetection", "torchvision"])
-def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monkeypatch, rules):
-    config = InferenceConfig(rules=rules, candidates=200, detections=1000, alpha=0.4)
+def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monkeypatch, rules, vote):
+    config = InferenceConfig(rules=rules, candidates=200, detections=1000, alpha=0.4, vote=vote)
     model, images = RetinaNet(tiny_config().model, 3).eval(), torch.rand(2, 3, 64, 96) * 255
     sizes = torch.tensor([[64, 96], [60, 90]])
     with torch.no_grad():
@@ -49,5 +50,5 @@ def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monke
         count = len(expected.scores)
         assert found["counts"][n] == count > 50
         for name, values in expected._asdict().items():
-            torch.testing.assert_close(found[name][n, :count], values)
+            torch.testing.assert_close(found[name][n, :count], values, rtol=1e-5, atol=1e-4 * vote)
             assert (found[name][n, count:] == (-1 if name == "labels" else 0)).all()
