@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.diagnosis.measures.diagnose import diagnose_files
+from retinaconf.diagnosis.report.figures import save_figures
 from retinaconf.diagnosis.report.page import write_report
 from retinaconf.errors import InputError
 from retinaconf.inference.predict import predict_files
@@ -492,7 +493,7 @@ def test_no_function_overwrites_what_it_read(finished: Path, tiny_data: Path, tm
     for overwrite in (
         lambda: write_report(truth, [diagnosis]),
         lambda: write_report(tmp_path / "dt.json", [diagnosis]),
-        lambda: diagnosis.save_figures(tmp_path),
+        lambda: save_figures(diagnosis, tmp_path),
         lambda: evaluate_run(finished, tiny_data, "val", detections=tiny_data / "train.json"),
         lambda: predict_files(finished, [tiny_data / "images/val-1.png"], tmp_path / "same"),
     ):

@@ -50,6 +50,7 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     """
     from retinaconf.data.scenes import write_scenes
     from retinaconf.diagnosis.report.page import write_report
+    from retinaconf.diagnosis.report.summary import summarize
     from retinaconf.inference.diagnose import diagnose_run
     from retinaconf.inference.predict import predict_files
     from retinaconf.training.run import train_run
@@ -68,7 +69,7 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     print(f"   class score alone: AP {plain:.3f}; best, {best['joint']}: AP {best['metrics']['AP']:.3f}")
     print(f"4. diagnosing it: {out / 'report.html'}")
     diagnosis = diagnose_run(run, data, "val", device=device)
-    print("\n".join(f"   {line}" for line in diagnosis.summary()))
+    print("\n".join(f"   {line}" for line in summarize(diagnosis)))
     write_report(out / "report.html", [diagnosis])
     pictures = sorted((data / "images").glob("val*"))[:PICTURES]
     print(f"5. drawing detections: {out / 'pictures'}")

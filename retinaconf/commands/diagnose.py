@@ -45,7 +45,7 @@ def diagnose(
         images: folder of the images, for the report's pictures.
         report: write a self-contained HTML report to this file.
         json: write every number to this file.
-        figures: write the figures as PNG and SVG to this folder.
+        figures: write the figures as SVG to this folder.
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
         nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
         score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
@@ -86,20 +86,27 @@ def diagnose(
             PostProcessing.nms_iou if nms_iou is None else nms_iou,
         )
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
+    from retinaconf.diagnosis.report.advice import advise
+    from retinaconf.diagnosis.report.summary import summarize
+
     for diagnosis in diagnoses:
         notes = (f"note: {note}" for note in diagnosis.notes)
-        print("\n".join([*diagnosis.summary(), *notes, "What to do:", *(f"- {line}" for line in diagnosis.advice())]))
+        print("\n".join([*summarize(diagnosis), *notes, "What to do:", *(f"- {line}" for line in advise(diagnosis))]))
     if len(diagnoses) == 2:
         from retinaconf.diagnosis.report.comparability import incomparable
 
         for sentence in incomparable(*diagnoses):
             print(f"note on both: {sentence}")
     if json is not None:
-        documents = [diagnosis.to_json() for diagnosis in diagnoses]
+        from retinaconf.diagnosis.report.document import to_json
+
+        documents = [to_json(diagnosis) for diagnosis in diagnoses]
         write_json(json, documents[0] if len(documents) == 1 else documents)
     if figures is not None:
+        from retinaconf.diagnosis.report.figures import save_figures
+
         for number, diagnosis in enumerate(diagnoses, 1):
-            diagnosis.save_figures(figures if len(diagnoses) == 1 else figures / str(number))
+            save_figures(diagnosis, figures if len(diagnoses) == 1 else figures / str(number))
     if report is not None:
         from retinaconf.diagnosis.report.page import write_report
 

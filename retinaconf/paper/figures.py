@@ -1,4 +1,4 @@
-"""The items as figures, in the style of the diagnosis's."""
+"""The items as figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
-from retinaconf.diagnosis.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from retinaconf.files import write_aside
 from retinaconf.paper import introduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any colour vision; markers and dashes repeat the difference.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
 
 
 def save_figure(document: dict[str, Any], path: Path) -> None:

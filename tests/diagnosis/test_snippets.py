@@ -19,6 +19,7 @@ from planted import truth
 from retinaconf.candidates import Candidates, read_candidates, write_candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.measures.diagnose import diagnose
+from retinaconf.diagnosis.report.summary import summarize
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 BOXES = np.array([[10.0, 20, 60, 90], [12, 22, 62, 92], [5, 5, 25, 30]], dtype=np.float32)
@@ -152,7 +153,7 @@ def test_rf_detrs_snippet(tmp_path: Path) -> None:
     model = SimpleNamespace(predict=lambda image, threshold: found)
     ground_truth, boxes = written("Detectors without NMS", tmp_path, model=model, images=[(7, None), (3, None)])
     check(ground_truth, boxes)
-    assert "if it has none, nothing is missing here" in " ".join(diagnose(ground_truth, boxes, replicates=2).summary())
+    assert "if it has none, nothing is missing here" in " ".join(summarize(diagnose(ground_truth, boxes, replicates=2)))
 
 
 def test_torchvisions_snippet(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_torchvisions_snippet(tmp_path: Path) -> None:
     candidates = read_candidates(path, ground_truth)
     assert len(candidates) > sum(len(found["scores"]) for found in after_nms)
     diagnosis = diagnose(ground_truth, candidates=candidates, replicates=2)
-    assert len(diagnosis.summary()) >= 4
+    assert len(summarize(diagnosis)) >= 4
     # Our post-processing of the candidates gives what torchvision's gave.
     assert (diagnosis.suppressor >= 0).any()
     for image, found in enumerate(after_nms):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -68,34 +67,6 @@ class Diagnosis:
         yield from (Path(stage.boxes.source) for stage in (self.before, self.after) if stage is not None)
         yield Path(self.ground_truth.source)
         yield from (self.ground_truth.path(index) for index in range(len(self.ground_truth)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Every number under a stable key (docs/diagnosis.md), ready for json.dumps: None where undefined."""
-        from retinaconf.diagnosis.report.document import to_document
-
-        return to_document(self)
-
-    def summary(self) -> list[str]:
-        """The findings in words, the most important first."""
-        from retinaconf.diagnosis.report.summary import summarize
-
-        return summarize(self)
-
-    def advice(self) -> list[str]:
-        """What to do, with what it gains, the surest first."""
-        from retinaconf.diagnosis.report.advice import advise
-
-        return advise(self)
-
-    def save_figures(self, folder: Path) -> list[Path]:
-        """Write each figure as PNG and SVG and return the files. Needs matplotlib.
-
-        Raises:
-            InputError: the folder cannot be made, or a figure would replace one of `inputs`.
-        """
-        from retinaconf.diagnosis.report.figures import save_figures
-
-        return save_figures(self, folder)
 
 
 def diagnose(

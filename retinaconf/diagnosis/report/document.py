@@ -14,6 +14,8 @@ from retinaconf.diagnosis.measures.diagnose import Diagnosis, Stage
 from retinaconf.diagnosis.measures.oracles import DESCRIPTIONS
 from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, Counts
 from retinaconf.diagnosis.measures.remedies import Remedies
+from retinaconf.diagnosis.report.advice import advise
+from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.alpha_sweep import AlphaSweep
 from retinaconf.evaluation.gains import Gain
 from retinaconf.evaluation.sizes import SIZES, object_size
@@ -22,7 +24,7 @@ VERSION = 1
 WORST = 50  # casualties listed one by one
 
 
-def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
+def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """Every number of the diagnosis as JSON values: fractions, pixels; None where undefined."""
     truth, before, after = diagnosis.ground_truth, diagnosis.before, diagnosis.after
     stages = {"before_nms": before, "after_nms": after}
@@ -43,8 +45,8 @@ def to_document(diagnosis: Diagnosis) -> dict[str, Any]:
             "notes": list(diagnosis.notes),
         },
         "own_score": {**vars(diagnosis.own_score), "formula": diagnosis.own_score.formula},
-        "summary": diagnosis.summary(),
-        "advice": diagnosis.advice(),
+        "summary": summarize(diagnosis),
+        "advice": advise(diagnosis),
         "metrics": diagnosis.metrics.overall,
         "metrics_per_class": diagnosis.metrics.per_class,
         "paper": {

@@ -1,253 +1,184 @@
-"""The diagnosis as figures, PNG and SVG. The only module of the diagnosis that needs matplotlib."""
+"""The diagnosis as figures, from the numbers of `document.to_json`: in the page, and as SVG files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from retinaconf.diagnosis.measures.oracles import DESCRIPTIONS
-from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS
+from retinaconf.diagnosis.measures.diagnose import Diagnosis
+from retinaconf.diagnosis.report import asset, svg
+from retinaconf.diagnosis.report.document import to_json
+from retinaconf.diagnosis.report.tables import GROUPS, Named, percent_text, points_text
 from retinaconf.errors import InputError, reason
-from retinaconf.evaluation.sizes import SIZES, object_size
 from retinaconf.files import write_aside
 from retinaconf.outputs import check_outputs
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from retinaconf.diagnosis.measures.diagnose import Diagnosis, Stage
-
-# Okabe and Ito's colours, told apart with any colour vision; markers and dashes repeat the difference.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.hashsalt": "retinaconf",  # the same figure, the same file
+ORACLES = {  # what is said of a step of the ladder beside its bar
+    "as_is": "As it is",
+    "ranked_by_iou": "Each object's boxes ranked by their IoU",
+    "quality_is_iou": "The score joined with the true IoU",
+    "score_is_iou": "The score is the IoU",
+    "class_right": "The right class for every box on an object",
+    "no_duplicates": "No duplicates",
+    "score_is_iou_no_duplicates": "The score is the IoU, no duplicates",
 }
-SCATTER_POINTS = 5000  # of an image; more only make the file larger
+TITLE_HEIGHT = 28
 
 
 def save_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
-    """Write every figure for which there is data and return the files; see `Diagnosis.save_figures`."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Write each figure for which there is data as an SVG file, in the page's light colours, and return the files.
 
-    figures: dict[str, Callable[[Diagnosis, Figure], None]] = {
-        "density": density,
-        "figure1": figure1,
-        "figure2": figure2,
-        "oracles": oracles,
-        "reliability": reliability,
+    Raises:
+        InputError: the folder cannot be made, or a figure would replace one of the diagnosis's inputs.
+    """
+    numbers = to_json(diagnosis)
+    drawn = {
+        folder / f"{name}.svg": _alone(title, drawing)
+        for name, (title, _, draw) in FIGURES.items()
+        if (drawing := draw(numbers))
     }
-    if diagnosis.casualties is not None:
-        figures["casualties"] = casualties
-    if diagnosis.quality is not None:
-        figures["alpha"] = alpha
-    if diagnosis.coverage is not None:
-        figures["coverage"] = coverage
-    written = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
-    check_outputs(written, diagnosis.inputs())
+    check_outputs(drawn, diagnosis.inputs())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: figures cannot be written ({reason(error)}); choose another place") from None
-    with mpl.rc_context(STYLE):
-        for name, draw in figures.items():
-            figure = Figure(layout="constrained")
-            FigureCanvasAgg(figure)  # no window, whatever the user's backend
-            draw(diagnosis, figure)
-            for suffix in ("png", "svg"):
-                metadata = {"Date": None} if suffix == "svg" else None
-                save = partial(figure.savefig, format=suffix, dpi=200, metadata=metadata)
-                write_aside(folder / f"{name}.{suffix}", save)
-    return written
+    for path, text in drawn.items():
+        write_aside(path, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
+    return list(drawn)
 
 
-def _stages(diagnosis: Diagnosis) -> list[tuple[str, Stage]]:
-    after = ("after NMS", diagnosis.after)
-    return [after] if diagnosis.before is None else [("before NMS", diagnosis.before), after]
+def _alone(title: str, drawing: str) -> str:
+    """A figure of the page as a file of its own: below its title, in colours that need no page and no browser."""
+    light = dict(re.findall(r"--([\w-]+): light-dark\(([^,]+),", asset("report.css")))
+    style = re.sub(r"var\(--([\w-]+)\)", lambda name: light[name[1]], asset("figures.css"))
+
+    def opened(tag: re.Match[str]) -> str:
+        width, height = tag[1], int(tag[2]) + TITLE_HEIGHT
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="0 {-TITLE_HEIGHT} {width} {height}"{tag[3]}><style>{style}</style>'
+            f'<rect y="{-TITLE_HEIGHT}" width="100%" height="100%" fill="{light["surface"]}"/>'
+            f'<text class="value" y="{16 - TITLE_HEIGHT}">{escape(title)}</text>'
+        )
+
+    return re.sub(r'^<svg viewBox="0 0 (\d+) (\d+)"([^>]*)>', opened, drawing)
 
 
-def density(diagnosis: Diagnosis, figure: Figure) -> None:
-    """The joint density of score and IoU, one panel a stage."""
-    from matplotlib.colors import LogNorm
-
-    stages = _stages(diagnosis)
-    figure.set_size_inches(3.9 * len(stages) + 0.4, 3.6)
-    axes = figure.subplots(1, len(stages), squeeze=False)[0]
-    for axis, (name, stage) in zip(axes, stages):
-        counts = stage.alignment.density
-        shown = np.ma.masked_equal(counts, 0)
-        norm = LogNorm(1, max(int(counts.max(initial=0)), 2))
-        mesh = axis.pcolormesh(*[stage.alignment.density_edges] * 2, shown, norm=norm, cmap="viridis", rasterized=True)
-        figure.colorbar(mesh, ax=axis, label="boxes")
-        rho = stage.alignment.on_objects.spearman[0]
-        axis.set_title(f"{name}" + (f": ρ = {rho:.2f} at IoU ≥ {diagnosis.object_iou:g}" if np.isfinite(rho) else ""))
-        _unit_square(axis)
+def figures(reports: Sequence[Named]) -> str:
+    """Every figure as HTML with what it shows and how to read it; two detectors' figures in pairs."""
+    shown = []
+    for title, reading, draw in FIGURES.values():
+        for name, numbers in reports:
+            drawing = draw(numbers)
+            if drawing:
+                heading = f"{title}: {name}" if len(reports) > 1 else title
+                caption = f"<figcaption><strong>{escape(heading)}</strong>{escape(reading)}</figcaption>"
+                shown.append(f"<figure>{drawing}{caption}</figure>")
+    return f'<div class="plots">{"".join(shown)}</div>'
 
 
-def _unit_square(axis: Axes) -> None:
-    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoU with the ground truth", ylabel="score", aspect="equal")
+def _density(counts: list[list[int]] | None) -> str:
+    return "" if counts is None else svg.density(np.array(counts))
 
 
-def figure1(diagnosis: Diagnosis, figure: Figure) -> None:
-    """The paper's Figure 1: score against IoU, an image a column, before NMS above, after it below."""
-    stages = _stages(diagnosis)
-    images = busiest_images(diagnosis, 3)
-    figure.set_size_inches(2.6 * max(len(images), 1), 2.7 * len(stages))
-    axes = figure.subplots(len(stages), max(len(images), 1), squeeze=False)
-    for row, (name, stage) in zip(axes, stages):
-        offsets = stage.boxes.offsets(len(diagnosis.ground_truth))
-        for axis, image in zip(row, images):
-            rows = np.arange(offsets[image], offsets[image + 1])
-            rows = rows[stage.boxes.scores[rows] > SCORE_THRESHOLDS[0]][:SCATTER_POINTS]
-            axis.scatter(stage.overlaps.same_iou[rows], stage.boxes.scores[rows], s=4, color=BLUE, alpha=0.5, lw=0)
-            axis.axhline(0.5, color=GREY, lw=0.6, ls=":")
-            axis.axvline(0.5, color=GREY, lw=0.6, ls=":")
-            axis.set_title(f"image {diagnosis.ground_truth.image_ids[image]}, {name}", fontsize=8)
-            _unit_square(axis)
+def _casualties(numbers: dict[str, Any]) -> str:
+    losses = numbers["casualties"]
+    if losses is None:
+        return ""
+    return svg.dumbbells([(size, losses[size]["mean_kept_iou"], losses[size]["mean_best_iou"]) for size in GROUPS])
 
 
-def busiest_images(diagnosis: Diagnosis, count: int) -> np.ndarray:
-    """Rows of the images with most predictions above 0.05, the most first, among those with objects."""
-    first = _stages(diagnosis)[0][1]
-    predictions = first.counts["same_class"].score[:, 0].copy()
-    truth = diagnosis.ground_truth
-    predictions[np.bincount(truth.image_index[~truth.crowd], minlength=len(truth)) == 0] = 0
-    order = np.argsort(-predictions, kind="stable")[:count]
-    return order[predictions[order] > 0]
+def _oracle(step: dict[str, Any]) -> tuple[str, float | None, str]:
+    gain = "" if step["name"] == "as_is" or step["gain"] is None else f" ({100 * step['gain']:+.1f})"
+    return ORACLES.get(step["name"], step["description"]), step["AP"], points_text(step["AP"]) + gain
 
 
-def figure2(diagnosis: Diagnosis, figure: Figure) -> None:
-    """The paper's Figure 2: which proportion of the predictions exceeds each threshold, all images together."""
-    figure.set_size_inches(5.2, 3.4)
-    axis = figure.subplots()
-    for (name, stage), colour in zip(_stages(diagnosis)[::-1], (ORANGE, BLUE)):
-        score, iou = stage.counts["same_class"].total().proportions()
-        axis.plot(SCORE_THRESHOLDS[1:], score[0, 1:], "o-", color=colour, label=f"score > t, {name}")
-        axis.plot(IOU_THRESHOLDS, iou[0], "s--", color=colour, label=f"IoU > t, {name}")
-    axis.set(xlabel="threshold t", ylabel="share of predictions", xticks=IOU_THRESHOLDS)
-    axis.set_ylim(bottom=0)
-    axis.legend()
+def _reliability(numbers: dict[str, Any]) -> str:
+    bins = numbers["calibration"]["reliability"]
+    return svg.reliability(bins["mean_score"], bins["mean_iou"], bins["count"])
 
 
-def oracles(diagnosis: Diagnosis, figure: Figure) -> None:
-    """The oracle ladder: AP, and what each correction adds."""
-    figure.set_size_inches(7, 3.2)
-    axis = figure.subplots()
-    rungs = diagnosis.oracles
-    place = np.arange(len(rungs))[::-1]
-    values = 100 * np.nan_to_num([rung.AP for rung in rungs])
-    axis.barh(place, values, color=[GREY] + [BLUE] * (len(rungs) - 1), height=0.65)
-    axis.axvline(values[0], color=GREY, lw=0.8, ls="--")
-    for y, value in zip(place, values):
-        gain = f" ({value - values[0]:+.1f})" if y != place[0] else ""
-        axis.text(value + 0.5, y, f"{value:.1f}{gain}", va="center", fontsize=8)
-    labels = [_wrap(DESCRIPTIONS[rung.name]) for rung in rungs]
-    axis.set_yticks(place, labels, fontsize=7.5)
-    axis.set(xlim=(0, max(values.max() * 1.25, 1)), xlabel="AP")
+def _alpha(numbers: dict[str, Any]) -> str:
+    quality = numbers["quality"]
+    if not quality:
+        return ""
+    points = [None if value is None else 100 * value for value in quality["AP"]]
+    return svg.curve(quality["alphas"], points, "alpha", "AP", quality["best_alpha"])
 
 
-def _wrap(text: str) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, 44))
-
-
-def casualties(diagnosis: Diagnosis, figure: Figure) -> None:
-    """The best candidate of each object against the best one kept, and the IoU lost by size."""
-    lost = diagnosis.casualties
-    assert lost is not None
-    truth = diagnosis.ground_truth
-    found = ~truth.crowd & (lost.best_candidate >= 0)
-    figure.set_size_inches(7.6, 3.5)
-    left, right = figure.subplots(1, 2)
-    for chosen, colour, marker, opacity, name in (
-        (found & ~lost.neighbour, BLUE, "o", 0.3, "own box ranked higher"),
-        (found & lost.neighbour, ORANGE, "^", 1, "lost to a neighbour's box"),
-    ):
-        points = lost.best_iou[chosen], lost.kept_iou[chosen]
-        left.scatter(*points, s=7, color=colour, marker=marker, alpha=opacity, lw=0, label=name, rasterized=True)
-    left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoU of the best candidate", ylabel="IoU of the best one kept")
-    left.set_aspect("equal")
-    left.legend(loc="upper left", markerscale=2, fontsize=8)
-    size = object_size(truth.areas)
-    edges = np.concatenate([[0], np.linspace(0.01, 0.5, 50)])
-    for index, (name, colour, dash) in enumerate(zip(SIZES, (ORANGE, GREEN, BLUE), ("-", "--", ":"))):
-        values = np.sort(lost.lost[found & (size == index)])
-        if len(values):
-            share = 1 - np.searchsorted(values, edges, side="right") / len(values)
-            right.plot(edges, share, dash, color=colour, label=f"{name} ({len(values):,})")
-    right.set(xlabel="IoU lost to NMS", ylabel="share of objects that lose more", xlim=(0, 0.5))
-    right.set_ylim(bottom=0)
-    if found.any():
-        right.legend()
+def _proportions(numbers: dict[str, Any]) -> str:
+    paper = numbers["paper"]
+    series = [
+        (words, css, paper["thresholds"]["iou"], paper["same_class"][when]["proportion"]["iou"])
+        for when, words, css in (("before_nms", "before NMS", "kept-line"), ("after_nms", "after NMS", "series-2"))
+        if paper["same_class"][when] is not None
+    ]
+    return svg.lines(series, "IoU above t", "share of boxes") if len(series) == 2 else ""
 
 
-def alpha(diagnosis: Diagnosis, figure: Figure) -> None:
-    """AP at every alpha of the joint score."""
-    sweep = diagnosis.quality
-    assert sweep is not None
-    figure.set_size_inches(5.2, 3.4)
-    axis = figure.subplots()
-    for name, values, colour, style in (
-        ("AP50", sweep.AP50, GREEN, "^:"),
-        ("AP", sweep.AP, BLUE, "o-"),
-        ("AP75", sweep.AP75, ORANGE, "s--"),
-    ):
-        axis.plot(sweep.alphas, 100 * values, style, color=colour, label=name)
-    axis.axvline(sweep.best_alpha, color=GREY, lw=0.8, ls=":")
-    axis.set(xlabel="α: score = quality^α · class score^(1 − α)", ylabel="AP, all images")
-    axis.set_ylim(bottom=0)
-    axis.legend()
+def _coverage(numbers: dict[str, Any]) -> str:
+    if numbers["coverage"] is None:
+        return ""
+    rows = []
+    for group in GROUPS:
+        found = numbers["coverage"][group]
+        share = found["over_threshold"] / found["objects"] if found["objects"] else None
+        rows.append((f"{group}: {found['never_positive']:,} of {found['objects']:,} never", share, percent_text(share)))
+    return svg.bars(rows)
 
 
-def reliability(diagnosis: Diagnosis, figure: Figure) -> None:
-    """What a score means: mean IoU and precision of the detections that have it."""
-    bins = diagnosis.calibration.reliability
-    figure.set_size_inches(4.6, 4.4)
-    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    centre = (bins.edges[1:] + bins.edges[:-1]) / 2
-    axis.bar(centre, bins.mean_iou, width=np.diff(bins.edges) * 0.9, color=BLUE, alpha=0.85, label="mean IoU")
-    axis.plot(bins.mean_score, bins.precision, "s", ms=3.5, color=ORANGE, label="share matched, IoU > 0")
-    axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", label="perfect")
-    axis.set(ylim=(0, 1), xlim=(0, 1), ylabel="of the detections in the bin")
-    axis.set_title(f"LaECE₀ {diagnosis.calibration.mean_laece_0:.3f}, D-ECE {diagnosis.calibration.d_ece:.3f}")
-    axis.legend(loc="upper left", fontsize=8)
-    below.bar(centre, bins.count, width=np.diff(bins.edges) * 0.9, color=GREY)
-    below.set(xlabel="score", ylabel="detections")
-    below.locator_params(axis="y", nbins=2)
-
-
-def coverage(diagnosis: Diagnosis, figure: Figure) -> None:
-    """Which objects get positive anchors, by size."""
-    covered = diagnosis.coverage
-    assert covered is not None
-    truth = diagnosis.ground_truth
-    size = object_size(truth.areas)
-    figure.set_size_inches(5.2, 3)
-    axis = figure.subplots()
-    groups = [covered.of(~truth.crowd & (size == index)) for index in range(len(SIZES))]
-    start = np.zeros(len(SIZES))
-    for key, colour, hatch, label in (
-        ("over_threshold", BLUE, "", "an anchor with IoU ≥ 0.5"),
-        ("only_by_best_anchor", ORANGE, "//", "only its best anchor, below 0.5"),
-        ("never_positive", GREY, "xx", "none"),
-    ):
-        share = np.array([group[key] / max(group["objects"], 1) for group in groups])
-        axis.barh(np.arange(len(SIZES)), share, left=start, color=colour, hatch=hatch, edgecolor="white", label=label)
-        start += share
-    axis.set_yticks(np.arange(len(SIZES)), [f"{n} ({g['objects']:,})" for n, g in zip(SIZES, groups)])
-    axis.set(xlabel="share of objects", xlim=(0, 1))
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7.5)
+# By the name of its file: its title, how to read it, and its drawing; none where there is no data for it.
+FIGURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
+    "density-before-nms": (
+        "Score against IoU before NMS",
+        "Where the boxes are; a stronger colour is more. An aligned detector fills the diagonal from lower left to "
+        "upper right.",
+        lambda numbers: _density(numbers["density"]["before_nms"]),
+    ),
+    "density-after-nms": (
+        "Score against IoU after NMS",
+        "The boxes that are left. What was on the right before and is not here was well placed, and suppressed.",
+        lambda numbers: _density(numbers["density"]["after_nms"]),
+    ),
+    "casualties": (
+        "IoU kept (disc) and IoU there was (triangle)",
+        "Means over the objects that a candidate of their class overlaps, by size. The line between the two is "
+        "what NMS lost.",
+        _casualties,
+    ),
+    "oracles": (
+        "The oracle ladder: AP if one thing were perfect",
+        "Everything else stays as it is, so each bar is the most that mending this one thing can give.",
+        lambda numbers: svg.bars([_oracle(step) for step in numbers["oracles"]]),
+    ),
+    "reliability": (
+        "Does a score of 0.8 mean an IoU of 0.8?",
+        "Mean IoU of the detections in each range of scores; on the dashed line the score can be taken at its "
+        "word. A larger disc stands for more detections.",
+        _reliability,
+    ),
+    "alpha": (
+        "AP over alpha",
+        "The ranking by quality^alpha × class score^(1 − alpha), all images. 0 is the class score alone. The large "
+        "disc is the alpha that is best on half of the images. Compare with the AP as it is.",
+        _alpha,
+    ),
+    "figure2": (
+        "What NMS does to the share of well-placed boxes",
+        "Boxes with IoU above t, as a share of those with score above 0.05. Figure 2 of arXiv 2011.10465: a line "
+        "that falls from solid (before) to dashed (after) lost well-placed boxes.",
+        _proportions,
+    ),
+    "coverage": (
+        "Objects with an anchor of IoU 0.5 or more",
+        "The share by size. Training gives another object its best anchor alone, or never a positive one: so many are "
+        "counted beside the size.",
+        _coverage,
+    ),
+}

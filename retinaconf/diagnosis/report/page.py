@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,11 @@ import numpy as np
 from retinaconf.candidates import Candidates
 from retinaconf.diagnosis.measures.casualties import nms_casualties
 from retinaconf.diagnosis.measures.nms import nms
-from retinaconf.diagnosis.report import sections, tables
+from retinaconf.diagnosis.report import asset, sections, tables
 from retinaconf.diagnosis.report.comparability import incomparable
+from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.explorer_data import explorer_data
+from retinaconf.diagnosis.report.figures import figures
 from retinaconf.diagnosis.report.worst_objects import MOST, worst_objects
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
@@ -75,7 +76,7 @@ def write_report(
 
 
 def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int) -> str:
-    results = [diagnosis.to_json() for diagnosis in diagnoses]
+    results = [to_json(diagnosis) for diagnosis in diagnoses]
     threshold, which = opening_threshold(diagnoses)
     lost, meaning = "lost", "mean IoU lost of the objects found"
     if all(diagnosis.before is None for diagnosis in diagnoses):
@@ -100,12 +101,12 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         },
     )
     readable = sum(image["jpeg"] is not None for image in data["images"])
-    script = '(() => {\n"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    script = '(() => {\n"use strict";\n' + "\n".join(asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     named = list(zip(names, results))
-    return Template(_asset("report.html")).substitute(
+    return Template(asset("report.html")).substitute(
         script_hash=f"sha256-{digest}",
-        style=_asset("report.css"),
+        style=asset("report.css") + asset("figures.css"),
         title=escape(" and ".join(names)),
         subject=escape(sections.subject(named)),
         verdict=sections.verdict(named),
@@ -117,7 +118,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
         shown_images=len(images),
         all_images=len(diagnoses[0].ground_truth),
         worst=worst_objects(diagnoses, names, images),
-        figures=sections.figures(named),
+        figures=figures(named),
         tables=tables.tables(named),
         glossary=sections.glossary(),
         data=inline_json(data),
@@ -196,7 +197,3 @@ def _shown(diagnosis: Diagnosis) -> Candidates:
 def _names(diagnoses: Sequence[Diagnosis]) -> list[str]:
     names = [Path(_shown(diagnosis).source).name for diagnosis in diagnoses]
     return names if len(set(names)) == len(names) else [_shown(diagnosis).source for diagnosis in diagnoses]
-
-
-def _asset(name: str) -> str:
-    return (files("retinaconf.diagnosis.report") / "assets" / name).read_text(encoding="utf-8")

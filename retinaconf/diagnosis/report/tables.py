@@ -8,7 +8,7 @@ from typing import Any
 
 from retinaconf.evaluation.sizes import SIZES
 
-Named = tuple[str, dict[str, Any]]  # a detector's name with the numbers of its `Diagnosis.to_json`
+Named = tuple[str, dict[str, Any]]  # a detector's name with the numbers of its `document.to_json`
 GROUPS = ("overall", *SIZES)
 
 

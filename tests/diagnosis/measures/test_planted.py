@@ -11,6 +11,8 @@ from planted import SIDE, candidates_at, shifted, spread_objects, truth
 from retinaconf.candidates import Candidates
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.report.document import to_json
+from retinaconf.diagnosis.report.summary import summarize
 
 SHIFTS = np.array([31, 25, 18, 10, 4])
 IOUS = (SIDE - SHIFTS) / (SIDE + SHIFTS)  # 0.527 to 0.923
@@ -44,7 +46,7 @@ def test_perfect_alignment() -> None:
     assert diagnosis.metrics.overall["AP"] == pytest.approx(0.9)
     assert list(rungs(diagnosis).values()) == pytest.approx([0.9] * 7)
     assert len(diagnosis.after.boxes) == 100
-    assert diagnosis.summary()[0].startswith("Score and localization agree about as well as they can")
+    assert summarize(diagnosis)[0].startswith("Score and localization agree about as well as they can")
 
 
 def test_anti_aligned() -> None:
@@ -71,7 +73,7 @@ def test_anti_aligned() -> None:
     assert ladder["no_duplicates"] == pytest.approx(0.1)
     for name in ("ranked_by_iou", "score_is_iou", "score_is_iou_no_duplicates"):
         assert ladder[name] == pytest.approx(0.9), name
-    assert diagnosis.summary()[0].startswith("Score and localization clearly disagree")
+    assert summarize(diagnosis)[0].startswith("Score and localization clearly disagree")
 
 
 def test_independent_scores() -> None:
@@ -131,7 +133,7 @@ def test_nms_loses_exactly_k_objects(lost: int) -> None:
     as_is, ranked = ladder["as_is"].AP75, ladder["ranked_by_iou"].AP75
     assert as_is == pytest.approx(levels / 101)
     assert ranked == pytest.approx(1)
-    document = diagnosis.to_json()
+    document = to_json(diagnosis)
     assert len(document["casualties"]["worst"]) == lost
     assert {worst["cause"] for worst in document["casualties"]["worst"]} <= {"own"}
 
@@ -157,11 +159,8 @@ def test_class_right() -> None:
     assert ladder["class_right"] == pytest.approx(1)
     assert ladder["score_is_iou"] == pytest.approx(51 / 101)
     # One box an object: there is no order to be right or wrong.
-    assert (
-        diagnose(ground_truth, candidates=candidates)
-        .summary()[0]
-        .startswith("A better order of these candidates would")
-    )
+    (verdict, *_) = summarize(diagnose(ground_truth, candidates=candidates))
+    assert verdict.startswith("A better order of these candidates would")
 
 
 def test_no_duplicates() -> None:

@@ -22,8 +22,10 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
 from retinaconf.diagnosis.report.page import image_losses, inline_json, opening_threshold, write_report
+from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.errors import InputError
 
 
@@ -112,8 +114,8 @@ def test_names_are_text(tmp_path, truth, name):
 
 def test_numbers_of_the_diagnosis_are_in_the_page(tmp_path, diagnosis):
     text = "".join(page(tmp_path / "report.html", diagnosis).visible)
-    numbers = diagnosis.to_json()
-    for sentence in diagnosis.summary():
+    numbers = to_json(diagnosis)
+    for sentence in summarize(diagnosis):
         assert sentence in text
     assert f"{100 * numbers['metrics']['AP']:.1f}" in text
     assert f"{numbers['casualties']['overall']['mean_lost_iou']:.3f}" in text

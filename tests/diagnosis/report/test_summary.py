@@ -14,6 +14,8 @@ from retinaconf.candidates import Candidates, read_candidates
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.report.advice import advise
+from retinaconf.diagnosis.report.summary import summarize
 
 YOLOX = PostProcessing(nms_iou=0.65)
 
@@ -34,7 +36,7 @@ def yolox(coco: GroundTruth, boxes: Candidates) -> Diagnosis:
 
 
 def said(diagnosis: Diagnosis) -> str:
-    return "\n".join([*diagnosis.summary(), *diagnosis.advice()])
+    return "\n".join([*summarize(diagnosis), *advise(diagnosis)])
 
 
 def test_a_yolox_is_compared_with_the_score_that_it_uses(yolox: Diagnosis) -> None:
@@ -57,7 +59,7 @@ def test_the_documents_report_is_this_one(yolox: Diagnosis) -> None:
     quoted = [
         " ".join(block.replace("\n> ", " ").split()) for block in re.findall(r"^> (.*?)$(?!\n>)", text, re.M | re.S)
     ]
-    assert quoted == [*yolox.summary(), *yolox.advice()[1:]]
+    assert quoted == [*summarize(yolox), *advise(yolox)[1:]]
 
 
 def test_what_makes_the_detections_is_named(yolox: Diagnosis) -> None:
@@ -68,7 +70,7 @@ def test_the_owner_of_a_yolo_is_told_nothing_that_only_others_can_do(yolox: Diag
     text = said(yolox).lower()
     for word in ("retrofit", "conf-", "recipe", "soft-nms", "anchor"):
         assert word not in text
-    advice = yolox.advice()
+    advice = advise(yolox)
     for words in (
         "score of 0.",
         "Keep NMS at IoU 0.65",
@@ -92,10 +94,10 @@ def test_every_count_says_of_what(yolox: Diagnosis) -> None:
 
 def test_candidates_given_as_detections_are_the_first_thing_said(coco: GroundTruth, boxes: Candidates) -> None:
     given = diagnose(coco, boxes, replicates=40)
-    assert given.summary()[0].startswith("These detections seem to be candidates before NMS")
-    assert "--candidates" in given.advice()[0]
+    assert summarize(given)[0].startswith("These detections seem to be candidates before NMS")
+    assert "--candidates" in advise(given)[0]
     real = diagnose(coco, YOLOX(boxes), replicates=40)
-    assert not any("candidates before NMS" in line for line in [*real.summary()[:1], *real.notes])
+    assert not any("candidates before NMS" in line for line in [*summarize(real)[:1], *real.notes])
 
 
 def test_eight_objects_are_too_few_for_a_verdict() -> None:
@@ -104,9 +106,9 @@ def test_eight_objects_are_too_few_for_a_verdict() -> None:
     ground_truth = spread_objects(2, 4)
     few = diagnose(ground_truth, candidates=candidates_at(ground_truth, ious, scores), replicates=20)
     assert few.oracles[1].gain.points > 0.3
-    assert few.summary()[0].startswith("8 objects in 2 images are too few to judge a detector by")
+    assert summarize(few)[0].startswith("8 objects in 2 images are too few to judge a detector by")
     assert "disagree" not in said(few)
-    assert few.advice() == [
+    assert advise(few) == [
         "Diagnose more: at least 100 objects in 20 images. Nothing is sure with 8 objects in 2 images."
     ]
 
@@ -118,7 +120,9 @@ def test_a_gain_that_one_image_makes_is_no_verdict() -> None:
     ground_truth = spread_objects(20, 5)
     diagnosis = diagnose(ground_truth, candidates=candidates_at(ground_truth, ious, scores), replicates=200)
     assert diagnosis.oracles[1].gain.points > 0.01
-    assert diagnosis.summary()[0].startswith("These images are too few to tell whether score and localization disagree")
+    assert summarize(diagnosis)[0].startswith(
+        "These images are too few to tell whether score and localization disagree"
+    )
 
 
 def test_a_better_exponent_is_advised_with_its_gain() -> None:
@@ -130,7 +134,7 @@ def test_a_better_exponent_is_advised_with_its_gain() -> None:
     candidates = replace(candidates, class_scores=candidates.scores, quality=ious.ravel())
     diagnosis = diagnose(ground_truth, candidates=candidates, replicates=100)
     gain = f"{100 * diagnosis.quality.over_own.points:+.1f} points"
-    (line,) = [line for line in diagnosis.advice() if line.startswith("Rank by quality^")]
+    (line,) = [line for line in advise(diagnosis) if line.startswith("Rank by quality^")]
     assert "instead of the class score" in line
     assert gain in line
     assert "leaves its quality unused" in said(diagnosis)
@@ -145,8 +149,7 @@ def test_nms_is_advised_where_it_helps() -> None:
     diagnosis = diagnose(ground_truth, candidates=candidates, post_processing=process, replicates=100)
     gain = f"{100 * diagnosis.remedies.nms.over_own.points:+.1f} points"
     assert any(
-        line.startswith(f"Set the IoU of NMS to 0.3 instead of 0.9: AP changes by {gain}")
-        for line in diagnosis.advice()
+        line.startswith(f"Set the IoU of NMS to 0.3 instead of 0.9: AP changes by {gain}") for line in advise(diagnosis)
     )
 
 
