@@ -34,10 +34,6 @@ WITH_TORCH = ("device", "data.loader", "data.workers", "model", "inference", "tr
 # Imports against the order, each within a function, and why.
 MOVING = "is about to move"
 AGAINST_THE_ORDER = {
-    ("diagnosis.measures.diagnose", "diagnosis.report.document"): MOVING,
-    ("diagnosis.measures.diagnose", "diagnosis.report.summary"): MOVING,
-    ("diagnosis.measures.diagnose", "diagnosis.report.advice"): MOVING,
-    ("diagnosis.measures.diagnose", "diagnosis.report.figures"): MOVING,
     ("inference.diagnose", "diagnosis.measures.alignment"): MOVING,
     ("inference.diagnose", "diagnosis.measures.coverage"): MOVING,
     ("inference.diagnose", "diagnosis.measures.diagnose"): MOVING,
