@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ SETTINGS = {
     "filtered": {"alpha": 0.4, "min_quality": 0.5},
     "few candidates": {"alpha": 0.4, "candidates": 20},
     "torchvision": {"alpha": 0.4, "rules": "torchvision", "candidates": 50},
+    "voting": {"alpha": 0.4, "vote": True},
     "detectron2": {"alpha": 0.4, "rules": "detectron2", "nms_iou": 0.3, "detections": 7},
 }
 
@@ -59,6 +61,12 @@ def test_the_curve_is_what_evaluation_gives_at_each_alpha(trained: Any, tmp_path
         name: value for name, value in own["metrics"].items() if value is not None
     }
     assert any("before they are clipped" in note for note in diagnosis.notes) == (settings.get("rules") == "detectron2")
+    if settings.get("vote"):  # the candidates' vote is that of the run
+        assert diagnosis.before is not None
+        made = diagnosis.post_processing(diagnosis.before.boxes).boxes
+        unmoved = replace(diagnosis.post_processing, vote=False)(diagnosis.before.boxes).boxes
+        assert made == pytest.approx(diagnosis.after.boxes.boxes, abs=1e-3)
+        assert np.abs(made - unmoved).max() > 1
     sweep = diagnosis.quality
     for row in (0, 4, 10):
         there = evaluate_run(run, trained.data, "val", alpha=sweep.alphas[row], device="cpu")["metrics"]

@@ -243,6 +243,11 @@ def _notes(
             f"{len(missing):,} of {len(ground_truth):,} pictures are not in {ground_truth.image_folder} (the first: "
             f"{ground_truth.file_names[missing[0]]}); the report shows their boxes on an empty ground."
         )
+    if process.vote:
+        notes.append(
+            "This detector votes after NMS: each detection is a mean of candidates. What is said of NMS, and what the "
+            "explorer shows, is of the boxes before that."
+        )
     boxes = candidates if candidates is not None else final
     outside = reach_out(boxes, ground_truth)
     if outside.any():

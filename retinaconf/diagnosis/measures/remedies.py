@@ -11,7 +11,7 @@ import numpy as np
 
 from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
@@ -61,6 +61,7 @@ class Remedies:
 
     nms: NmsChoice
     clipping: Gain | None  # of boxes clipped to their image, where some reach out; on all images
+    voting: Gain | None  # of `vote` after NMS, where there are candidates and they do not vote yet; on all images
     shown: Shown | None  # at the threshold with the best F1
     customary: Shown | None  # at 0.5
     recalibration: Recalibration | None
@@ -90,16 +91,24 @@ def measure_remedies(
     """
     first, second = halves(ground_truth, seed)
     own = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
-    clipping = None
+    changed: dict[str, Candidates] = {}  # by what leaves nothing to choose
     if reach_out(detections, ground_truth).any():
-        clipped = AveragePrecision(match_detections(_clipped(detections, ground_truth), ground_truth), ground_truth)
+        changed["clipping"] = _clipped(detections, ground_truth)
+    if post_processing is not None and not post_processing.vote:
+        changed["voting"] = vote(detections, boxes)
+    gains: dict[str, Gain] = {}
+    if changed:
+        curves = [AveragePrecision(match_detections(found, ground_truth), ground_truth) for found in changed.values()]
+        over_own = [(0, 1 + place) for place in range(len(curves))]
         everything = np.sort(np.concatenate([first, second]))
-        (clipping,) = measure_gains([own, clipped], [(0, 1)], everything, len(everything), replicates, seed, progress)
+        measured = measure_gains([own, *curves], over_own, everything, len(everything), replicates, seed, progress)
+        gains = dict(zip(changed, measured))
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     best = _best_threshold(matches, ground_truth, first)
     return Remedies(
         nms=_choose_nms(boxes, own, ground_truth, post_processing, replicates, seed, progress),
-        clipping=clipping,
+        clipping=gains.get("clipping"),
+        voting=gains.get("voting"),
         shown=None if best is None else _shown(matches, ground_truth, second, best),
         customary=None if best is None else _shown(matches, ground_truth, second, CUSTOMARY),
         recalibration=_recalibrate(matches, first, second),

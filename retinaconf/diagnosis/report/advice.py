@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from retinaconf.config import VOTE_SIGMA
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.remedies import CUSTOMARY, Shown, reach_out
 from retinaconf.diagnosis.report.summary import (
@@ -34,7 +35,8 @@ def advise(diagnosis: Diagnosis) -> list[str]:
     few = too_few(diagnosis)
     if few:
         return [f"Diagnose more: at least {FEW_OBJECTS} objects in {FEW_IMAGES} images. Nothing is sure with {few}."]
-    lines = [_clipping(diagnosis), _nms(diagnosis), _score(diagnosis), _threshold(diagnosis), _recalibration(diagnosis)]
+    parts = (_clipping, _nms, _voting, _score, _threshold, _recalibration)
+    lines = [part(diagnosis) for part in parts]
     return [
         "All but the last of these need no training. Settings were chosen on "
         f"{len(remedies.chosen_on):,} of the images, and measured on the other {len(remedies.reported_on):,}, compared "
@@ -62,6 +64,20 @@ def _nms(diagnosis: Diagnosis) -> str:
     return (
         f"Keep NMS at IoU {present:g}: the best of {tried} is {nms.best:g}, which changes AP by "
         f"{points(nms.over_own)}, no sure gain."
+    )
+
+
+def _voting(diagnosis: Diagnosis) -> str:
+    gain = diagnosis.remedies.voting
+    if gain is None:
+        return ""
+    if is_sure(gain) <= 0:
+        return f"Keep the boxes that NMS leaves: score voting changes AP by {points(gain)} on all images, no sure gain."
+    setting = " (inference.vote)" if diagnosis.coverage is not None else ""  # a run of this package
+    return (
+        f"Add score voting after NMS{setting}: each detection becomes the mean of the candidates of its class that "
+        f"overlap it, weighted by score × exp(-(1 - IoU)^2 / {VOTE_SIGMA:g}), and keeps its score. AP changes by "
+        f"{points(gain)} on all images."
     )
 
 

@@ -137,7 +137,7 @@ def _post_processing(diagnosis: Diagnosis) -> str:
         )
     made = (
         f"a score above {process.score_threshold:g}, NMS within each class at IoU {process.nms_iou:g}, the best "
-        f"{process.max_detections:,} of an image"
+        f"{process.max_detections:,} of an image{', score voting' if process.vote else ''}"
     )
     if diagnosis.coverage is not None:  # a run, whose settings these are
         return f"AP is of the detections made from the candidates by the run's own settings: {made}."
