@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -57,9 +58,18 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, a line for each of its parts, as `write_aside` does."""
-    text = json.dumps(value, indent=1) + "\n"
+    """Write a value as JSON, a line for each of its parts, as `write_aside` does. NaN and infinity become null."""
+    text = json.dumps(finite(value), indent=1) + "\n"
     write_aside(path, lambda aside: aside.write_text(text))
+
+
+def finite(value: Any) -> Any:
+    """The same value for JSON, which knows neither NaN nor infinity: None takes their place."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:

@@ -15,14 +15,13 @@ Files are written aside and renamed, so that a run that is killed leaves the old
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError, reason
-from retinaconf.files import write_aside
+from retinaconf.files import finite, write_aside, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +41,7 @@ class Weights(NamedTuple):
 
 def write_config(path: Path, config: Config) -> None:
     """Save a configuration as flat JSON."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(config.flat(), indent=1) + "\n"))
+    write_json(path, config.flat())
 
 
 def read_config(path: Path) -> Config:
@@ -74,14 +73,8 @@ def val_list(run: Path) -> Path | None:
 
 
 def metrics_line(record: dict[str, Any]) -> str:
-    """A line of `metrics.jsonl`. JSON knows neither NaN nor infinity: what is not finite becomes null."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: known(part) for name, part in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(known(record)) + "\n"
+    """A line of `metrics.jsonl`; what is not finite becomes null."""
+    return json.dumps(finite(record)) + "\n"
 
 
 def write_weights(

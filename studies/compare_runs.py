@@ -23,21 +23,19 @@ from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import joint_score, sweep
 from retinaconf.paper.runs import replicates
 
-METRICS = ("AP", "AP50", "AP75")
+SHOWN = ("AP", "AP50", "AP75")
 
 
 def measured(run: Path, truth: GroundTruth, joint_name: str | None) -> tuple[list[float], list[float]]:
-    """METRICS of a run, and its AP on each draw of the images."""
+    """SHOWN of a run, and its AP on each draw of the images."""
     detector = load(run)
     config = detector.config.inference
     joint = {joint.name: joint for joint in sweep()}[joint_name] if joint_name else joint_score(config)
     (table,) = detector.detect(truth, config, [joint])
     metrics = CocoEvaluator(truth)(table.image_index, table.boxes, table.scores, table.labels)
-    values = [metrics.overall[name] for name in METRICS]
+    values = [metrics.overall[name] for name in SHOWN]
     by_class = ", ".join(f"{name} {100 * AP:.1f}" for name, AP in metrics.per_class.items())
-    print(
-        f"{run.name} by {joint.name}: " + ", ".join(f"{m} {100 * v:.2f}" for m, v in zip(METRICS, values)), flush=True
-    )
+    print(f"{run.name} by {joint.name}: " + ", ".join(f"{m} {100 * v:.2f}" for m, v in zip(SHOWN, values)), flush=True)
     print(f"  {by_class}", flush=True)
     return values, replicates(table, truth)
 

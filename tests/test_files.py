@@ -1,3 +1,5 @@
+import json
+import math
 import os
 import stat
 import threading
@@ -6,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside
+from retinaconf.files import write_aside, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -32,6 +35,13 @@ def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path):
     assert names(tmp_path) == ["a.txt"]
     aside = f".a.txt.{os.getpid()}"
     assert seen == [("", [aside]), ("new", [aside, "a.txt"])]
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path: Path):
+    value = {"a": [1.5, math.nan, {"b": (math.inf, -math.inf, 3)}], "c": None, "d": "NaN", "e": np.float64("nan")}
+    write_json(tmp_path / "a.json", value)
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read == {"a": [1.5, None, {"b": [None, None, 3]}], "c": None, "d": "NaN", "e": None}
 
 
 def half(error: Exception) -> Callable[[Path], None]:

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from retinaconf.commands.options import Device, LayoutKey
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside, write_json
+from retinaconf.files import finite, write_aside, write_json
 from retinaconf.outputs import check_outputs
 
 if TYPE_CHECKING:
@@ -152,12 +152,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _as_json(metrics: Metrics) -> dict[str, Any]:
-    """NaN as null, which JSON has."""
-
-    def known(values: dict[str, float]) -> dict[str, float | None]:
-        return {name: value if value == value else None for name, value in values.items()}
-
-    return {"metrics": known(metrics.overall), "per_class": known(metrics.per_class)}
+    return {"metrics": finite(metrics.overall), "per_class": finite(metrics.per_class)}
 
 
 def _table(title: str, first: str, rows: list[tuple[str, dict[str, float | None]]]) -> Table:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from retinaconf.cell_anchors import CellAnchors
-from retinaconf.data.anchor_coverage import best_anchor_iou
+from retinaconf.data.anchor_iou import best_anchor_iou
 
 RATIOS = (0.1, 0.125, 0.2, 0.25, 0.33, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 10.0)
 SCALES = (1.0, 2.0, 3.0, 8.0)

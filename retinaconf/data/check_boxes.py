@@ -10,7 +10,7 @@ import numpy as np
 
 from retinaconf.cell_anchors import STRIDES, CellAnchors
 from retinaconf.config import Config, DataConfig
-from retinaconf.data.anchor_coverage import best_anchor_iou
+from retinaconf.data.anchor_iou import best_anchor_iou
 from retinaconf.data.anchor_proposal import propose_anchors
 from retinaconf.data.findings import Findings, SplitStatistics
 from retinaconf.data.ground_truth import GroundTruth

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from retinaconf.config import Config
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.evaluation.compare import overall, paired_difference, seeds_needed, verdict
-from retinaconf.files import write_aside
+from retinaconf.files import finite, write_aside, write_json
 from retinaconf.paper import published
 from retinaconf.paper.figures import save_figure
 from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
@@ -62,9 +61,10 @@ def run_paper(
     for name in ALL if item == "all" else [item]:
         document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
         document |= {"recipe_base": recipe_base, "settings": _settings(experiments.base, recipe_base, schedule)}
-        _write(out / f"{name}.json", json.dumps(document, indent=1) + "\n")
+        write_json(out / f"{name}.json", document)
         save_figure(document, out / f"{name}.png")
-        _write(out / f"{name}.md", to_markdown(document))
+        page = to_markdown(document)
+        write_aside(out / f"{name}.md", lambda aside, page=page: aside.write_text(page))
         print(f"{name}: {out / name}.md, .json, .png", flush=True)
         for claim in document["claims"]:
             print(f"  {claim['claim']}: {claim['verdict']}", flush=True)
@@ -142,26 +142,21 @@ def _judge_part(part: Contrast, found: Results) -> dict[str, Any]:
     needed: int | str | None = None
     if difference.known and len(values) > 1 and result == "undecided":
         needed = seeds_needed(difference, part.relation, part.margin) or "more images, not seeds"
-    return {
-        "text": part.text,
-        "verdict": result,
-        "difference": _known(difference.mean),
-        "interval": [_known(difference.low), _known(difference.high)],
-        "seeds": [_known(value) for value in difference.seeds],
-        "seed_spread": _known(difference.seed_spread),
-        "image_spread": _known(difference.image_spread),
-        "seeds_needed": needed,
-    }
-
-
-def _write(path: Path, text: str) -> None:
-    write_aside(path, lambda aside: aside.write_text(text))
+    judged: dict[str, Any] = finite(
+        {
+            "text": part.text,
+            "verdict": result,
+            "difference": difference.mean,
+            "interval": [difference.low, difference.high],
+            "seeds": difference.seeds,
+            "seed_spread": difference.seed_spread,
+            "image_spread": difference.image_spread,
+            "seeds_needed": needed,
+        }
+    )
+    return judged
 
 
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

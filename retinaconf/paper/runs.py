@@ -27,7 +27,7 @@ from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.evaluation.matching import match_detections
-from retinaconf.files import write_aside
+from retinaconf.files import finite, write_json
 from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import JointScore
@@ -196,8 +196,7 @@ class Experiments:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be made ({reason(error)}); choose another --out") from None
-        document = {"root": str(self.root), "train": digest}
-        write_aside(path, lambda aside: aside.write_text(json.dumps(document, indent=1) + "\n"))
+        write_json(path, {"root": str(self.root), "train": digest})
 
 
 def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
@@ -208,8 +207,8 @@ def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[s
     for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
         overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
         found[joint.name] = {
-            "metrics": {name: _known(overall[name]) for name in METRICS},
-            "draws": [None if np.isnan(value) else round(value, 5) for value in replicates(table, truth)],
+            "metrics": finite({name: overall[name] for name in METRICS}),
+            "draws": finite([round(value, 5) for value in replicates(table, truth)]),
         }
     return found
 
@@ -269,7 +268,3 @@ def _digest(ground_truth: GroundTruth) -> str:
     for name in ("image_ids", "image_sizes", "image_index", "boxes", "labels", "crowd"):
         digest.update(np.ascontiguousarray(getattr(ground_truth, name)).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retinaconf.cell_anchors import SCALES, CellAnchors
-from retinaconf.data.anchor_coverage import best_anchor_iou
+from retinaconf.data.anchor_iou import best_anchor_iou
 from retinaconf.data.anchor_proposal import propose_anchors
 
 CANVAS = (320, 320)

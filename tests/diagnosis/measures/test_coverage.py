@@ -7,7 +7,7 @@ import pytest
 from planted import truth
 
 from retinaconf.cell_anchors import CellAnchors
-from retinaconf.data.anchor_coverage import best_anchor_iou
+from retinaconf.data.anchor_iou import best_anchor_iou
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.evaluation.overlaps import iou

@@ -4,7 +4,7 @@ import torch
 from torchvision.ops import box_iou
 
 from retinaconf.cell_anchors import CellAnchors
-from retinaconf.data.anchor_coverage import best_anchor_iou
+from retinaconf.data.anchor_iou import best_anchor_iou
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 
 
