@@ -45,7 +45,7 @@ def step(bf16: bool, depthwise: bool) -> Callable[[], None]:
     def run() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             outputs = network(images, sizes)
-        losses = detection_losses(outputs, matches, boxes, config.model, config.loss, max(1, matches.positives))
+        losses = detection_losses(outputs, matches, boxes, labels, config, max(1, matches.positives))
         sum(losses.values()).backward()  # type: ignore[union-attr]
         network.zero_grad()
 

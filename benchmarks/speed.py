@@ -97,7 +97,7 @@ def our_step(name: str) -> Callable[[], None]:
     def step() -> None:
         matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU, CellAnchors()), boxes, labels)
         outputs = network(images, sizes)
-        losses = detection_losses(outputs, matches, boxes, config.model, config.loss, max(1, matches.positives))
+        losses = detection_losses(outputs, matches, boxes, labels, config, max(1, matches.positives))
         sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()

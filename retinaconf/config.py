@@ -62,9 +62,14 @@ class ModelConfig(Section):
     anchor_scales: tuple[float, ...] = SCALES
     """Side of a square anchor in strides of its level: 4 is 32 pixels on P3 (stride 8) and 512 pixels on P7 (stride
     128). Higher values give larger anchors."""
-    quality: Literal["none", "classification", "localization"] = "none"
-    """Tower that carries the quality branch: `classification` is RetinaNet-Conf, `localization` is IoU-aware
-    RetinaNet."""
+    box: Literal["deltas", "distances", "distribution"] = "deltas"
+    """What the head says of a box. `deltas`: how to shift and stretch the anchor. `distances`: how far the box's sides
+    are from the anchor's centre. `distribution`: a distribution over these distances (Generalized Focal Loss)."""
+    level_scale: bool = False
+    """Multiply the box outputs of each pyramid level by a learned number, like FCOS and ATSS."""
+    quality: Literal["none", "classification", "localization", "distribution"] = "none"
+    """The quality branch, by what it sees. `classification`: that tower (RetinaNet-Conf). `localization`: that tower
+    (IoU-aware RetinaNet). `distribution`: the sharpness of the box's own distribution (GFLv2)."""
     class_target: Literal["label", "iou"] = "label"
     """What the class score learns at positives: `label` is 1 (focal loss), `iou` is the box's IoU (quality focal loss,
     the joint head)."""
@@ -77,6 +82,8 @@ class ModelConfig(Section):
     def _fits_together(self) -> ModelConfig:
         if self.class_target == "iou" and self.quality != "none":
             raise ValueError("model.class-target iou is itself the joint score; set model.quality none with it")
+        if self.quality == "distribution" and self.box != "distribution":
+            raise ValueError("model.quality distribution reads the box's distribution; set model.box distribution")
         if self.head_norm == "group" and self.channels % 32:
             raise ValueError(f"model.head-norm group needs channels in multiples of 32, not {self.channels}")
         return self
@@ -143,8 +150,17 @@ class DataConfig(Section):
         return self
 
 
+class MatchingConfig(Section):
+    """Which anchors learn which object."""
+
+    assigner: Literal["max-iou", "atss", "task-aligned"] = "max-iou"
+    """`max-iou`: an anchor whose IoU with an object is at least 0.5 (RetinaNet). `atss`: of the anchors nearest to an
+    object's centre, those whose IoU with it is exceptional. `task-aligned`: the anchors that already score and fit an
+    object best (TOOD), after a first third of the epochs with `atss`."""
+
+
 class LossConfig(Section):
-    """Equations (4), (5), (9) and (13) of the paper, and its Table 2."""
+    """Equations (4), (5), (9) and (13) of the paper, its Table 2, and what others have found since."""
 
     focal_alpha: float = Field(0.25, ge=0, le=1)
     """Weight of positives in the focal loss; negatives weigh 1 - alpha. A higher value makes positives count more."""
@@ -162,6 +178,17 @@ class LossConfig(Section):
     detach_quality_target: bool = False
     """Stop the gradient of the quality loss at its target, the IoU. The released code lets it flow into the box
     branch."""
+    joint: Literal["separate", "product"] = "separate"
+    """How class score and quality are trained. `separate`: each by its own loss, equation (10). `product`: together,
+    by the quality focal loss of the score that ranks, equation (11) at `inference.alpha`."""
+    rank: float = Field(0.0, ge=0)
+    """Weight of the ranking loss: of two boxes of one object, the one that fits better is to have the higher score.
+    A higher value favours the order of an object's boxes over the other tasks; 0 leaves it out."""
+    box: Literal["l1", "giou"] = "l1"
+    """Localization loss: `l1` of the deltas, equation (5), or `giou`, the generalized IoU loss of the boxes."""
+    distribution_weight: float = Field(0.25, ge=0)
+    """Weight of the distribution focal loss, with `model.box distribution`. A higher value sharpens the
+    distributions."""
     box_weight: float = Field(1.0, ge=0)
     """Weight of the localization loss in the total, equation (10). A higher value favours box accuracy over the other
     tasks."""
@@ -244,6 +271,7 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    matching: MatchingConfig = MatchingConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -263,6 +291,15 @@ class Config(Section):
                 "inference.alpha, joint and min-quality need a quality branch, and model.quality is none; leave them "
                 "out, or take a detector with a branch (iou-aware, conf)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _product_needs_both(self) -> Config:
+        if self.loss.joint == "product":
+            if self.model.quality == "none":
+                raise ValueError("loss.joint product needs a quality branch, and model.quality is none")
+            if self.model.class_target == "iou":
+                raise ValueError("loss.joint product learns the IoU by itself; leave model.class-target at label")
         return self
 
     def flat(self) -> dict[str, Any]:

@@ -163,7 +163,9 @@ def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: i
     with _bar(progress) as bar:
         task = bar.add_task("features", total=steps * data.batch_size)
         batches = training_batches(train_set, data, seed, 0, steps)
-        cells = collect(detector.model, quality, batches, detector.device, lambda n: bar.advance(task, n))
+        cells = collect(
+            detector.model, quality, batches, detector.device, detector.config, lambda n: bar.advance(task, n)
+        )
     images = len(cells.images.unique())
     if images < 2:
         raise InputError(f"{train_set.source}: {images} images with objects; give at least 2")

@@ -32,7 +32,7 @@ class RawOutputs(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As `RetinaNet.forward`; `quality_logits` only with a quality branch."""
-        class_logits, box_deltas, quality_logits, anchors, _ = zip(*_levels(self.model, images, sizes))
+        class_logits, box_deltas, quality_logits, anchors, *_ = zip(*_levels(self.model, images, sizes))
         outputs = {"class_logits": torch.cat(class_logits, 1), "box_deltas": torch.cat(box_deltas, 1)}
         if quality_logits[0] is not None:
             outputs["quality_logits"] = torch.cat(quality_logits, 1)
@@ -105,7 +105,7 @@ class FinishedDetections(nn.Module):
             "labels": torch.where(found, label, -1),
             "class_scores": class_scores[image, row, label] * found,
         }
-        if self.model.head.quality_conv is not None:
+        if self.model.head.quality != "none":
             detections["quality"] = quality[image, row] * found
         return detections
 
@@ -165,9 +165,9 @@ def _levels(model: RetinaNet, images: Tensor, sizes: Tensor) -> Iterator[Outputs
     Level by level, since the number of all anchors is a formula in H and W that takes the exporter minutes.
     """
     features = model.fpn(model.backbone(model.normalise(images, sizes)))
-    for feature, stride in zip(features, STRIDES, strict=True):
+    for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
         anchors = level_anchors(_sides(feature), stride, _sides(images), model.cell_anchors)
-        class_logits, box_deltas, quality_logits = model.head([feature])
+        class_logits, box_deltas, quality_logits, _ = model.head([feature], level)
         yield Outputs(class_logits, box_deltas, quality_logits, anchors, (anchors.shape[0],))
 
 

@@ -23,6 +23,7 @@ class Outputs(NamedTuple):
     quality_logits: Tensor | None  # (N, A)
     anchors: Tensor  # (A, 4) xyxy, pixels of the padded image
     level_sizes: tuple[int, ...]  # anchors of P3 ... P7; they sum to A
+    box_logits: Tensor | None = None  # (N, A, 4, BINS), where boxes are distributions
 
     def boxes(self, image: Tensor | int, anchor: Tensor, min_log_ratio: float = -MAX_LOG_RATIO) -> Tensor:
         """Predicted boxes (..., 4) xyxy float32 at the anchors `anchor` (...) of the images `image`; as `decode`."""
@@ -43,7 +44,14 @@ class RetinaNet(nn.Module):
         self.fpn = FPN(self.backbone.channels, config.channels, config.p6_from, config.relu_before_p7)
         self.cell_anchors = config.cell_anchors
         self.head = Head(
-            config.channels, classes, self.cell_anchors.count, config.head_convs, config.quality, config.head_norm
+            config.channels,
+            classes,
+            self.cell_anchors.count,
+            config.head_convs,
+            config.quality,
+            config.head_norm,
+            config.box,
+            config.level_scale,
         )
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
@@ -51,7 +59,7 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
         """Images (N, 3, H, W), 0 to 255, H and W multiples of 32, image n filling the top left `sizes[n]` (h, w)."""
         features = self.fpn(self.backbone(self.normalise(images, sizes)))
-        class_logits, box_deltas, quality_logits = self.head(features)
+        class_logits, box_deltas, quality_logits, box_logits = self.head(features)
         shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
         return Outputs(
             class_logits,
@@ -59,6 +67,7 @@ class RetinaNet(nn.Module):
             quality_logits,
             anchor_boxes(shapes, class_logits.device, self.cell_anchors),
             tuple(height * width * self.cell_anchors.count for height, width in shapes),
+            box_logits,
         )
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retinaconf.config import Config
 from retinaconf.data.loader import Batch
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.training.matching import match, positive_overlaps
+from retinaconf.training.assigners import ASSIGNERS
+from retinaconf.training.matching import positive_overlaps
 from retinaconf.training.quality_loss import cross_entropy
 
 Tower = Literal["classification", "localization"]
@@ -55,7 +57,7 @@ class Branch(NamedTuple):
 
 
 @torch.no_grad()
-def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
+def positive_cells(network: RetinaNet, tower: Tower, batch: Batch, config: Config) -> Cells:
     """The cells of a batch that the branch is to learn from, by the frozen `network` in evaluation mode.
 
     Raises:
@@ -67,7 +69,7 @@ def positive_cells(network: RetinaNet, tower: Tower, batch: Batch) -> Cells:
         outputs = network(batch.images, batch.sizes)
     finally:
         hook.remove()
-    matches = match(outputs.anchors, batch.boxes, batch.labels)
+    matches = ASSIGNERS[config.matching.assigner](outputs, batch.boxes, batch.labels, config)
     overlaps = positive_overlaps(outputs, matches, batch.boxes)
     if not overlaps.isfinite().all():
         raise FloatingPointError("its boxes are not finite")
@@ -93,6 +95,7 @@ def collect(
     tower: Tower,
     batches: Iterable[Batch],
     device: torch.device,
+    config: Config,
     done: Callable[[int], None] = lambda images: None,
 ) -> Cells:
     """The cells of all `batches`, on the CPU; of as many as give PATCH_BYTES of patches. `done` hears of each batch.
@@ -104,7 +107,7 @@ def collect(
     found: list[Cells] = []
     collected = 0
     for batch in batches:
-        cells = positive_cells(network, tower, batch.to(device))
+        cells = positive_cells(network, tower, batch.to(device), config)
         found.append(Cells(*(column.cpu() for column in cells)))
         done(len(batch.index))
         collected += cells.patches.nbytes

@@ -23,12 +23,13 @@ from retinaconf.device import find_device
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
-from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, write_weights
+from retinaconf.training.assigners import assigner_at
 from retinaconf.training.checkpoint import data_of_run, read_state, see_same_data, write_state
+from retinaconf.training.joint_loss import class_prior
 from retinaconf.training.losses import detection_losses
-from retinaconf.training.matching import match
 from retinaconf.training.metrics_log import MetricsLog
 from retinaconf.training.precision import depthwise_in_32_bits, memory_format, precision_on, remarks
 from retinaconf.training.progress import Progress
@@ -82,6 +83,13 @@ def train(
         )
     torch.manual_seed(config.seed)
     network = RetinaNet(config.model, len(train_set.classes))
+    if config.loss.joint == "product":
+        if not 0 < config.inference.alpha < 1:
+            raise InputError(
+                f"loss.joint product trains the score that ranks, and inference.alpha {config.inference.alpha:g} "
+                "leaves the quality or the class score out of it; set it between 0 and 1 (such as 0.4)"
+            )
+        network.head.start_at(class_prior(PRIOR, config.inference.alpha))
     network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
@@ -175,20 +183,9 @@ def train(
                 passes = [next(batches).to(fabric.device) for _ in range(parts)]
             except InputError as error:
                 failure, passes = error, []
-            # Matching needs no network, so the positives of the whole batch are counted first: however the batch is
-            # divided among processes and passes, the loss is the same.
-            matches = [
-                match(
-                    anchor_boxes(level_shapes(*b.images.shape[2:]), fabric.device, network.cell_anchors),
-                    b.boxes,
-                    b.labels,
-                )
-                for b in passes
-            ]
             late = fabric.is_global_zero and time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            counted = [sum(m.positives for m in matches), stop_wanted(), late, failure is not None]
-            total = fabric.all_reduce(torch.tensor(counted, device=fabric.device), reduce_op="sum")
-            positives, stop, overdue, failures = (int(n) for n in total)
+            events = torch.tensor([stop_wanted(), late, failure is not None], dtype=torch.int, device=fabric.device)
+            stop, overdue, failures = (int(n) for n in fabric.all_reduce(events, reduce_op="sum"))
             if failures:
                 failure = failure or InputError("another process failed")
                 if step == first_step:  # there is nothing to save
@@ -203,12 +200,23 @@ def train(
             rate = learning_rate(config, step, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            assign = assigner_at(config, step // epoch_steps)
             sums: dict[str, Tensor] = {}
-            for part, (batch, matched) in enumerate(zip(passes, matches), 1):
+            normaliser = torch.zeros((), device=fabric.device)
+            for part, batch in enumerate(passes, 1):
                 with fabric.no_backward_sync(model, enabled=part < parts):
                     outputs = model(batch.images, batch.sizes)
+                    matches = assign(outputs, batch.boxes, batch.labels, config)
+                    # Losses are divided by the normaliser of the whole batch, so that it may be split among processes
+                    # and passes in any way. What earlier passes gave was divided by less.
+                    counted: Any = fabric.all_reduce(matches.normaliser, reduce_op="sum")
+                    before, normaliser = normaliser, normaliser + counted
+                    if part > 1:
+                        share = before.clamp(min=1) / normaliser.clamp(min=1)
+                        torch._foreach_mul_([p.grad for p in network.parameters() if p.grad is not None], share)
+                        sums = {name: loss * share for name, loss in sums.items()}
                     losses = detection_losses(
-                        outputs, matched, batch.boxes, config.model, config.loss, max(1, positives)
+                        outputs, matches, batch.boxes, batch.labels, config, normaliser.clamp(min=1)
                     )
                     # Gradients are averaged over processes; the losses are already shares of the whole batch's.
                     fabric.backward(torch.stack(list(losses.values())).sum() * fabric.world_size)

@@ -1,7 +1,7 @@
 """The losses of section 3.2, over a whole batch at once and always in float32; the quality branch's: `quality_loss.py`.
 
-Each is a sum divided by `normaliser`, the number of positive anchors in the whole batch (at least 1), which the
-caller knows: with several processes or accumulated passes it is the count over all of them.
+Each is a sum divided by a normaliser, `Matches.normaliser` of the whole batch (at least 1): with several processes or
+accumulated passes the caller sums it over all of them.
 """
 
 from __future__ import annotations
@@ -12,36 +12,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retinaconf.config import LossConfig, ModelConfig
-from retinaconf.model.boxes import encode
+from retinaconf.config import Config
 from retinaconf.model.retinanet import Outputs
+from retinaconf.training.box_loss import BOX_LOSSES, distribution_focal_loss
+from retinaconf.training.joint_loss import product_focal_loss, rank_loss
 from retinaconf.training.matching import NEGATIVE, Matches, positive_overlaps
 from retinaconf.training.quality_loss import beyond_positives, gfocal, quality_loss
 
 
 def detection_losses(
-    outputs: Outputs, matches: Matches, boxes: Tensor, model: ModelConfig, loss: LossConfig, normaliser: float
+    outputs: Outputs, matches: Matches, boxes: Tensor, labels: Tensor, config: Config, normaliser: Tensor | float
 ) -> dict[str, Tensor]:
-    """The terms of equation (10), weighted, by name: `class`, `box`, and `quality` where there is a branch.
+    """The terms of equation (10), weighted, by name; their sum is what is minimised.
 
-    `boxes` (N, G, 4) is the ground truth that `matches` refers to. Their sum is what is minimised.
+    `class` and `box` always, `quality` where a branch is trained apart, `distribution` and `rank` where the
+    configuration has them. `boxes` (N, G, 4) and `labels` (N, G) are the ground truth that `matches` refers to.
     """
+    loss, alpha = config.loss, config.inference.alpha
     outputs = outputs._replace(box_deltas=outputs.box_deltas.float())  # two gradients meet there: not in 16 bits
     image, anchor = matches.index
+    objects = matches.objects(boxes)
     overlap = positive_overlaps(outputs, matches, boxes)
-    deltas, targets = outputs.box_deltas[image, anchor], encode(outputs.anchors[anchor], matches.objects(boxes))
+    aligned = None if matches.alignments is None else matches.alignments[image, anchor]
+    joint_target = overlap.detach() if aligned is None else aligned
 
     terms = {}
-    if model.class_target == "iou":
-        terms["class"] = quality_focal_loss(outputs.class_logits, matches.labels, overlap.detach(), loss.focal_gamma)
+    if loss.joint == "product":
+        assert outputs.quality_logits is not None
+        terms["class"] = product_focal_loss(
+            outputs.class_logits, outputs.quality_logits, matches.labels, joint_target, alpha, loss.focal_gamma
+        )
+    elif config.model.class_target == "iou":
+        terms["class"] = quality_focal_loss(outputs.class_logits, matches.labels, joint_target, loss.focal_gamma)
     else:
         terms["class"] = focal_loss(outputs.class_logits, matches.labels, loss.focal_alpha, loss.focal_gamma)
-    terms["box"] = loss.box_weight * F.l1_loss(deltas, targets, reduction="sum")  # (5)
-    if outputs.quality_logits is not None:
+    box = BOX_LOSSES[loss.box](outputs, image, anchor, objects)
+    terms["box"] = loss.box_weight * _weighted_sum(box, aligned)
+    if outputs.box_logits is not None:
+        distribution = distribution_focal_loss(outputs.box_logits[image, anchor], outputs.anchors[anchor], objects)
+        terms["distribution"] = loss.distribution_weight * _weighted_sum(distribution, aligned)
+    if outputs.quality_logits is not None and loss.joint == "separate":
         target = overlap.detach() if loss.detach_quality_target else overlap
         quality = quality_loss(outputs.quality_logits[image, anchor].float(), target, loss)
         terms["quality"] = loss.quality_weight * (quality + beyond_positives(outputs, matches, boxes, loss))
+    if loss.rank:
+        terms["rank"] = loss.rank * rank_loss(outputs, boxes, labels, alpha)
     return {name: term / normaliser for name, term in terms.items()}
+
+
+def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses.sum() if weight is None else (losses * weight[:, None]).sum()
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:

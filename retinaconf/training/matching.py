@@ -1,4 +1,7 @@
-"""Which anchor is to find which object (RetinaNet, section 4; the rules of MMDetection's `MaxIoUAssigner`)."""
+"""Which anchor is to find which object (RetinaNet, section 4; the rules of MMDetection's `MaxIoUAssigner`).
+
+Other ways to decide it: `retinaconf.training.assigners`.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,17 @@ class Matches:
 
     labels: Tensor  # (N, A) int64: a class at positives, else NEGATIVE or IGNORED
     boxes: Tensor  # (N, A) int64: at positives the ground-truth row in 0 ... G - 1, else 0
+    alignments: Tensor | None = None  # (N, A) of task-aligned assignment, in [0, 1]: 0 at anchors that aren't positive
 
     @property
     def positives(self) -> int:
         """Positive anchors in the whole batch."""
         return int((self.labels >= 0).sum())
+
+    @property
+    def normaliser(self) -> Tensor:
+        """() float32 by which the losses are divided: the number of positives, or the sum of their alignments."""
+        return (self.labels >= 0).sum().float() if self.alignments is None else self.alignments.sum()
 
     @property
     def index(self) -> tuple[Tensor, Tensor]:

@@ -117,8 +117,8 @@ def test_the_branch_tells_how_well_boxes_fit(base: Any, fitted: Any):
         outputs = detector.model(batch.images, batch.sizes)
     matches = match(outputs.anchors, batch.boxes, batch.labels)
     config = detector.config
-    losses = detection_losses(outputs, matches, batch.boxes, config.model, config.loss, matches.positives)
-    cells = positive_cells(load(base.run, "cpu").model, fitted.quality, batch)
+    losses = detection_losses(outputs, matches, batch.boxes, batch.labels, config, matches.positives)
+    cells = positive_cells(load(base.run, "cpu").model, fitted.quality, batch, config)
     mean = cells.targets[~cells.targets.isnan()].mean()
     constant = -mean * mean.log() - (1 - mean) * (1 - mean).log()
     noise_floor = torch.special.entr(cells.targets).nansum() + torch.special.entr(1 - cells.targets).nansum()

@@ -26,7 +26,7 @@ def test_torchvision_head_with_the_same_weights_gives_the_same():
             block[0].load_state_dict(tower[2 * i].state_dict())
     theirs.classification_head.cls_logits.load_state_dict(ours.class_conv.state_dict())
     theirs.regression_head.bbox_reg.load_state_dict(ours.box_conv.state_dict())
-    class_logits, box_deltas, quality = ours(levels())
+    class_logits, box_deltas, quality, _ = ours(levels())
     expected = theirs(levels())
     assert quality is None
     torch.testing.assert_close(class_logits, expected["cls_logits"])
@@ -36,7 +36,7 @@ def test_torchvision_head_with_the_same_weights_gives_the_same():
 @pytest.mark.parametrize("quality", ["classification", "localization"])
 def test_branch_sits_on_its_tower(quality):
     head = Head(32, 3, 9, convs=2, quality=quality)
-    _, _, logits = head(levels())
+    _, _, logits, _ = head(levels())
     assert logits.shape == (2, 9 * sum(h * w for h, w in SHAPES))
     logits.sum().backward()
     with_gradient, without = head.classification_tower, head.localization_tower
@@ -65,7 +65,7 @@ def test_the_head_has_outputs_for_each_anchor_of_a_cell():
     torch.manual_seed(0)
     head = Head(32, 3, 2, quality="classification")
     maps = levels()
-    class_logits, box_deltas, quality_logits = head(maps)
+    class_logits, box_deltas, quality_logits, _ = head(maps)
     cells = sum(h * w for h, w in SHAPES)
     assert (class_logits.shape, box_deltas.shape) == ((2, 2 * cells, 3), (2, 2 * cells, 4))
     assert quality_logits.shape == (2, 2 * cells)
@@ -76,6 +76,6 @@ def test_the_head_has_outputs_for_each_anchor_of_a_cell():
 
 
 def test_initial_scores_are_the_prior():
-    class_logits, _, _ = Head(32, 3, 9)([torch.zeros(1, 32, 4, 4)] * 5)
+    class_logits, *_ = Head(32, 3, 9)([torch.zeros(1, 32, 4, 4)] * 5)
     torch.testing.assert_close(torch.sigmoid(class_logits), torch.full_like(class_logits, PRIOR))
     assert Head(32, 3, 9).class_conv.bias[0].item() == pytest.approx(-math.log(99))

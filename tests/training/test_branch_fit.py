@@ -75,7 +75,7 @@ def test_patches_give_the_logits_and_the_loss_of_the_whole_network(config: Confi
         outputs = whole(batch.images, batch.sizes)
     assert outputs.quality_logits is not None
     matches = match(outputs.anchors, batch.boxes, batch.labels)
-    cells = positive_cells(without_branch(whole, config), tower, batch)
+    cells = positive_cells(without_branch(whole, config), tower, batch, config)
     logits, targets = answers(cells, whole.head.quality_conv.weight, whole.head.quality_conv.bias)
 
     assert cells.positives == matches.positives == len(targets) > 40
@@ -83,13 +83,13 @@ def test_patches_give_the_logits_and_the_loss_of_the_whole_network(config: Confi
     # Cells come image by image within a level, anchors in their order within a cell: sorted, both lists are one.
     expected = outputs.quality_logits[matches.labels >= 0]
     torch.testing.assert_close(logits.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
-    losses = detection_losses(outputs, matches, batch.boxes, whole_config(config, tower), config.loss, len(targets))
+    losses = detection_losses(outputs, matches, batch.boxes, batch.labels, whole_config(config, tower), len(targets))
     ours = F.binary_cross_entropy_with_logits(logits, targets)
     torch.testing.assert_close(ours, losses["quality"], rtol=1e-5, atol=1e-6)
 
 
-def whole_config(config: Config, tower: str) -> Any:
-    return config.model.model_copy(update={"quality": tower})
+def whole_config(config: Config, tower: str) -> Config:
+    return config.changed(**{"model.quality": tower})
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -100,10 +100,10 @@ def test_the_gradient_is_that_of_training_with_all_else_frozen(config: Config, t
     batch = a_batch()
     outputs = whole(batch.images, batch.sizes)
     matches = match(outputs.anchors, batch.boxes, batch.labels)
-    losses = detection_losses(outputs, matches, batch.boxes, whole_config(config, tower), config.loss, 1)
+    losses = detection_losses(outputs, matches, batch.boxes, batch.labels, whole_config(config, tower), 1)
     losses["quality"].backward()
 
-    cells = positive_cells(without_branch(whole, config), tower, batch)
+    cells = positive_cells(without_branch(whole, config), tower, batch, config)
     weight, bias = (p.detach().clone().requires_grad_() for p in (branch.weight, branch.bias))
     F.binary_cross_entropy_with_logits(*answers(cells, weight, bias), reduction="sum").backward()
     assert branch.weight.grad is not None
@@ -114,12 +114,12 @@ def test_the_gradient_is_that_of_training_with_all_else_frozen(config: Config, t
 
 def test_cells_without_a_positive_are_left_out_and_images_named(config: Config):
     batch = a_batch()
-    cells = positive_cells(a_network(config, "none"), "classification", batch)
+    cells = positive_cells(a_network(config, "none"), "classification", batch, config)
     assert cells.images.unique().tolist() == [4, 7]
     assert (~cells.targets.isnan()).any(1).all()
     assert cells.targets.isnan().any()
     empty = Batch(batch.images, batch.sizes, batch.boxes, torch.full((2, 4), -1), batch.index)
-    assert len(positive_cells(a_network(config, "none"), "localization", empty).patches) == 0
+    assert len(positive_cells(a_network(config, "none"), "localization", empty, config).patches) == 0
 
 
 def test_paper_branch_has_20745_parameters():
@@ -216,10 +216,10 @@ def test_an_anchor_that_is_never_positive_and_a_channel_that_is_never_active():
 
 def test_collecting_stops_at_the_memory_it_may_use(config: Config, monkeypatch: pytest.MonkeyPatch):
     network, cpu = a_network(config, "none"), torch.device("cpu")
-    one = positive_cells(network, "classification", a_batch())
+    one = positive_cells(network, "classification", a_batch(), config)
     monkeypatch.setattr(branch_fit, "PATCH_BYTES", int(1.5 * one.patches.nbytes))
     seen: list[int] = []
-    cells = collect(network, "classification", (a_batch() for _ in range(9)), cpu, seen.append)
+    cells = collect(network, "classification", (a_batch() for _ in range(9)), cpu, config, seen.append)
     assert seen == [2, 2]
     assert len(cells.patches) == 2 * len(one.patches)
 
@@ -228,12 +228,12 @@ def test_a_failed_network_and_too_few_images_are_refused(config: Config):
     cpu, batch = torch.device("cpu"), a_batch()
     single = Batch(batch.images[:1], batch.sizes[:1], batch.boxes[:1], batch.labels[:1], batch.index[:1])
     with pytest.raises(ValueError, match="cells of 1 images; at least 2 are needed"):
-        fit_branch(collect(a_network(config, "none"), "classification", [single], cpu))
+        fit_branch(collect(a_network(config, "none"), "classification", [single], cpu, config))
     broken = a_network(config, "none")
     torch.nn.init.constant_(broken.head.box_conv.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="boxes are not finite"):
-        collect(broken, "classification", [batch], cpu)
+        collect(broken, "classification", [batch], cpu, config)
     broken = a_network(config, "none")
     torch.nn.init.constant_(broken.head.classification_tower[0].bias, float("inf"))
     with pytest.raises(FloatingPointError, match="features are not finite"):
-        collect(broken, "classification", [batch], cpu)
+        collect(broken, "classification", [batch], cpu, config)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from retinaconf.config import LossConfig, ModelConfig
+from retinaconf.config import Config, LossConfig, ModelConfig
 from retinaconf.model.boxes import decode, encode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.losses import (
@@ -90,6 +90,11 @@ def network_case(seed=0, quality=True):
     return outputs, matches, boxes
 
 
+def the_losses(outputs, matches, boxes, model, loss=None, normaliser=1.0, **settings):
+    config = Config(model=ModelConfig(**model), loss=LossConfig(**(loss or {})), **settings)
+    return detection_losses(outputs, matches, boxes, torch.zeros(boxes.shape[:2]).long(), config, normaliser)
+
+
 def slow_losses(outputs, matches, boxes, weight=0.0):
     """Equations (5) and (9), an anchor at a time."""
     box = quality = 0.0
@@ -111,8 +116,8 @@ def slow_losses(outputs, matches, boxes, weight=0.0):
 @pytest.mark.parametrize(("kind", "weight"), [("ce", 0.0), ("ce-weighted", 1e-3)])
 def test_box_and_quality_losses_against_loops(kind, weight):
     outputs, matches, boxes = network_case()
-    config = LossConfig(quality=kind, quality_negative_weight=weight)
-    losses = detection_losses(outputs, matches, boxes, ModelConfig(quality="classification"), config, 7.0)
+    config = {"quality": kind, "quality_negative_weight": weight}
+    losses = the_losses(outputs, matches, boxes, {"quality": "classification"}, config, 7.0)
     box, quality = slow_losses(outputs, matches, boxes, weight)
     torch.testing.assert_close(losses["box"], box / 7)
     torch.testing.assert_close(losses["quality"], quality / 7)
@@ -123,8 +128,8 @@ def test_the_box_branch_hears_of_the_quality_loss_unless_detached():
     """With target y a positive with logit z gives the boxes -z dIoU."""
     for detach in (False, True):
         outputs, matches, boxes = network_case()
-        config = LossConfig(detach_quality_target=detach)
-        losses = detection_losses(outputs, matches, boxes, ModelConfig(quality="classification"), config, 1.0)
+        config = {"detach_quality_target": detach}
+        losses = the_losses(outputs, matches, boxes, {"quality": "classification"}, config)
         (gradient,) = torch.autograd.grad(losses["quality"], outputs.box_deltas, allow_unused=True)
         if detach:
             assert gradient is None
@@ -141,7 +146,7 @@ def test_the_box_branch_hears_of_the_quality_loss_unless_detached():
 
 def test_joint_head_learns_the_iou_and_sends_no_gradient_through_it():
     outputs, matches, boxes = network_case(quality=False)
-    losses = detection_losses(outputs, matches, boxes, ModelConfig(class_target="iou"), LossConfig(), 1.0)
+    losses = the_losses(outputs, matches, boxes, {"class_target": "iou"})
     image, anchor = torch.nonzero(matches.labels >= 0, as_tuple=True)
     overlap = iou(
         decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor]), boxes[image, matches.boxes[image, anchor]]
@@ -156,9 +161,7 @@ def test_joint_head_learns_the_iou_and_sends_no_gradient_through_it():
 def test_batch_without_any_positive_is_finite_and_in_the_graph(g):
     outputs, _, _ = network_case()
     matches = Matches(torch.full((N, A), NEGATIVE), torch.zeros(N, A, dtype=torch.int64))
-    losses = detection_losses(
-        outputs, matches, torch.zeros(N, g, 4), ModelConfig(quality="localization"), LossConfig(), 1.0
-    )
+    losses = the_losses(outputs, matches, torch.zeros(N, g, 4), {"quality": "localization"})
     sum(losses.values()).backward()
     assert losses["box"] == losses["quality"] == 0
     assert torch.isfinite(losses["class"])
@@ -172,16 +175,10 @@ def test_losses_are_float32_under_half_precision():
         box_deltas=outputs.box_deltas.bfloat16(),
         quality_logits=outputs.quality_logits.bfloat16(),
     )
-    model = ModelConfig(quality="classification")
-    losses = detection_losses(half, matches, boxes, model, LossConfig(), 1.0)
-    exact = detection_losses(
-        Outputs(*(t.float() if isinstance(t, torch.Tensor) else t for t in half)),
-        matches,
-        boxes,
-        model,
-        LossConfig(),
-        1.0,
-    )
+    model = {"quality": "classification"}
+    losses = the_losses(half, matches, boxes, model)
+    whole = Outputs(*(t.float() if isinstance(t, torch.Tensor) else t for t in half))
+    exact = the_losses(whole, matches, boxes, model)
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, exact[name], rtol=1e-6, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retinaconf.config import LossConfig, ModelConfig, QualityLoss
+from retinaconf.config import Config, LossConfig, ModelConfig, QualityLoss
 from retinaconf.model.boxes import decode, iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.losses import detection_losses
@@ -96,8 +96,10 @@ def network_case(seed=0, positives=True):
 
 
 def quality_term(kind, outputs, matches, boxes):
-    config = LossConfig(quality=kind, quality_negative_weight=0.01)
-    return detection_losses(outputs, matches, boxes, ModelConfig(quality="classification"), config, 1.0)["quality"]
+    config = Config(
+        model=ModelConfig(quality="classification"), loss=LossConfig(quality=kind, quality_negative_weight=0.01)
+    )
+    return detection_losses(outputs, matches, boxes, torch.zeros(N, G).long(), config, 1.0)["quality"]
 
 
 @torch.no_grad()

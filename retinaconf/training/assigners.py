@@ -1,0 +1,123 @@
+"""The choice of `matching.assigner`: ATSS, task-aligned assignment, and RetinaNet's own, which is in `matching.py`.
+
+An assigner is a function of the network's outputs for a batch, the ground-truth boxes (N, G, 4), their labels (N, G),
+-1 where there is no box, and the configuration. It matches each image by itself, so that a batch may be split in any
+way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from retinaconf.config import Config
+from retinaconf.model.boxes import iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.joint_loss import log_score
+from retinaconf.training.matching import NEGATIVE, Matches, match
+
+NEAREST = 9  # k of ATSS: cells of a level that are candidates of an object
+TOP_ALIGNED = 13  # m of TOOD: positives of an object
+FIT_EXPONENT = 6  # beta of TOOD's alignment, score * IoU^beta
+ATSS_EPOCHS = 1 / 3  # share of the epochs that task-aligned training starts with (TOOD: 4 of 12)
+
+Assigner = Callable[[Outputs, Tensor, Tensor, Config], Matches]
+
+
+def assigner_at(config: Config, epoch: int) -> Assigner:
+    """The assigner of a run in its epoch `epoch`, counted from 0."""
+    name = config.matching.assigner
+    if name == "task-aligned" and epoch < ATSS_EPOCHS * config.schedule.epochs:
+        name = "atss"
+    return ASSIGNERS[name]
+
+
+def max_iou(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
+    """RetinaNet's assignment, see `match`."""
+    return match(outputs.anchors, boxes, labels)
+
+
+@torch.no_grad()
+def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
+    """Adaptive Training Sample Selection (ATSS, algorithm 1).
+
+    Of each level the anchors at the 9 cells nearest to an object's centre are its candidates. Positive are those whose
+    IoU with the object is at least the mean plus the standard deviation over its candidates, and whose centre lies
+    inside it; all other anchors are negative. An anchor that several objects claim goes to the one that it overlaps
+    most.
+    """
+    anchors = outputs.anchors
+    if labels.shape[1] == 0:
+        return match(anchors, boxes, labels)
+    overlaps = iou(anchors[:, None], boxes[:, None])  # (N, A, G)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    to_centre = ((boxes[:, :, :2] + boxes[:, :, 2:]) / 2)[:, None] - centres[:, None]  # (N, A, G, 2)
+    distances = to_centre.square().sum(dim=3)
+    nearest_anchors = NEAREST * config.model.cell_anchors.count
+    nearest = []
+    first = 0
+    for size in outputs.level_sizes:
+        level = distances[:, first : first + size]
+        nearest.append(level.topk(min(nearest_anchors, size), dim=1, largest=False).indices + first)
+        first += size
+    candidates = torch.cat(nearest, dim=1)  # (N, C, G)
+    candidate_overlaps = overlaps.gather(1, candidates)
+    std, mean = torch.std_mean(candidate_overlaps, dim=1, keepdim=True)
+    chosen = candidate_overlaps >= mean + std
+    claims = torch.zeros_like(overlaps, dtype=torch.bool).scatter_(1, candidates, chosen)
+    return _best_claim(claims & _inside(centres, boxes), overlaps, labels)
+
+
+@torch.no_grad()
+def task_aligned(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
+    """Task-aligned assignment (TOOD, section 3.2): positive are the 13 anchors of an object that are aligned best.
+
+    The alignment of an anchor with an object is score * IoU^6, of the score that ranks for the object's class and the
+    predicted box; the anchor's centre lies inside the object. An anchor that several objects claim goes to the one that
+    its predicted box overlaps most. The alignments are scaled so that each object's largest is its largest IoU; they
+    are what the joint score is to learn, and their sum divides the losses.
+    """
+    anchors = outputs.anchors
+    n, g = labels.shape
+    if g == 0:
+        nothing = match(anchors, boxes, labels)
+        return Matches(nothing.labels, nothing.boxes, torch.zeros(nothing.labels.shape, device=anchors.device))
+    everything = torch.arange(len(anchors), device=anchors.device)
+    predicted = torch.stack([outputs.boxes(image, everything) for image in range(n)])  # (N, A, 4)
+    overlaps = iou(predicted[:, :, None], boxes[:, None])  # (N, A, G)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    classes = labels.clamp(min=0)[:, None].expand(-1, len(anchors), -1)  # (N, A, G)
+    class_logits = outputs.class_logits.gather(2, classes)
+    quality_logits = None if outputs.quality_logits is None else outputs.quality_logits[..., None]
+    scores = log_score(class_logits, quality_logits, config.inference.alpha).exp()
+    eligible = _inside(centres, boxes) & (labels >= 0)[:, None]
+    alignments = torch.where(eligible, scores * overlaps**FIT_EXPONENT, 0)
+    top = alignments.topk(min(TOP_ALIGNED, len(anchors)), dim=1).indices
+    claims = torch.zeros_like(eligible).scatter_(1, top, True) & (alignments > 0)
+    matches = _best_claim(claims, overlaps, labels)
+
+    own = torch.zeros_like(claims).scatter_(2, matches.boxes[..., None], (matches.labels >= 0)[..., None])
+    alignments = torch.where(own, alignments, 0)
+    best_overlap = torch.where(own, overlaps, 0).amax(dim=1, keepdim=True)
+    scaled = alignments / alignments.amax(dim=1, keepdim=True).clamp(min=torch.finfo(alignments.dtype).tiny)
+    return Matches(matches.labels, matches.boxes, (scaled * best_overlap).amax(dim=2))
+
+
+ASSIGNERS: dict[str, Assigner] = {"max-iou": max_iou, "atss": atss, "task-aligned": task_aligned}
+
+
+def _best_claim(claims: Tensor, overlaps: Tensor, labels: Tensor) -> Matches:
+    """Each anchor to the object with the largest of `overlaps` (N, A, G) among those with `claims` (N, A, G) on it."""
+    claims = claims & (labels >= 0)[:, None]
+    best, box = torch.where(claims, overlaps, -1).max(dim=2)
+    positive = best >= 0
+    return Matches(torch.where(positive, labels.gather(1, box), NEGATIVE), box * positive)
+
+
+def _inside(centres: Tensor, boxes: Tensor) -> Tensor:
+    """(N, A, G) whether `centres` (A, 2) lie inside `boxes` (N, G, 4)."""
+    before = centres[:, None] > boxes[:, None, :, :2]
+    after = centres[:, None] < boxes[:, None, :, 2:]
+    return (before & after).all(dim=3)

@@ -1,0 +1,129 @@
+"""Losses of the score that ranks: quality^alpha * class^(1 - alpha), equation (11), trained as one.
+
+RetinaNet-Conf trains its branch and its class score apart and multiplies them afterwards. GFLv2, TOOD and DW train the
+product. Here the product has the quality focal loss (`loss.joint product`), and a ranking loss can be added that orders
+the boxes of each object (`loss.rank`).
+
+The product has no logit. All is computed from log p = alpha logsigmoid(q) + (1 - alpha) logsigmoid(c) in float32, and
+log(1 - p) from log p by `expm1`, which keep their precision where p is almost 0 or 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retinaconf.model.boxes import iou
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.matching import NEGATIVE
+
+ALMOST_ONE = -1e-30  # largest log p; p / (1 - p) is still a float32
+CANDIDATE_IOU = 0.5  # a box is a candidate of an object from this IoU on, and ...
+CANDIDATES = 32  # ... an object has so many, best score first
+CLEAR = 0.02  # two candidates are compared if their IoU differs by more
+
+
+def log_score(class_logits: Tensor, quality_logits: Tensor | None, alpha: float) -> Tensor:
+    """log(quality^alpha * class^(1 - alpha)) (...) of logits that broadcast; without a quality, log(class)."""
+    if quality_logits is None:
+        return F.logsigmoid(class_logits.float())
+    return alpha * F.logsigmoid(quality_logits.float()) + (1 - alpha) * F.logsigmoid(class_logits.float())
+
+
+def class_prior(joint_prior: float, alpha: float) -> float:
+    """The class score at which the product is `joint_prior`, while the quality of an untrained branch is 0.5."""
+    return float((joint_prior / 0.5**alpha) ** (1 / (1 - alpha)))
+
+
+def product_focal_loss(
+    class_logits: Tensor, quality_logits: Tensor, labels: Tensor, target: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """Quality focal loss of the product, summed (Generalized Focal Loss, equation 4, in probabilities).
+
+    With p the product, an entry has the loss |y - p|^beta times the cross entropy of p with y. y is `target` (P,) at
+    the class of each positive (in row-major order of `labels`), elsewhere 0. Ignored anchors do not count.
+
+    `class_logits` are (N, A, K), `quality_logits` (N, A), `labels` (N, A) as in `Matches`. The gradient flows into both
+    logits and stays finite however large they are.
+    """
+    image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
+    log_p = log_score(class_logits[image, anchor, labels[image, anchor]], quality_logits[image, anchor], alpha)
+    p, log_1_p = log_p.exp(), _log_of_rest(log_p)
+    everywhere: Tensor = _BackgroundProduct.apply(class_logits, quality_logits, labels >= NEGATIVE, alpha, beta)
+    at_positives = (target - p).abs() ** beta * -(target * log_p + (1 - target) * log_1_p)
+    return everywhere + (at_positives + p**beta * log_1_p).sum()  # takes back what `everywhere` counts of positives
+
+
+def rank_loss(outputs: Outputs, boxes: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """Pairwise ranking loss between the candidates of each object, summed over objects.
+
+    Candidates of an object are the predicted boxes with an IoU of at least 0.5 with it, at most the 32 with the best
+    score for its class: those among which NMS chooses. Of each two whose IoU differs clearly, the better one is to have
+    the higher score: the loss is softplus(worse - better), of the log-odds of their scores, weighted by the difference
+    of their IoU. An object's loss is the weighted mean over its pairs.
+
+    This is what NMS does with an object's boxes, as a RankNet loss (Burges et al. 2005). No gradient flows into boxes.
+    """
+    image, row = torch.nonzero(labels >= 0, as_tuple=True)  # (O,) objects
+    if not len(image):
+        return outputs.class_logits.new_zeros((), dtype=torch.float32)
+    everything = torch.arange(len(outputs.anchors), device=outputs.anchors.device)
+    with torch.no_grad():
+        overlaps = torch.stack(
+            [iou(outputs.boxes(n, everything)[None], boxes[n, :, None]) for n in range(len(labels))]
+        )[image, row]  # (O, A)
+    quality = None if outputs.quality_logits is None else outputs.quality_logits[image]
+    log_p = log_score(outputs.class_logits[image, :, labels[image, row]], quality, alpha)  # (O, A)
+    ranking = torch.where(overlaps >= CANDIDATE_IOU, log_p.detach(), -torch.inf)
+    best, anchor = ranking.topk(min(CANDIDATES, ranking.shape[1]), dim=1)  # (O, C)
+    log_p, overlap = log_p.gather(1, anchor), overlaps.gather(1, anchor)
+    log_odds = log_p - _log_of_rest(log_p)
+    difference = overlap[:, :, None] - overlap[:, None]  # (O, C, C): of the row's box over the column's
+    exists = best > -torch.inf
+    weight = torch.where((difference > CLEAR) & exists[:, :, None] & exists[:, None], difference, 0)
+    losses = F.softplus(log_odds[:, None] - log_odds[:, :, None])
+    pairs = weight.sum(dim=(1, 2))
+    return ((weight * losses).sum(dim=(1, 2)) / pairs.clamp(min=CLEAR)).sum()
+
+
+def _log_of_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p) of log p <= 0."""
+    return torch.log(-torch.expm1(log_p.clamp(max=ALMOST_ONE)))
+
+
+class _BackgroundProduct(torch.autograd.Function):
+    """Sum of p^beta (-log(1 - p)) over all classes of the anchors that count, p the product.
+
+    Gradients are made on the way forward, so that two tensors are kept for the backward pass where autograd would keep
+    ten of size N x A x K.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, class_logits: Tensor, quality_logits: Tensor, counts: Tensor, alpha: float, beta: float
+    ) -> Tensor:
+        x, q = class_logits.detach(), quality_logits.detach()[..., None]
+        log_p = log_score(x, q, alpha).clamp(max=ALMOST_ONE)
+        p = log_p.exp()
+        rest = -torch.expm1(log_p)  # 1 - p
+        cost = -torch.log(rest)
+        weight = p**beta * counts[..., None]
+        loss = torch.dot(weight.flatten(), cost.flatten())
+        slope = weight * (beta * cost + p / rest)  # in log p
+        ctx.save_for_backward(
+            (slope * torch.sigmoid(-x.float()) * (1 - alpha)).to(class_logits.dtype),
+            (slope.sum(dim=2) * torch.sigmoid(-q.squeeze(2).float()) * alpha).to(quality_logits.dtype),
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        class_slope, quality_slope = ctx.saved_tensors
+        return (
+            class_slope * gradient.to(class_slope.dtype),
+            quality_slope * gradient.to(quality_slope.dtype),
+            *[None] * 3,
+        )
