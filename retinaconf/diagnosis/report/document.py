@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.diagnosis.measures.casualties import Casualties
 from retinaconf.diagnosis.measures.correlation import RankCorrelation
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, Stage
@@ -159,10 +161,8 @@ def _casualties(diagnosis: Diagnosis, casualties: Casualties) -> dict[str, Any]:
             "cause": "neighbour" if casualties.neighbour[row] else "own",
         }
 
-    objects = ~truth.crowd
     return {
-        "overall": casualties.of(objects),
-        **{name: casualties.of(objects & (size == index)) for index, name in enumerate(SIZES)},
+        **_by_size(casualties.of, truth),
         "worst": [worth(int(row)) for row in casualties.worst(WORST)],
     }
 
@@ -241,10 +241,14 @@ def _coverage(diagnosis: Diagnosis) -> dict[str, Any] | None:
     coverage, truth = diagnosis.coverage, diagnosis.ground_truth
     if coverage is None:
         return None
-    objects = ~truth.crowd
-    size = object_size(truth.areas)
-    groups = {"overall": objects} | {name: objects & (size == index) for index, name in enumerate(SIZES)}
     return {
-        **{name: coverage.of(chosen) for name, chosen in groups.items()},
-        "never": np.flatnonzero(objects & (coverage.positives == 0)),
+        **_by_size(coverage.of, truth),
+        "never": np.flatnonzero(~truth.crowd & (coverage.positives == 0)),
     }
+
+
+def _by_size(of: Callable[[np.ndarray], dict[str, Any]], truth: GroundTruth) -> dict[str, Any]:
+    """What is counted over a mask (B,) of objects: of all, and of each size."""
+    size = object_size(truth.areas)
+    groups = {"overall": ~truth.crowd} | {name: ~truth.crowd & (size == index) for index, name in enumerate(SIZES)}
+    return {name: of(chosen) for name, chosen in groups.items()}
