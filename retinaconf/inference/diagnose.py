@@ -16,7 +16,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
-from retinaconf.diagnosis.measures.alignment import best_of_objects
+from retinaconf.diagnosis.measures.alignment import ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -117,7 +117,8 @@ def _candidates(
     for index, table in tables_of(images, batch, ground_truth).items():
         taken = table.scores > config.score_threshold
         overlaps = best_overlaps(as_candidates(table, "candidates"), ground_truth)
-        taken[best_of_objects(table.scores, overlaps)] = True
+        for object_iou in (0.5, ERROR_IOU):
+            taken[best_of_objects(table.scores, overlaps, object_iou)] = True
         kept[index] = table.take(taken)
     return kept
 

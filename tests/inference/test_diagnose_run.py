@@ -16,6 +16,7 @@ from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
 from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
+from retinaconf.diagnosis.measures.task_alignment import rank_objects
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.inference.diagnose import as_candidates, diagnose_run
@@ -124,6 +125,11 @@ def test_the_candidates_are_what_nms_gets_and_the_best_boxes_of_each_object(trai
         counts.append(min(len(own), BEST))
     assert diagnosis.before.alignment.within.per_object.count[~truth.crowd].tolist() == counts
     assert sum(counts) > (diagnosis.before.overlaps.same_iou >= 0.5).sum() > 0
+    of_all = rank_objects(everything.scores, overlaps, len(truth.boxes))
+    assert vars(diagnosis.before.rankings) == pytest.approx(vars(of_all), abs=1e-3)
+    assert of_all.pcc_objects > 0
+    above = rank_objects(boxes.scores, diagnosis.before.overlaps, len(truth.boxes))
+    assert above.iou != pytest.approx(of_all.iou, abs=1e-3)
 
 
 LARGER = {"data.short_side": 160, "data.long_side": 224}  # so that many anchors fit an object

@@ -14,6 +14,7 @@ from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.evaluation.sizes import SIZES, object_size
 
 BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
+ERROR_IOU = 0.1  # from here on TOOD counts a box as a wrong one of an object
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Alignment:
     density_edges: np.ndarray  # (51,)
 
 
-def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5) -> np.ndarray:
-    """Ascending rows, among D boxes with these scores (D,), of each object's best BEST by score.
+def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5, best: int = BEST) -> np.ndarray:
+    """Ascending rows, among D boxes with these scores (D,), of each object's `best` by score.
 
     An object's boxes are those of its class that fit it best and have IoU >= `object_iou` with it. Which these are
     depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
@@ -58,7 +59,7 @@ def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 
     order = rows[np.lexsort((rows, -scores[rows], overlaps.same_object[rows]))]
     starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.sort(order[rank < BEST])
+    return np.sort(order[rank < best])
 
 
 def measure_alignment(

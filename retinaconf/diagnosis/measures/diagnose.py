@@ -20,6 +20,7 @@ from retinaconf.diagnosis.measures.own_score import OwnScore, own_score
 from retinaconf.diagnosis.measures.paper_statistics import Counts, count_predictions
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.measures.remedies import Remedies, measure_remedies, reach_out
+from retinaconf.diagnosis.measures.task_alignment import ObjectRankings, rank_objects
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import AlphaSweep, sweep_alpha
 from retinaconf.evaluation.calibration import Calibration, calibrate
@@ -33,12 +34,13 @@ from retinaconf.progress import Progress, silent, terminal_progress
 class Stage:
     """Boxes before or after NMS, how well they are placed, and how well their score says so.
 
-    `boxes` exceed the score threshold; `alignment` within objects is of all that were given.
+    `boxes` exceed the score threshold; `alignment` within objects and `rankings` are of all that were given.
     """
 
     boxes: Candidates  # D
     overlaps: Overlaps  # of them
     alignment: Alignment
+    rankings: ObjectRankings  # TOOD's, of all that were given
     counts: dict[str, Counts]  # the paper's Table 1: "same_class", "any_class"
 
 
@@ -213,6 +215,7 @@ def _stage(
     overlaps = best_overlaps(boxes, ground_truth, progress)
     above = boxes.scores > score_threshold if score_threshold > 0 else np.ones(len(boxes), dtype=bool)
     alignment = measure_alignment(boxes, overlaps, ground_truth, object_iou, above)
+    rankings = rank_objects(boxes.scores, overlaps, len(ground_truth.boxes))
     if not above.all():
         boxes, overlaps = boxes.take(above), overlaps.take(above)
     readings = {"same_class": overlaps.same_iou, "any_class": overlaps.any_iou}
@@ -220,6 +223,7 @@ def _stage(
         boxes=boxes,
         overlaps=overlaps,
         alignment=alignment,
+        rankings=rankings,
         counts={
             name: count_predictions(boxes.image_index, boxes.scores, iou, len(ground_truth))
             for name, iou in readings.items()

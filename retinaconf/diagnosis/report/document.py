@@ -16,6 +16,7 @@ from retinaconf.diagnosis.measures.diagnose import Diagnosis, Stage
 from retinaconf.diagnosis.measures.oracles import DESCRIPTIONS
 from retinaconf.diagnosis.measures.paper_statistics import IOU_THRESHOLDS, SCORE_THRESHOLDS, Counts
 from retinaconf.diagnosis.measures.remedies import Remedies
+from retinaconf.diagnosis.measures.task_alignment import count_boxes
 from retinaconf.diagnosis.report.advice import advise
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.alpha_sweep import AlphaSweep
@@ -61,6 +62,10 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "positive_anchors": diagnosis.coverage and diagnosis.coverage.positive_anchors,
         },
         "correlation": {name: stage and _correlation(stage, truth.classes) for name, stage in stages.items()},
+        "task_alignment": {
+            **(vars(before.rankings) if before else dict.fromkeys(vars(after.rankings))),
+            **vars(count_boxes(after.overlaps)),
+        },
         "density": {
             "edges": after.alignment.density_edges,
             **{name: stage and stage.alignment.density for name, stage in stages.items()},

@@ -28,6 +28,13 @@ GLOSSARY = {
         "Those of its class that fit no other object better and have IoU 0.5 or more with it. Their order is measured "
         "on the 50 with the highest scores. Objects with fewer than two say nothing about it."
     ),
+    "TOOD's figures": (
+        "What the paper TOOD (Feng et al., ICCV 2021) measures alignment by. Before NMS: do score and IoU order an "
+        "object's 50 best-scored boxes alike (1: exactly, 0: no relation), and how well do its 10 best-scored ones "
+        "fit? After NMS: how many objects have a box with IoU 0.5 or more (correct), how many further such boxes are "
+        "left (redundant), and how many fit badly (error)? The counts grow with the images and with a lower score "
+        "threshold; the published ones are of COCO with ResNet-50."
+    ),
     "95 % interval": (
         "Where a gain would lie, 95 times in 100, on other images of this kind. It comes from drawing the images anew, "
         "200 to 1,000 times (a bootstrap). A gain is sure where the whole interval is above 0."

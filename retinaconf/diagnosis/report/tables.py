@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from retinaconf.diagnosis.measures.task_alignment import PUBLISHED
 from retinaconf.evaluation.sizes import SIZES
 
 Named = tuple[str, dict[str, Any]]  # a detector's name with the numbers of its `document.to_json`
@@ -17,6 +18,7 @@ def tables(reports: Sequence[Named]) -> str:
     parts = [
         ("What NMS lost, by size", ["", *_LOSSES.values()], _loss_rows),
         ("Rank correlation of score and IoU", ["", "Spearman", "Kendall", "boxes"], _correlation_rows),
+        ("TOOD's figures of alignment", ["", "here", *(f"{name}, published" for name in PUBLISHED)], _task_rows),
         ("Calibration", ["measure"], _calibration_rows),
         ("The oracle ladder", ["what is right", "AP", "AP50", "AP75", "gain", "from", "to (95 %)"], _oracle_rows),
         ("AP at other IoUs of NMS", ["IoU of NMS", "AP, all images"], _nms_rows),
@@ -68,6 +70,20 @@ def _correlation_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
         within = correlation["within_object"]
         rows[f"{words}, within an object"] = [number_text(within[key]) for key in ("spearman", "kendall", "objects")]
     return rows
+
+
+_TASK = {
+    "pcc": "before NMS, correlation of the ranks of score and IoU, the best 50 of an object",
+    "iou": "before NMS, mean IoU of the best 10 of an object",
+    "correct": "after NMS, correct boxes (the first with IoU 0.5 or more of an object)",
+    "redundant": "after NMS, redundant boxes (further ones with IoU 0.5 or more)",
+    "error": "after NMS, error boxes (IoU above 0.1 and below 0.5)",
+}
+
+
+def _task_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
+    columns = (numbers["task_alignment"], *PUBLISHED.values())
+    return {words: [number_text(column[key]) for column in columns] for key, words in _TASK.items()}
 
 
 def _oracle_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:

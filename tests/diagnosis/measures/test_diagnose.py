@@ -240,7 +240,8 @@ def test_the_document_keeps_its_keys() -> None:
     document = to_json(diagnose(ground_truth, candidates=candidates, replicates=2))
     assert list(document) == [
         "version", "settings", "data", "own_score", "summary", "advice", "metrics", "metrics_per_class", "paper",
-        "correlation", "density", "casualties", "oracles", "quality", "calibration", "remedies", "coverage",
+        "correlation", "task_alignment", "density", "casualties", "oracles", "quality", "calibration", "remedies",
+        "coverage",
     ]  # fmt: skip
     assert document["version"] == 1
     docs = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text(encoding="utf-8")

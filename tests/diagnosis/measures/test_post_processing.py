@@ -13,6 +13,7 @@ from retinaconf.candidates import Candidates
 from retinaconf.diagnosis.measures import post_processing
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
+from retinaconf.diagnosis.report.document import to_json
 
 
 def slow_vote(box: np.ndarray, voters: Candidates) -> np.ndarray:
@@ -89,7 +90,7 @@ def test_voting_as_a_remedy() -> None:
     assert 0.85 < 92 / 108 < 0.9 < (100 - shift) / (100 + shift) < 0.95
     assert (gain.before, gain.after) == pytest.approx((0.8, 0.9))  # of ten IoUs
     assert gain.interval == pytest.approx((0.1, 0.1))
-    assert found.to_json()["remedies"]["voting"]["gain"] == pytest.approx(0.1)
+    assert to_json(found)["remedies"]["voting"]["gain"] == pytest.approx(0.1)
     voting = diagnose(ground_truth, candidates=candidates, post_processing=replace(process, vote=True), replicates=20)
     assert voting.metrics.overall["AP"] == pytest.approx(0.9)
     assert voting.remedies.voting is None
