@@ -8,6 +8,7 @@ way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,26 +49,23 @@ def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Mat
     inside it; all other anchors are negative. An anchor that several objects claim goes to the one that it overlaps
     most.
     """
-    anchors = outputs.anchors
+    anchors, per_cell = outputs.anchors, config.model.cell_anchors.count
     if labels.shape[1] == 0:
         return match(anchors, boxes, labels)
-    overlaps = iou(anchors[:, None], boxes[:, None])  # (N, A, G)
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    to_centre = ((boxes[:, :, :2] + boxes[:, :, 2:]) / 2)[:, None] - centres[:, None]  # (N, A, G, 2)
-    distances = to_centre.square().sum(dim=3)
-    nearest_anchors = NEAREST * config.model.cell_anchors.count
-    nearest = []
-    first = 0
-    for size in outputs.level_sizes:
-        level = distances[:, first : first + size]
-        nearest.append(level.topk(min(nearest_anchors, size), dim=1, largest=False).indices + first)
-        first += size
-    candidates = torch.cat(nearest, dim=1)  # (N, C, G)
-    candidate_overlaps = overlaps.gather(1, candidates)
-    std, mean = torch.std_mean(candidate_overlaps, dim=1, keepdim=True)
-    chosen = candidate_overlaps >= mean + std
-    claims = torch.zeros_like(overlaps, dtype=torch.bool).scatter_(1, candidates, chosen)
-    return _best_claim(claims & _inside(centres, boxes), overlaps, labels)
+    centres = _centres(anchors)
+    candidates = []
+    for level, last in zip(centres.split(outputs.level_sizes), accumulate(outputs.level_sizes)):
+        cells = level[::per_cell]  # the anchors of a cell have one centre
+        distances = (cells[:, None] - _centres(boxes)[:, None]).square().sum(dim=3)  # (N, cells, G)
+        nearest = distances.topk(min(NEAREST, len(cells)), dim=1, largest=False).indices
+        first = last - len(level)
+        candidates += [first + nearest * per_cell + number for number in range(per_cell)]
+    candidate = torch.cat(candidates, dim=1)  # (N, C, G)
+    overlaps = iou(anchors[candidate], boxes[:, None])
+    std, mean = torch.std_mean(overlaps, dim=1, keepdim=True)
+    chosen = (overlaps >= mean + std) & _inside(centres[candidate], boxes) & (labels >= 0)[:, None]
+    nothing = overlaps.new_full((len(boxes), len(anchors), boxes.shape[1]), -1)
+    return _matches_of(nothing.scatter_(1, candidate, torch.where(chosen, overlaps, -1)), labels)
 
 
 @torch.no_grad()
@@ -84,19 +82,19 @@ def task_aligned(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config
     if g == 0:
         nothing = match(anchors, boxes, labels)
         return Matches(nothing.labels, nothing.boxes, torch.zeros(nothing.labels.shape, device=anchors.device))
-    everything = torch.arange(len(anchors), device=anchors.device)
-    predicted = torch.stack([outputs.boxes(image, everything) for image in range(n)])  # (N, A, 4)
+    everywhere = (torch.arange(n)[:, None], torch.arange(len(anchors)))
+    predicted = outputs.boxes(*everywhere)  # (N, A, 4)
     overlaps = iou(predicted[:, :, None], boxes[:, None])  # (N, A, G)
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     classes = labels.clamp(min=0)[:, None].expand(-1, len(anchors), -1)  # (N, A, G)
     class_logits = outputs.class_logits.gather(2, classes)
     quality_logits = None if outputs.quality_logits is None else outputs.quality_logits[..., None]
     scores = log_score(class_logits, quality_logits, config.inference.alpha).exp()
-    eligible = _inside(centres, boxes) & (labels >= 0)[:, None]
+    eligible = _inside(_centres(anchors)[:, None], boxes) & (labels >= 0)[:, None]
     alignments = torch.where(eligible, scores * overlaps**FIT_EXPONENT, 0)
+    # NaN counts as largest: where boxes are not finite, their anchors are positive, and the loss is not finite either.
     top = alignments.topk(min(TOP_ALIGNED, len(anchors)), dim=1).indices
-    claims = torch.zeros_like(eligible).scatter_(1, top, True) & (alignments > 0)
-    matches = _best_claim(claims, overlaps, labels)
+    claims = torch.zeros_like(eligible).scatter_(1, top, True) & (alignments != 0)
+    matches = _matches_of(torch.where(claims, overlaps, -1), labels)
 
     own = torch.zeros_like(claims).scatter_(2, matches.boxes[..., None], (matches.labels >= 0)[..., None])
     alignments = torch.where(own, alignments, 0)
@@ -108,16 +106,20 @@ def task_aligned(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config
 ASSIGNERS: dict[str, Assigner] = {"max-iou": max_iou, "atss": atss, "task-aligned": task_aligned}
 
 
-def _best_claim(claims: Tensor, overlaps: Tensor, labels: Tensor) -> Matches:
-    """Each anchor to the object with the largest of `overlaps` (N, A, G) among those with `claims` (N, A, G) on it."""
-    claims = claims & (labels >= 0)[:, None]
-    best, box = torch.where(claims, overlaps, -1).max(dim=2)
-    positive = best >= 0
+def _matches_of(claims: Tensor, labels: Tensor) -> Matches:
+    """Each anchor to the object with the largest of `claims` (N, A, G), IoUs, or -1 where the anchor isn't claimed."""
+    best, box = claims.max(dim=2)
+    positive = best != -1
     return Matches(torch.where(positive, labels.gather(1, box), NEGATIVE), box * positive)
 
 
-def _inside(centres: Tensor, boxes: Tensor) -> Tensor:
-    """(N, A, G) whether `centres` (A, 2) lie inside `boxes` (N, G, 4)."""
-    before = centres[:, None] > boxes[:, None, :, :2]
-    after = centres[:, None] < boxes[:, None, :, 2:]
-    return (before & after).all(dim=3)
+def _centres(boxes: Tensor) -> Tensor:
+    """Centres (..., 2) of boxes (..., 4)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """(N, M, G) whether points, (N, M, G, 2) or a shape that becomes it, lie inside `boxes` (N, G, 4)."""
+    after = points > boxes[:, None, :, :2]
+    before = points < boxes[:, None, :, 2:]
+    return (after & before).all(dim=3)
