@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaconf.candidates import write_candidates
+from retinaconf.detections import write_detections
 
 IMAGES, OBJECTS, CLASSES = 5000, 36000, 80
 WIDTH, HEIGHT = 640, 480
@@ -101,7 +101,7 @@ def make_files(case: str, folder: Path) -> tuple[Path, Path]:
 
     if case == "candidates":
         path = folder / "candidates.npz"
-        write_candidates(path, images())
+        write_detections(path, images())
         return truth, path
     path = folder / "boxes.json"
     optional = {} if case == "detections" else {"class_score": "class_scores", "quality": "quality"}

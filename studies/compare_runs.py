@@ -32,7 +32,7 @@ def measured(run: Path, truth: GroundTruth, joint_name: str | None) -> tuple[lis
     config = detector.config.inference
     joint = {joint.name: joint for joint in sweep()}[joint_name] if joint_name else joint_score(config)
     (table,) = detector.detect(truth, config, [joint])
-    metrics = CocoEvaluator(truth)(table.image_index, table.boxes, table.scores, table.labels)
+    metrics = CocoEvaluator(truth)(table)
     values = [metrics.overall[name] for name in SHOWN]
     by_class = ", ".join(f"{name} {100 * AP:.1f}" for name, AP in metrics.per_class.items())
     print(f"{run.name} by {joint.name}: " + ", ".join(f"{m} {100 * v:.2f}" for m, v in zip(SHOWN, values)), flush=True)

@@ -119,7 +119,7 @@ def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
     tables = detector.detect(truth, detector.config.inference, JOINTS)
     rows = []
     for joint, table in zip(JOINTS, tables):
-        metrics = evaluator(table.image_index, table.boxes, table.scores, table.labels)
+        metrics = evaluator(table)
         row = {"joint": joint.name, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
         rows.append(row | {"draws": [round(value, 5) for value in replicates(table, truth)]})
     return {"rows": rows, "qualities": by_overlap(class_ranked(detector, truth), truth)}

@@ -27,14 +27,14 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
+from retinaconf.detections import Detections
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
-from retinaconf.inference.dataset import to_original
 from retinaconf.inference.detector import BATCH, Detector, load
+from retinaconf.inference.tables import to_original
 from retinaconf.paper.quality_statistics import CLASS_SCORE, USES, by_overlap, by_use
 
 FOLDS = 3
@@ -42,7 +42,7 @@ LEARNED = 12_000  # boxes, drawn at random from two folds
 
 
 @torch.no_grad()
-def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Candidates, np.ndarray]:
+def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Detections, np.ndarray]:
     """The (anchor, class) pairs with a class score above 0.05, and what is known of each (D, F)."""
     maps: list[Tensor] = []
     head, per_cell = detector.model.head, detector.model.cell_anchors.count
@@ -84,7 +84,7 @@ def boxes_and_features(detector: Detector, truth: GroundTruth) -> tuple[Candidat
         hook.remove()
     image_index, labels, boxes_, scores_, known_ = (np.concatenate(column) for column in zip(*columns))
     order = np.lexsort((-scores_, image_index))
-    found = Candidates(image_index[order], labels[order], boxes_[order], scores_[order])
+    found = Detections(image_index[order], labels[order], boxes_[order], scores_[order])
     return found, known_[order]
 
 

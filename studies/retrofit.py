@@ -46,7 +46,7 @@ def gain(run: Path, root: Path, split: str) -> dict[str, Any]:
     alpha = detector.config.inference.alpha
     evaluator = CocoEvaluator(truth)
     tables = detector.detect(truth, detector.config.inference, [product(0.0), product(alpha)])
-    metrics = [evaluator(table.image_index, table.boxes, table.scores, table.labels) for table in tables]
+    metrics = [evaluator(table) for table in tables]
     plain, joint = (np.array(replicates(table, truth)) for table in tables)
     return {
         "retrofit": run.name,

@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.matching import match_detections
@@ -212,7 +212,7 @@ def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[
     on_first, on_second, on_once = (best_overlaps(boxes, truth).any_iou for truth in (first, second, once))
     elsewhere = (on_once >= MATCHED) & (on_once > np.maximum(on_first, on_second))
     counted = shared & ~elsewhere
-    boxes = boxes.take(counted)
+    boxes = boxes[counted]
     assert boxes.quality is not None
     columns = (on_first[counted], on_second[counted], boxes.quality)
     baseline = _average_precisions(PostProcessing()(boxes), first)
@@ -222,7 +222,7 @@ def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[
     return float(baseline[0]), gains
 
 
-def _average_precisions(detections: Candidates, truth: GroundTruth) -> np.ndarray:
+def _average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
     """AP on all photographs, then on each draw of them."""
     curve = AveragePrecision(match_detections(detections, truth), truth)
     draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)

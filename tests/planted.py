@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
+from retinaconf.detections import Detections
 
 SIDE, APART = 100.0, 400.0
 
@@ -57,11 +57,11 @@ def spread_objects(images: int, per_image: int) -> GroundTruth:
     return truth([row] * images)
 
 
-def candidates_at(ground_truth: GroundTruth, ious: np.ndarray, scores: np.ndarray) -> Candidates:
+def candidates_at(ground_truth: GroundTruth, ious: np.ndarray, scores: np.ndarray) -> Detections:
     """(B, C) IoUs and scores: C candidates of each object, with the object's class."""
     boxes = [shifted(box, iou) for box, of_object in zip(ground_truth.boxes, ious) for iou in of_object]
     each = ious.shape[1]
-    return Candidates(
+    return Detections(
         image_index=np.repeat(ground_truth.image_index, each),
         labels=np.repeat(ground_truth.labels, each),
         boxes=np.array(boxes).reshape(-1, 4),
@@ -71,7 +71,7 @@ def candidates_at(ground_truth: GroundTruth, ious: np.ndarray, scores: np.ndarra
 
 def random_set(
     rng: np.random.Generator, images: int = 12, per_image: int = 40, crowded: bool = True, ties: bool = True
-) -> tuple[GroundTruth, Candidates]:
+) -> tuple[GroundTruth, Detections]:
     """Overlapping objects of three classes, crowd regions, an image without objects and one without boxes."""
     boxes, labels, crowd = [], [], []
     for image in range(images):
@@ -99,4 +99,4 @@ def random_set(
         found = np.concatenate([np.minimum(found[:, :2], found[:, 2:]), np.maximum(found[:, :2], found[:, 2:])], axis=1)
         scores = rng.random(per_image)
         parts.append((np.full(per_image, image), label, found, np.round(scores, 1) if ties else scores))
-    return ground_truth, Candidates(*(np.concatenate(column) for column in zip(*parts)))
+    return ground_truth, Detections(*(np.concatenate(column) for column in zip(*parts)))

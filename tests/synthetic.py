@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.overlaps import iou
 
 
@@ -44,7 +44,7 @@ def made_up_truth(
 
 def synthetic_candidates(
     truth: GroundTruth, seed: int = 0, per_object: int = 30, noise: float = 0.25, with_quality: bool = True
-) -> Candidates:
+) -> Detections:
     """Boxes jittered around each object, then as many moved away as there are objects.
 
     The class score follows the IoU but for `noise`; quality follows it more closely. Values are float32's, and scores
@@ -78,7 +78,7 @@ def synthetic_candidates(
         "scores": class_scores[order].astype(np.float32).astype(np.float64),
         "quality": quality[order].astype(np.float32).astype(np.float64) if with_quality else None,
     }
-    return Candidates(
+    return Detections(
         image_index=truth.image_index[target][order],
         labels=labels[order],
         boxes=single["boxes"],

@@ -108,13 +108,10 @@ def evaluate_run(
         task = bar.add_task("images", total=len(ground_truth))
         tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n))
     if detections is not None:
-        results = dumps(tables[0].to_coco(ground_truth))
+        results = dumps(tables[0].to_coco(ground_truth.image_ids))
         write_aside(detections, lambda aside: aside.write_text(results + "\n"))
     evaluator = CocoEvaluator(ground_truth)
-    metrics = {
-        joint: evaluator(table.image_index, table.boxes, table.scores, table.labels)
-        for joint, table in zip(joints, tables)
-    }
+    metrics = {joint: evaluator(table) for joint, table in zip(joints, tables)}
 
     report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split}
     found = describe(root, ground_truth, layout)

@@ -188,7 +188,6 @@ def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) 
     """The alpha with the best AP on all of `val_set`, and COCO's metrics there."""
     from retinaconf.evaluation.alpha_sweep import compare_alphas
     from retinaconf.evaluation.coco import CocoEvaluator
-    from retinaconf.inference.diagnose import as_candidates
     from retinaconf.inference.joint_score import sweep
 
     joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
@@ -197,13 +196,12 @@ def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) 
         tables = detector.detect(
             val_set, detector.config.inference, list(joints.values()), done=lambda n: bar.advance(task, n)
         )
-    found = [as_candidates(table, "val") for table in tables]
-    compared = compare_alphas(found, found[0], val_set, tuple(joints))  # its own score is the class score, alpha 0
+    compared = compare_alphas(tables, tables[0], val_set, tuple(joints))  # its own score is the class score, alpha 0
     best = int(compared.AP.argmax())  # of equals the smallest alpha
     for line in _findings(compared, best, len(val_set)):
         progress.say(line)
     table = tables[best]
-    metrics = CocoEvaluator(val_set)(table.image_index, table.boxes, table.scores, table.labels)
+    metrics = CocoEvaluator(val_set)(table)
     return compared.alphas[best], metrics
 
 

@@ -140,28 +140,6 @@ class GroundTruth:
             "crowd flags": digest(self.crowd),
         }
 
-    def to_coco(self) -> dict[str, Any]:
-        """The split as a COCO dictionary, category and image ids as on disk, annotation ids counted from 1."""
-        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
-        return {
-            "images": [
-                {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
-                for i, name, (h, w) in zip(self.image_ids, self.file_names, self.image_sizes)
-            ],
-            "categories": [{"id": i, "name": n} for i, n in zip(self.category_ids, self.classes)],
-            "annotations": [
-                {
-                    "id": row + 1,
-                    "image_id": int(self.image_ids[image]),
-                    "category_id": self.category_ids[self.labels[row]],
-                    "bbox": xywh[row].tolist(),
-                    "area": float(self.areas[row]),
-                    "iscrowd": int(self.crowd[row]),
-                }
-                for row, image in enumerate(self.image_index)
-            ],
-        }
-
 
 def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad: bool = False) -> GroundTruth:
     """Read a COCO detection file.

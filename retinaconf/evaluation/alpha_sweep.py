@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.gains import REPLICATES, Gain, choose
@@ -38,10 +38,10 @@ class AlphaSweep:
 
 
 def sweep_alpha(
-    candidates: Candidates,
-    own: Candidates,
+    candidates: Detections,
+    own: Detections,
     ground_truth: GroundTruth,
-    post_process: Callable[[Candidates], Candidates],
+    post_process: Callable[[Detections], Detections],
     alphas: tuple[float, ...] = ALPHAS,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -64,8 +64,8 @@ def sweep_alpha(
 
 
 def compare_alphas(
-    detections: Iterable[Candidates],
-    own: Candidates,
+    detections: Iterable[Detections],
+    own: Detections,
     ground_truth: GroundTruth,
     alphas: tuple[float, ...],
     replicates: int = REPLICATES,
@@ -78,7 +78,7 @@ def compare_alphas(
     metrics: list[dict[str, float]] = []
     for done, found in enumerate(detections, start=1):
         curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
-        metrics.append(evaluator(found.image_index, found.boxes, found.scores, found.labels).overall)
+        metrics.append(evaluator(found).overall)
         progress("AP at every alpha", done, len(alphas))
 
     rivals = [curves[alphas.index(0)], AveragePrecision(match_detections(own, ground_truth), ground_truth)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.matching import Matches, match_detections
 from retinaconf.evaluation.mean import finite_mean
 
@@ -156,7 +156,7 @@ class Calibration:
         return finite_mean(self.lrp.olrp)
 
 
-def calibrate(detections: Candidates, ground_truth: GroundTruth) -> Calibration:
+def calibrate(detections: Detections, ground_truth: GroundTruth) -> Calibration:
     """Measure the calibration of D detections, all of them: the errors depend on which are reported at all."""
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     num_classes = len(ground_truth.classes)

@@ -8,6 +8,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections, to_xywh
 
 # Our keys and hotcoco's. AR is with 100 detections an image.
 METRICS = {
@@ -43,7 +44,6 @@ class CocoEvaluator:
         # hotcoco takes ids from 0 to 2^53: ranks in the place of image ids, which keep the ids' order (it decides
         # between equal scores), and labels in the place of category ids.
         self._image_ids = np.argsort(np.argsort(ground_truth.image_ids))
-        boxes = ground_truth.boxes
         self._coco = COCO.from_arrays(
             images=[
                 {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
@@ -52,26 +52,19 @@ class CocoEvaluator:
             categories=[{"id": label, "name": str(label)} for label in range(len(ground_truth.classes))],
             image_ids=self._image_ids[ground_truth.image_index],
             category_ids=ground_truth.labels,
-            boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            boxes=to_xywh(ground_truth.boxes),
             area=ground_truth.areas,
             iscrowd=ground_truth.crowd,
         )
 
-    def __call__(self, image_index: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Metrics:
-        """Metrics of D detections: (D,) image rows, (D, 4) xyxy, (D,) scores, (D,) labels; in any order.
+    def __call__(self, detections: Detections) -> Metrics:
+        """Metrics of D detections, in any order.
 
         Ties in score keep their order here, as pycocotools' stable sort does.
         """
-        corners = boxes.astype(np.float64)
-        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        table = np.column_stack(
-            [
-                self._image_ids[image_index].astype(np.float64),
-                xywh,
-                scores.astype(np.float64),
-                labels.astype(np.float64),
-            ]
-        )
+        detections = detections.astype(np.float64)
+        image_ids = self._image_ids[detections.image_index]
+        table = np.column_stack([image_ids, to_xywh(detections.boxes), detections.scores, detections.labels])
         evaluation = COCOeval(self._coco, self._coco.load_res(table), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.ordering import descending
 from retinaconf.evaluation.overlaps import iou, pairs
 
@@ -37,7 +37,7 @@ class Matches:
 
 
 def match_detections(
-    detections: Candidates, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
+    detections: Detections, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
 ) -> Matches:
     """Match D detections to the ground truth at T IoU thresholds > 0."""
     image_id = ground_truth.image_ids[detections.image_index]
@@ -87,7 +87,7 @@ def match_detections(
 
 
 def _close_pairs(
-    detections: Candidates, ground_truth: GroundTruth, threshold: float
+    detections: Detections, ground_truth: GroundTruth, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(P,) detection, object and overlap of the pairs of one class that reach the threshold."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

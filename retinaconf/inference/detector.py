@@ -24,14 +24,14 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
 from retinaconf.data.loader import Batch, evaluation_batches, padded
 from retinaconf.data.transforms import Augmentation, apply, by_canvas, resized
+from retinaconf.detections import Detections
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
-from retinaconf.inference.dataset import DetectionTable, detect, to_original
-from retinaconf.inference.detections import Detections
 from retinaconf.inference.joint_score import WITH_ALPHA, JointScore, joint_score
 from retinaconf.inference.model_card import best_metrics, model_card
-from retinaconf.inference.postprocess import Boxes, postprocess
+from retinaconf.inference.postprocess import postprocess
 from retinaconf.inference.sources import find_images
+from retinaconf.inference.tables import gathered, tables_of, to_table
 from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
@@ -178,17 +178,27 @@ class Detector(ModelHubMixin):
         suppress: bool = True,
         done: Callable[[int], None] = lambda images: None,
         look: Callable[[Batch, Outputs], None] = lambda batch, outputs: None,
-    ) -> list[DetectionTable]:
+    ) -> list[Detections]:
         """Detections of every image of a split, one table for each of `joints` (default: the configured one).
 
-        Of several processes of torch.distributed each takes a part of the images, and all get the whole tables. The
-        other parameters are those of `retinaconf.inference.dataset.detect`.
+        Without `suppress` they are the candidates before NMS. `done` hears how many images each batch has; `look` is
+        shown each batch, on the device, and what the network says. Of several processes of torch.distributed each
+        takes a part of the images, and all get the whole tables.
         """
         distributed = torch.distributed.is_initialized()
         turn = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
-        batches = evaluation_batches(ground_truth, self.config.data, BATCH, *turn)
         joints = [joint_score(config)] if joints is None else joints
-        return detect(self.model, batches, ground_truth, config, joints, self.device, suppress, done, look)
+        found: list[dict[int, Detections]] = [{} for _ in joints]
+        for batch in evaluation_batches(ground_truth, self.config.data, BATCH, *turn):
+            with torch.no_grad():
+                on_device = batch.to(self.device)
+                outputs = self.model(on_device.images, on_device.sizes)
+                results = postprocess(outputs, on_device.sizes, config, joints, suppress)
+                look(on_device, outputs)
+            for tables, images in zip(found, results):
+                tables |= tables_of(images, batch, ground_truth)
+            done(len(batch.index))
+        return [gathered(tables) for tables in found]
 
     def _predict(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
         data = self.config.data
@@ -204,16 +214,6 @@ class Detector(ModelHubMixin):
                 on_device = torch.tensor([sizes[n] for n in numbers], device=self.device)
                 outputs = self.model(padded(pixels, padded_size).to(self.device), on_device)
                 (results,) = postprocess(outputs, on_device, config, [joint_score(config)])
-            found |= {n: self._detections(boxes, images[n], sizes[n]) for n, boxes in zip(numbers, results)}
+            for n, boxes in zip(numbers, results):
+                found[n] = to_table(boxes, sizes[n], (images[n].height, images[n].width), self)
         return [found[n] for n in range(len(images))]
-
-    def _detections(self, boxes: Boxes, image: Image.Image, size: tuple[int, int]) -> Detections:
-        return Detections(
-            to_original(boxes.boxes, size, (image.height, image.width)),
-            boxes.scores.numpy(),
-            boxes.labels.numpy(),
-            boxes.class_scores.numpy(),
-            None if boxes.quality is None else boxes.quality.numpy(),
-            self.classes,
-            self.category_ids,
-        )

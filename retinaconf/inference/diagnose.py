@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from retinaconf.candidates import Candidates
 from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
@@ -23,10 +23,10 @@ from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.evaluation.alpha_sweep import ALPHAS, compare_alphas
 from retinaconf.evaluation.gains import REPLICATES
 from retinaconf.evaluation.overlaps import best_overlaps
-from retinaconf.inference.dataset import DetectionTable, gathered, tables_of
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import JointScore, joint_score
 from retinaconf.inference.postprocess import RULES, postprocess
+from retinaconf.inference.tables import gathered, tables_of
 from retinaconf.model.retinanet import Outputs
 from retinaconf.run_folder import val_list
 
@@ -66,7 +66,7 @@ def diagnose_run(
     has_quality = detector.config.model.quality != "none"
     # What `evaluate --alpha` ranks by at each of them.
     curve = [joint_score(detector.inference_config(alpha=at)) for at in ALPHAS] if has_quality else []
-    candidates: dict[int, DetectionTable] = {}
+    candidates: dict[int, Detections] = {}
 
     def look(batch: Batch, outputs: Outputs) -> None:
         candidates.update(_candidates(batch, outputs, config, own, ground_truth))
@@ -75,7 +75,7 @@ def diagnose_run(
         task = bar.add_task("images", total=len(ground_truth))
         joints = list(dict.fromkeys([own, *curve]))
         tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n), look=look)
-    detections = {joint: as_candidates(table, str(run)) for joint, table in zip(joints, tables)}
+    detections = {joint: replace(table, source=str(run)) for joint, table in zip(joints, tables)}
     sweep = None
     if curve:
         found = [detections[joint] for joint in curve]
@@ -92,7 +92,7 @@ def diagnose_run(
     diagnosis = diagnose(
         ground_truth,
         detections[own],
-        as_candidates(gathered(candidates), str(run)),
+        replace(gathered(candidates), source=str(run)),
         post_processing=process,
         quality=sweep,
         coverage=coverage,
@@ -105,7 +105,7 @@ def diagnose_run(
 
 def _candidates(
     batch: Batch, outputs: Outputs, config: InferenceConfig, joint: JointScore, ground_truth: GroundTruth
-) -> dict[int, DetectionTable]:
+) -> dict[int, Detections]:
     """What NMS is given of each image of a batch, and the best boxes of its objects even below the score threshold."""
     # An object has boxes of its class only: of the others, a hundred thousand an image, those below are not made.
     image, place = torch.nonzero(batch.labels >= 0, as_tuple=True)
@@ -113,24 +113,11 @@ def _candidates(
     thresholds[image, batch.labels[image, place]] = 0
     everything = config.model_copy(update={"score_threshold": 0.0})
     (images,) = postprocess(outputs, batch.sizes, everything, [joint], suppress=False, thresholds=thresholds)
-    kept: dict[int, DetectionTable] = {}
+    kept: dict[int, Detections] = {}
     for index, table in tables_of(images, batch, ground_truth).items():
-        taken = table.scores > config.score_threshold
-        overlaps = best_overlaps(as_candidates(table, "candidates"), ground_truth)
+        taken = table.scores > np.float32(config.score_threshold)  # as the scores were computed
+        overlaps = best_overlaps(table, ground_truth)
         for object_iou in (0.5, ERROR_IOU):
             taken[best_of_objects(table.scores, overlaps, object_iou)] = True
-        kept[index] = table.take(taken)
+        kept[index] = table[taken]
     return kept
-
-
-def as_candidates(table: DetectionTable, source: str) -> Candidates:
-    """A detector's boxes as the diagnosis takes them; `source` is what messages name."""
-    return Candidates(
-        table.image_index,
-        table.labels,
-        table.boxes.astype(np.float64),
-        table.scores.astype(np.float64),
-        table.class_scores.astype(np.float64),
-        None if table.quality is None else table.quality.astype(np.float64),
-        source=source,
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from retinaconf.data.images import read_image
-from retinaconf.inference.detections import Detections
+from retinaconf.detections import Detections
 
 Colour = tuple[int, int, int]
 MARGIN = 3  # pixels of a label's plate beside its text

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retinaconf.data.images import read_image
+from retinaconf.detections import Detections
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.inference import video
-from retinaconf.inference.detections import Detections
 from retinaconf.inference.detector import BATCH, Detector, load
 from retinaconf.inference.sources import find_files
 from retinaconf.outputs import check_outputs

@@ -18,7 +18,7 @@ from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.paper.items import Training
-from retinaconf.paper.runs import Experiments, candidates
+from retinaconf.paper.runs import Experiments
 
 MAX_IMAGES = 1000  # all candidates of them are held in memory, some 400 kB an image
 SHOWN = 10  # images with a column of their own, as in the paper
@@ -45,8 +45,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
     truth = sample(experiments.ground_truth, random)
     detector = load(run, experiments.device)
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=SCORE_THRESHOLDS[0])
-    (table,) = detector.detect(truth, config, suppress=False)
-    before = candidates(table, run)
+    (before,) = detector.detect(truth, config, suppress=False)
     process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
     stages = {"before": before, "after": process(before)}
 
@@ -72,10 +71,9 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
             "shown": {name: column[shown].T.tolist() for name, column in columns.items()},
             "mean": {name: column.mean(0).tolist() for name, column in columns.items()},
         }
-        offsets = boxes.offsets(len(truth))
         points[stage] = [
             np.stack([overlaps.same_iou[rows], boxes.scores[rows]], 1)[:POINTS].round(4).tolist()
-            for rows in (slice(offsets[image], offsets[image + 1]) for image in shown)
+            for rows in (boxes.image_index == image for image in shown)
         ]
     busiest = np.argsort(-counts["before"].score[shown, 0], kind="stable")[:SCATTERED]
     document["points"] = [

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import rank_correlation
 from retinaconf.diagnosis.measures.nms import nms
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -24,7 +24,7 @@ from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import Detector, load
 from retinaconf.paper.items import Training
 from retinaconf.paper.misalignment import sample
-from retinaconf.paper.runs import Experiments, candidates
+from retinaconf.paper.runs import Experiments
 
 # Of the IoU of a box with the object of any class that it fits best.
 IOU_EDGES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -44,15 +44,14 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
     return by_overlap(boxes, truth) | {"uses": by_use(boxes, truth)}
 
 
-def class_ranked(detector: Detector, truth: GroundTruth) -> Candidates:
+def class_ranked(detector: Detector, truth: GroundTruth) -> Detections:
     """The boxes before NMS that plain RetinaNet would rank: by the class score, from 0.05 on; with their quality."""
     config = detector.inference_config(alpha=0.0, joint="product", score_threshold=CLASS_SCORE)
     (table,) = detector.detect(truth, config, suppress=False)
-    assert table.quality is not None
-    return replace(candidates(table, Path("detector")), quality=table.quality.astype(np.float64))
+    return table
 
 
-def by_overlap(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
+def by_overlap(boxes: Detections, truth: GroundTruth) -> dict[str, Any]:
     """Qualities and class scores by IoU.
 
     - `images`, `boxes`: how many. `edges`: of the IoU with an object of any class.
@@ -89,7 +88,7 @@ def by_overlap(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
     }
 
 
-def by_use(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
+def by_use(boxes: Detections, truth: GroundTruth) -> dict[str, Any]:
     """AP by the class score, and what equation (11) adds to it by its use.
 
     - `AP`: by the class score. `alphas`: of equation (11).
@@ -108,7 +107,7 @@ def by_use(boxes: Candidates, truth: GroundTruth) -> dict[str, Any]:
     return uses
 
 
-def detections_by_use(boxes: Candidates, qualities: dict[str, np.ndarray]) -> Iterator[tuple[str, str, Candidates]]:
+def detections_by_use(boxes: Detections, qualities: dict[str, np.ndarray]) -> Iterator[tuple[str, str, Detections]]:
     """What is left after NMS and the ranking when equation (11), with a quality (D,), serves both or one of them.
 
     Yields the quality's name, one of `USES`, and the detections; for each of `ALPHAS` in their order.
@@ -123,9 +122,9 @@ def detections_by_use(boxes: Candidates, qualities: dict[str, np.ndarray]) -> It
                 yield name, use, PostProcessing().best(replace(boxes, scores=scores), suppressor)
 
 
-def _suppressor(boxes: Candidates, scores: np.ndarray) -> np.ndarray:
+def _suppressor(boxes: Detections, scores: np.ndarray) -> np.ndarray:
     return nms(boxes.image_index, boxes.labels, boxes.boxes, scores, PostProcessing.nms_iou)
 
 
-def _average_precision(detections: Candidates, truth: GroundTruth) -> float:
+def _average_precision(detections: Detections, truth: GroundTruth) -> float:
     return float(AveragePrecision(match_detections(detections, truth), truth)(np.ones(len(truth))).mean())

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.config import Config, config_from_flat
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.loader import steps_per_epoch
 from retinaconf.data.splits import read_split
+from retinaconf.detections import Detections
 from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.files import finite, write_json
-from retinaconf.inference.dataset import DetectionTable
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.backbone import Backbone
@@ -205,7 +204,7 @@ def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[s
     evaluator = CocoEvaluator(truth)
     found = {}
     for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
-        overall = evaluator(table.image_index, table.boxes, table.scores, table.labels).overall
+        overall = evaluator(table).overall
         found[joint.name] = {
             "metrics": finite({name: overall[name] for name in METRICS}),
             "draws": finite([round(value, 5) for value in replicates(table, truth)]),
@@ -213,17 +212,11 @@ def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[s
     return found
 
 
-def replicates(table: DetectionTable, truth: GroundTruth) -> list[float]:
+def replicates(detections: Detections, truth: GroundTruth) -> list[float]:
     """AP on each bootstrap draw of the images, NaN where a draw has no object; the same draws for any detector."""
-    curve = AveragePrecision(match_detections(candidates(table, Path("detections")), truth), truth)
+    curve = AveragePrecision(match_detections(detections, truth), truth)
     draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
     return [float(curve(draw).mean()) for draw in draws]
-
-
-def candidates(table: DetectionTable, run: Path) -> Candidates:
-    """A detector's boxes as the diagnosis takes them."""
-    boxes, scores = table.boxes.astype(np.float64), table.scores.astype(np.float64)
-    return Candidates(table.image_index, table.labels, boxes, scores, source=str(run))
 
 
 def _with_weights_at_hand(base: Config) -> Config:

@@ -271,7 +271,7 @@ def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, conf
     state = fabric.broadcast({name: tensor.cpu() for name, tensor in network.state_dict().items()})
     detector = Detector(Weights(config, gt.classes, gt.category_ids, state), fabric.device)
     (table,) = detector.detect(gt, config.inference)
-    return evaluator(table.image_index, table.boxes, table.scores, table.labels)
+    return evaluator(table)
 
 
 def _ema(decay: float) -> Any:

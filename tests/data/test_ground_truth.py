@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -272,7 +273,7 @@ def assert_equal(one: GroundTruth, two: GroundTruth) -> None:
 
 @given(ground_truths())
 def test_coco_and_back_changes_nothing(gt: GroundTruth):
-    document = json.loads(json.dumps(gt.to_coco()))
+    document = json.loads(json.dumps(as_coco(gt)))
     assert [record["id"] for record in document["annotations"]] == list(range(1, len(gt.boxes) + 1))
     assert_equal(gt, ground_truth_from_coco(document, None, "test"))
 
@@ -280,7 +281,7 @@ def test_coco_and_back_changes_nothing(gt: GroundTruth):
 @given(ground_truths(), st.data())
 def test_a_subset_is_what_a_file_of_those_images_gives(gt: GroundTruth, data: st.DataObject):
     chosen = data.draw(st.lists(st.integers(0, len(gt) - 1), unique=True))
-    document = gt.to_coco()
+    document = as_coco(gt)
     kept = [document["images"][i] for i in chosen]
     ids = {image["id"] for image in kept}
     records = [record for record in document["annotations"] if record["image_id"] in ids]

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -15,6 +16,7 @@ from retinaconf.data.check import check
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import find_layout, load_split
+from retinaconf.detections import Detections
 from retinaconf.evaluation.coco import CocoEvaluator
 
 IMAGES = {"train": 24, "val": 12}  # of each split, the first
@@ -166,8 +168,8 @@ def test_a_box_without_width_is_left_out_and_listed_in_every_layout(
         assert (truth.boxes[:, 2:] > truth.boxes[:, :2]).all()
 
 
-def detections(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Two shaken copies of each box, some of another class: image, box, score, label. Scores are all different."""
+def detections(truth: GroundTruth) -> Detections:
+    """Two shaken copies of each box, some of another class. Scores are all different."""
     random = np.random.default_rng(0)
     boxes = np.concatenate([truth.boxes, truth.boxes])
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
@@ -175,7 +177,7 @@ def detections(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     labels = np.concatenate([truth.labels, truth.labels])
     labels = np.where(random.random(len(labels)) < 0.1, (labels + 1) % len(truth.classes), labels)
     scores = random.permutation(len(labels)) / len(labels)
-    return np.concatenate([truth.image_index] * 2), boxes, scores, labels
+    return Detections(np.concatenate([truth.image_index] * 2), labels, boxes, scores)
 
 
 @pytest.mark.parametrize(("make", "key", "error"), COPIES.values(), ids=COPIES)
@@ -185,9 +187,9 @@ def test_average_precision(documents: Documents, shared_data: Path, tmp_path: Pa
     make(tmp_path / "copy", documents, images)
     original, copy = (check_images(load_split(tmp_path / name, "train")) for name in ("flat", "copy"))
     rows, label_of = correspondence(original, copy)
-    image, boxes, scores, labels = detections(original)
-    expected = CocoEvaluator(original)(image, boxes, scores, labels)
-    got = CocoEvaluator(copy)(rows[image], boxes, scores, label_of[labels])
+    found = detections(original)
+    expected = CocoEvaluator(original)(found)
+    got = CocoEvaluator(copy)(replace(found, image_index=rows[found.image_index], labels=label_of[found.labels]))
     assert 0.2 < expected.overall["AP"] < 0.8
     assert set(got.per_class) >= set(expected.per_class)
     # An IoU that lies within the error of one of the ten thresholds may fall on its other side. Of the 900 detections

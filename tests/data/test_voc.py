@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from hotcoco import COCO
 from PIL import Image
 
@@ -70,7 +71,7 @@ def test_boxes_agree_with_hotcoco(root: Path):
     expected = {(names[a["image_id"]], classes[a["category_id"]], *a["bbox"]) for a in theirs["annotations"]}
     got = set()
     for split in ("train", "val"):
-        document = read_voc(root, split).to_coco()
+        document = as_coco(read_voc(root, split))
         names = {image["id"]: image["file_name"] for image in document["images"]}
         classes = {category["id"]: category["name"] for category in document["categories"]}
         got |= {(names[a["image_id"]], classes[a["category_id"]], *a["bbox"]) for a in document["annotations"]}

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from as_coco import as_coco
 from hotcoco import COCO
 from PIL import Image
 from torchvision.ops import box_convert
@@ -65,7 +66,7 @@ def test_random_boxes_agree_with_torchvision_and_hotcoco(tmp_path: Path):
     np.testing.assert_allclose(truth.boxes, expected, atol=1e-5)
     theirs = COCO.from_yolo(str(tmp_path), images_dir=str(tmp_path)).dataset["annotations"]
     np.testing.assert_allclose(
-        [a["bbox"] for a in truth.to_coco()["annotations"]], [a["bbox"] for a in theirs], atol=1e-5
+        [a["bbox"] for a in as_coco(truth)["annotations"]], [a["bbox"] for a in theirs], atol=1e-5
     )
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from planted import truth
 
-from retinaconf.candidates import Candidates, read_candidates, write_candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections, read_detections, write_detections
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.report.summary import summarize
 
@@ -36,16 +36,16 @@ def snippet(title: str) -> str:
     return found.group(1)
 
 
-def written(title: str, tmp_path: Path, **names: Any) -> tuple[GroundTruth, Candidates]:
+def written(title: str, tmp_path: Path, **names: Any) -> tuple[GroundTruth, Detections]:
     """What the snippet writes of two images of ids 7 and 3, given the names that its section lets a user bring."""
     ground_truth = truth([[[10, 20, 60, 90]], [[5, 5, 25, 30]]], labels=[[1], [0]], image_ids=[7, 3])
     path = tmp_path / "boxes.npz"
     given = {"path": path, "category_ids": dict(enumerate(ground_truth.category_ids)), **names}
-    exec(snippet(title), {"write_candidates": write_candidates, **given})
-    return ground_truth, read_candidates(path, ground_truth)
+    exec(snippet(title), {"write_detections": write_detections, **given})
+    return ground_truth, read_detections(path, ground_truth)
 
 
-def check(ground_truth: GroundTruth, boxes: Candidates) -> None:
+def check(ground_truth: GroundTruth, boxes: Detections) -> None:
     """Both images have the boxes that the stand-ins give."""
     assert boxes.image_index.tolist() == [0, 0, 0, 1, 1, 1]
     assert boxes.labels.tolist() == [*CLASSES, *CLASSES]
@@ -178,13 +178,13 @@ def test_torchvisions_snippet(tmp_path: Path) -> None:
 
     ground_truth = truth([[[10, 10, 60, 60]], [[5, 20, 90, 80]]], image_ids=[7, 3], num_classes=12)
     ground_truth = replace(ground_truth, category_ids=tuple(range(12)))  # the network's labels are its category ids
-    candidates = read_candidates(path, ground_truth)
+    candidates = read_detections(path, ground_truth)
     assert len(candidates) > sum(len(found["scores"]) for found in after_nms)
     diagnosis = diagnose(ground_truth, candidates=candidates, replicates=2)
     assert len(summarize(diagnosis)) >= 4
     # Our post-processing of the candidates gives what torchvision's gave.
     assert (diagnosis.suppressor >= 0).any()
     for image, found in enumerate(after_nms):
-        ours = diagnosis.after.boxes.take(diagnosis.after.boxes.image_index == image)
+        ours = diagnosis.after.boxes[diagnosis.after.boxes.image_index == image]
         theirs = np.sort(found["scores"].numpy()[:100])
         np.testing.assert_allclose(np.sort(ours.scores), theirs, rtol=1e-6)

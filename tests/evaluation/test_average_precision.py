@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 from planted import random_set
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.matching import match_detections
 
 
-def official(ground_truth: GroundTruth, detections: Candidates) -> list[float]:
-    metrics = CocoEvaluator(ground_truth)(
-        detections.image_index, detections.boxes, detections.scores, detections.labels
-    )
+def official(ground_truth: GroundTruth, detections: Detections) -> list[float]:
+    metrics = CocoEvaluator(ground_truth)(detections)
     return [metrics.overall[key] for key in ("AP", "AP50", "AP75")]
 
 
-def ours(ground_truth: GroundTruth, detections: Candidates, weights: np.ndarray) -> list[float]:
+def ours(ground_truth: GroundTruth, detections: Detections, weights: np.ndarray) -> list[float]:
     levels = AveragePrecision(match_detections(detections, ground_truth), ground_truth)(weights)
     return [levels.mean(), levels[0], levels[5]]
 
@@ -48,10 +46,9 @@ def test_weights_equal_repeated_images(seed: int) -> None:
     weights = rng.integers(0, 4, len(ground_truth))
     copies = np.repeat(np.arange(len(ground_truth)), weights)
     repeated = replace(ground_truth.subset(copies), image_ids=np.arange(len(copies)))
-    offsets = detections.offsets(len(ground_truth))
-    rows = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in copies])
-    image_index = np.repeat(np.arange(len(copies)), np.diff(offsets)[copies])
-    again = replace(detections.take(rows), image_index=image_index)
+    rows = [np.flatnonzero(detections.image_index == i) for i in copies]
+    image_index = np.repeat(np.arange(len(copies)), [len(part) for part in rows])
+    again = replace(detections[np.concatenate(rows)], image_index=image_index)
     assert ours(ground_truth, detections, weights.astype(float)) == pytest.approx(official(repeated, again), abs=1e-12)
 
 
@@ -68,7 +65,7 @@ def test_nothing_to_measure_is_nan_without_a_warning() -> None:
     ground_truth, detections = random_set(np.random.default_rng(3))
     average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
     assert np.isnan(average_precision(np.zeros(len(ground_truth)))).all()
-    none = AveragePrecision(match_detections(detections.take(np.zeros(0, int)), ground_truth), ground_truth)
+    none = AveragePrecision(match_detections(detections[np.zeros(0, int)], ground_truth), ground_truth)
     assert none(np.ones(len(ground_truth))).tolist() == [0.0] * 10
 
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from planted import random_set, spread_objects, truth
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.calibration import ANY_OVERLAP, calibrate, d_ece, la_ece, optimal_lrp, reliability
 from retinaconf.evaluation.matching import match_detections
 
 uq_detr = pytest.importorskip("uq_detr")
 
 
-def planted(seed: int) -> tuple[GroundTruth, Candidates]:
+def planted(seed: int) -> tuple[GroundTruth, Detections]:
     """Without crowds and ties, which uq-detr does not know; with scores 0 and 1 in each class, whose range it bins."""
     ground_truth, boxes = random_set(np.random.default_rng(seed), crowded=False, ties=False)
     scores = boxes.scores.copy()
@@ -25,7 +25,7 @@ def planted(seed: int) -> tuple[GroundTruth, Candidates]:
     return ground_truth, replace(boxes, scores=scores)
 
 
-def for_uq_detr(ground_truth: GroundTruth, boxes: Candidates, label: int | None = None) -> tuple[list, list]:
+def for_uq_detr(ground_truth: GroundTruth, boxes: Detections, label: int | None = None) -> tuple[list, list]:
     detections, objects = [], []
     for image in range(len(ground_truth)):
         rows = boxes.image_index == image
@@ -56,7 +56,7 @@ def test_optimal_lrp_is_the_least_lrp_of_any_threshold(seed: int) -> None:
     for label in range(3):
         found = {}
         for threshold in [*np.unique(boxes.scores[boxes.labels == label]), 2.0]:
-            kept = boxes.take((boxes.labels == label) & (boxes.scores >= threshold))
+            kept = boxes[(boxes.labels == label) & (boxes.scores >= threshold)]
             found[threshold] = uq_detr.lrp(*for_uq_detr(ground_truth, kept, label), iou_threshold=0.5).score
         best = min(found.values())
         assert lrp.olrp[label] == pytest.approx(best, abs=1e-12)
@@ -72,7 +72,7 @@ def test_lrp_by_hand() -> None:
     boxes = ground_truth.boxes[[0, 0, 1]].copy()
     boxes[1] += 2000
     boxes[2, [0, 2]] += 25  # IoU 75 / 125
-    detections = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
+    detections = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
     lrp = optimal_lrp(match_detections(detections, ground_truth, np.array([0.5])), 0, 0.5, ground_truth)
     assert lrp.olrp[0] == pytest.approx(2 / 3)
     assert lrp.threshold[0] == 0.9
@@ -80,7 +80,7 @@ def test_lrp_by_hand() -> None:
     assert lrp.false_negative[0] == pytest.approx(2 / 3)
     assert np.isnan(lrp.olrp[1])  # no object of class 1
     without = optimal_lrp(
-        match_detections(detections.take(np.array([1])), ground_truth, np.array([0.5])), 0, 0.5, ground_truth
+        match_detections(detections[np.array([1])], ground_truth, np.array([0.5])), 0, 0.5, ground_truth
     )
     assert without.olrp[0] == 1  # keeping the false positive or nothing: no object is found either way
     assert np.isnan(without.threshold[0])
@@ -89,7 +89,7 @@ def test_lrp_by_hand() -> None:
 def test_equal_scores_are_kept_together() -> None:
     ground_truth = spread_objects(1, 1)
     boxes = np.array([ground_truth.boxes[0], ground_truth.boxes[0] + 2000])
-    detections = Candidates(np.zeros(2, int), np.zeros(2, int), boxes, np.array([0.5, 0.5]))
+    detections = Detections(np.zeros(2, int), np.zeros(2, int), boxes, np.array([0.5, 0.5]))
     lrp = optimal_lrp(match_detections(detections, ground_truth, np.array([0.5])), 0, 0.5, ground_truth)
     assert lrp.olrp[0] == pytest.approx(0.5)  # no threshold separates the two: one right, one wrong
 
@@ -101,7 +101,7 @@ def test_a_score_that_is_the_iou_is_calibrated() -> None:
     boxes = ground_truth.boxes.copy()
     boxes[:, [0, 2]] += shift[:, None]
     iou = (100 - shift) / (100 + shift)
-    detections = Candidates(ground_truth.image_index, ground_truth.labels, boxes, iou)
+    detections = Detections(ground_truth.image_index, ground_truth.labels, boxes, iou)
     calibration = calibrate(detections, ground_truth)
     assert calibration.mean_laece == pytest.approx(0, abs=1e-12)
     assert calibration.mean_laece_0 == pytest.approx(0, abs=1e-12)
@@ -113,7 +113,7 @@ def test_a_score_that_is_the_iou_is_calibrated() -> None:
 def test_detections_on_crowds_are_left_out() -> None:
     ground_truth = truth([[[0, 0, 100, 100], [500, 0, 900, 400]]], crowd=[[0, 1]])
     boxes = np.array([[0.0, 0, 100, 100], [600, 100, 650, 150], [2000, 0, 2100, 100]])
-    detections = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
+    detections = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     assert matches.ignored.tolist() == [[False, False], [True, True], [False, False]]
     assert calibrate(detections, ground_truth).reliability.count.sum() == 2
@@ -127,7 +127,7 @@ def test_bins_close_on_the_right() -> None:
 
 def test_without_detections_errors_are_nan_and_lrp_is_one() -> None:
     ground_truth = spread_objects(2, 2)
-    none = Candidates(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+    none = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
     calibration = calibrate(none, ground_truth)
     assert np.isnan(calibration.d_ece)
     assert np.isnan(calibration.mean_laece)

@@ -1,31 +1,26 @@
 import contextlib
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco, read_coco
+from retinaconf.detections import Detections
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator, Metrics
 
 # Our keys in the order of pycocotools' stats, of which 6 and 7 are AR with 1 and 10 detections.
 STATS = ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", None, None, "AR", "AR_S", "AR_M", "AR_L"]
 
 
-class Table(NamedTuple):
-    image_index: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-
-
-def reference(gt: GroundTruth, table: Table) -> Metrics:
+def reference(gt: GroundTruth, table: Detections) -> Metrics:
     """The same by pycocotools."""
-    xywh = np.concatenate([table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]], axis=1).astype(np.float64)
-    document = gt.to_coco()
+    xywh = np.concatenate([table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]], axis=1)
+    document = as_coco(gt)
     results = [
         {
             "id": row + 1,
@@ -56,8 +51,8 @@ def reference(gt: GroundTruth, table: Table) -> Metrics:
     return Metrics({key: value if value >= 0 else float("nan") for key, value in overall.items()}, per_class)
 
 
-def assert_equal(gt: GroundTruth, table: Table) -> Metrics:
-    ours, theirs = CocoEvaluator(gt)(*table), reference(gt, table)
+def assert_equal(gt: GroundTruth, table: Detections) -> Metrics:
+    ours, theirs = CocoEvaluator(gt)(table), reference(gt, table)
     assert list(ours.overall) == list(METRICS)
     for key in METRICS:
         np.testing.assert_allclose(ours.overall[key], theirs.overall[key], rtol=0, atol=1e-9, err_msg=key)
@@ -96,7 +91,9 @@ def random_truth(rng: np.random.Generator, images: int = 12, classes: int = 4, c
     )
 
 
-def perturbed(gt: GroundTruth, rng: np.random.Generator, noise: float = 0.15, copies: int = 3, ties: int = 0) -> Table:
+def perturbed(
+    gt: GroundTruth, rng: np.random.Generator, noise: float = 0.15, copies: int = 3, ties: int = 0
+) -> Detections:
     """Detections around the ground truth, some of another class, some nowhere near; in no order."""
     image = np.tile(gt.image_index, copies)
     boxes, labels = np.tile(gt.boxes, (copies, 1)), np.tile(gt.labels, copies)
@@ -115,7 +112,8 @@ def perturbed(gt: GroundTruth, rng: np.random.Generator, noise: float = 0.15, co
     if ties:
         scores = (np.ceil(scores * ties) / ties).astype(np.float32)
     order = rng.permutation(len(image))
-    return Table(image[order], boxes[order].astype(np.float32), scores[order], labels[order])
+    boxes = boxes.astype(np.float32).astype(np.float64)
+    return Detections(image[order], labels[order], boxes[order], scores[order])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -135,7 +133,7 @@ def test_more_detections_in_an_image_than_count():
     most = max(np.bincount(table.image_index[table.labels == label]).max() for label in (0, 1))
     assert most > 150
     with_all = assert_equal(gt, table)
-    best = Table(*(column[np.argsort(-table.scores, kind="stable")] for column in table))
+    best = table[np.argsort(-table.scores, kind="stable")]
     fewer = np.concatenate(
         [
             np.flatnonzero((best.image_index == image) & (best.labels == label))[:100]
@@ -143,7 +141,7 @@ def test_more_detections_in_an_image_than_count():
             for label in (0, 1)
         ]
     )
-    assert CocoEvaluator(gt)(*(column[fewer] for column in best)).overall == with_all.overall
+    assert CocoEvaluator(gt)(best[fewer]).overall == with_all.overall
 
 
 def hand_made(boxes: dict[int, list[list[float]]], images: int = 3, **extra: Any) -> GroundTruth:
@@ -164,11 +162,11 @@ def hand_made(boxes: dict[int, list[list[float]]], images: int = 3, **extra: Any
     )
 
 
-def table(*rows: tuple[int, list[float], float, int]) -> Table:
+def table(*rows: tuple[int, list[float], float, int]) -> Detections:
     """Rows of image, xyxy, score, label."""
     image, boxes, scores, labels = zip(*rows) if rows else ((), (), (), ())
-    return Table(
-        np.array(image, int), np.array(boxes, float).reshape(-1, 4), np.array(scores, float), np.array(labels, int)
+    return Detections(
+        np.array(image, int), np.array(labels, int), np.array(boxes, float).reshape(-1, 4), np.array(scores, float)
     )
 
 
@@ -192,15 +190,15 @@ CASES = {
 
 
 @pytest.mark.parametrize(("gt", "found", "AP"), CASES.values(), ids=CASES)
-def test_cases_worked_by_hand(gt: GroundTruth, found: Table, AP: float):
+def test_cases_worked_by_hand(gt: GroundTruth, found: Detections, AP: float):
     metrics = assert_equal(gt, found)
     np.testing.assert_allclose(metrics.overall["AP"], AP, atol=1e-9)
 
 
 def test_a_crowd_region_forgives_what_lies_in_it():
     gt = hand_made(ONE_CAT)
-    crowd = hand_made({3: [[60, 60, 40, 40]]}, iscrowd=1).to_coco()["annotations"]
-    both = ground_truth_from_coco(gt.to_coco() | {"annotations": gt.to_coco()["annotations"] + crowd}, None, "test")
+    crowd = as_coco(hand_made({3: [[60, 60, 40, 40]]}, iscrowd=1))["annotations"]
+    both = ground_truth_from_coco(as_coco(gt) | {"annotations": as_coco(gt)["annotations"] + crowd}, None, "test")
     inside = table((0, [60, 60, 75, 75], 0.9, 0), (0, [70, 70, 90, 90], 0.8, 0), (0, CAT, 0.5, 0))
     assert assert_equal(both, inside).overall["AP"] == pytest.approx(1)
     assert assert_equal(gt, inside).overall["AP"] < 0.5
@@ -215,7 +213,7 @@ def test_sizes_are_those_of_the_mask():
 
 @pytest.mark.parametrize("ids", [[2**53, 2**53 + 1, 2**62], [-5, 0, 3], [3, 2, 1]], ids=str)
 def test_any_integer_is_an_image_id(ids: list[int]):
-    document = hand_made(ONE_CAT).to_coco()
+    document = as_coco(hand_made(ONE_CAT))
     for image, image_id in zip(document["images"], ids):
         image["id"] = image_id
     document["annotations"][0]["image_id"] = ids[1]
@@ -226,7 +224,7 @@ def test_any_integer_is_an_image_id(ids: list[int]):
 
 @pytest.mark.parametrize("ids", [[-1, 2**62], [2**53, 2**53 + 1]], ids=str)
 def test_any_integer_is_a_category_id(ids: list[int]):
-    document = hand_made(ONE_CAT).to_coco()
+    document = as_coco(hand_made(ONE_CAT))
     document["categories"] = [{"id": ids[0], "name": "cat"}, {"id": ids[1], "name": "dog"}]
     document["annotations"][0]["category_id"] = ids[1]
     gt = ground_truth_from_coco(document, None, "test")
@@ -235,10 +233,10 @@ def test_any_integer_is_a_category_id(ids: list[int]):
 
 
 def test_classes_of_one_name_are_told_apart_by_their_ids():
-    document = hand_made(ONE_CAT | {8: [[0, 0, 20, 20]]}).to_coco()
+    document = as_coco(hand_made(ONE_CAT | {8: [[0, 0, 20, 20]]}))
     document["categories"] = [{"id": 3, "name": "cell"}, {"id": 8, "name": "cell"}]
     gt = ground_truth_from_coco(document, None, "test")
-    assert CocoEvaluator(gt)(*table((0, CAT, 0.5, 0))).per_class == {"cell (3)": pytest.approx(1), "cell (8)": 0}
+    assert CocoEvaluator(gt)(table((0, CAT, 0.5, 0))).per_class == {"cell (3)": pytest.approx(1), "cell (8)": 0}
 
 
 def test_an_evaluator_serves_many_detection_sets():
@@ -246,7 +244,7 @@ def test_an_evaluator_serves_many_detection_sets():
     gt = random_truth(rng)
     evaluator = CocoEvaluator(gt)
     tables = [perturbed(gt, rng, noise) for noise in (0.0, 0.2)]
-    first, second, again = evaluator(*tables[0]), evaluator(*tables[1]), evaluator(*tables[0])
+    first, second, again = evaluator(tables[0]), evaluator(tables[1]), evaluator(tables[0])
     assert first.overall == again.overall
     assert first.overall["AP"] > second.overall["AP"] > 0
 

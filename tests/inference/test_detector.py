@@ -11,8 +11,8 @@ from PIL import Image
 import retinaconf
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import load_split
+from retinaconf.detections import Detections
 from retinaconf.errors import InputError
-from retinaconf.inference.detections import Detections
 from retinaconf.inference.detector import BATCH, Detector
 from retinaconf.run_folder import read_weights
 

@@ -19,7 +19,7 @@ from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.task_alignment import rank_objects
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
-from retinaconf.inference.diagnose import as_candidates, diagnose_run
+from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 from retinaconf.training.matching import match
@@ -109,15 +109,14 @@ def test_the_candidates_are_what_nms_gets_and_the_best_boxes_of_each_object(trai
     run = changed_run(trained.run, tmp_path / "run", rules=rules, score_threshold=0.1)
     diagnosis = diagnose_run(run, trained.data, "val", device="cpu", replicates=2)
     detector, truth = load(run, "cpu"), load_split(trained.data, "val")
-    (table,) = detector.detect(truth, detector.config.inference, suppress=False)
-    boxes, given = diagnosis.before.boxes, as_candidates(table, str(run))
+    (given,) = detector.detect(truth, detector.config.inference, suppress=False)
+    boxes = diagnosis.before.boxes
     for name in ("image_index", "labels", "boxes", "class_scores", "quality", "scores"):
         # torch's pow() differs in the last bit by the place in an array.
         np.testing.assert_allclose(getattr(boxes, name), getattr(given, name), rtol=1e-6)
 
     # The slow way: every pair, however small its score.
-    (table,) = detector.detect(truth, detector.inference_config(score_threshold=0.0), suppress=False)
-    everything = as_candidates(table, str(run))
+    (everything,) = detector.detect(truth, detector.inference_config(score_threshold=0.0), suppress=False)
     overlaps = best_overlaps(everything, truth)
     counts = []
     for row in np.flatnonzero(~truth.crowd):

@@ -6,21 +6,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
+from retinaconf.detections import Detections
 from retinaconf.inference import draw
-from retinaconf.inference.detections import Detections
 from retinaconf.inference.draw import class_colour, draw_detections
 
 
 def detections(boxes: list[list[float]], classes: tuple[str, ...] = ("cat", "dog")) -> Detections:
     count = len(boxes)
     return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.linspace(0.9, 0.1, count, dtype=np.float32),
+        np.zeros(count, int),
         np.arange(count) % len(classes),
-        np.full(count, 0.5, np.float32),
-        None,
-        classes,
-        tuple(range(len(classes))),
+        np.array(boxes, float).reshape(-1, 4),
+        np.linspace(0.9, 0.1, count),
+        classes=classes,
     )
 
 

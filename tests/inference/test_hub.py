@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 import retinaconf
+from retinaconf.detections import Detections
 from retinaconf.errors import InputError
 from retinaconf.inference import detector as module
-from retinaconf.inference.detections import Detections
 from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.recipes import RECIPES
 

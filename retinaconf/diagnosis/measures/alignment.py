@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import RankCorrelation, joint_density, rank_correlation
 from retinaconf.evaluation.mean import finite_mean
 from retinaconf.evaluation.overlaps import Overlaps
@@ -63,7 +63,7 @@ def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 
 
 
 def measure_alignment(
-    boxes: Candidates,
+    boxes: Detections,
     overlaps: Overlaps,
     ground_truth: GroundTruth,
     object_iou: float = 0.5,

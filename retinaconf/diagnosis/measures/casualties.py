@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.overlaps import iou, pairs
 from retinaconf.progress import Progress, silent
 
@@ -65,7 +65,7 @@ class Casualties:
 
 
 def nms_casualties(
-    candidates: Candidates,
+    candidates: Detections,
     suppressor: np.ndarray,
     same_object: np.ndarray,
     ground_truth: GroundTruth,

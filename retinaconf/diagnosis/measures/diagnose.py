@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaconf.candidates import Candidates, read_candidates
 from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.detections import Detections, read_detections
 from retinaconf.diagnosis.measures.alignment import Alignment, measure_alignment
 from retinaconf.diagnosis.measures.casualties import Casualties, nms_casualties
 from retinaconf.diagnosis.measures.coverage import Coverage
@@ -37,7 +37,7 @@ class Stage:
     `boxes` exceed the score threshold; `alignment` within objects and `rankings` are of all that were given.
     """
 
-    boxes: Candidates  # D
+    boxes: Detections  # D
     overlaps: Overlaps  # of them
     alignment: Alignment
     rankings: ObjectRankings  # TOOD's, of all that were given
@@ -73,8 +73,8 @@ class Diagnosis:
 
 def diagnose(
     ground_truth: GroundTruth,
-    detections: Candidates | None = None,
-    candidates: Candidates | None = None,
+    detections: Detections | None = None,
+    candidates: Detections | None = None,
     *,
     post_processing: PostProcessing | None = None,
     object_iou: float = 0.5,
@@ -128,8 +128,8 @@ def diagnose(
     after = _stage(final, ground_truth, object_iou, 0, progress)
 
     base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
-    finish: Callable[[Candidates], Candidates] = process if before else _unchanged
-    metrics = CocoEvaluator(ground_truth)(final.image_index, final.boxes, final.scores, final.labels)
+    finish: Callable[[Detections], Detections] = process if before else _unchanged
+    metrics = CocoEvaluator(ground_truth)(final)
     rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,
@@ -194,7 +194,7 @@ def diagnose_files(
     found = []
     with terminal_progress() as progress:
         for after, before in zip_longest(detections, candidates):
-            columns = [None if path is None else read_candidates(path, truth, progress) for path in (after, before)]
+            columns = [None if path is None else read_detections(path, truth, progress) for path in (after, before)]
             found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
     return found
 
@@ -204,20 +204,20 @@ def missing_pictures(ground_truth: GroundTruth) -> np.ndarray:
     return np.flatnonzero([not ground_truth.path(index).is_file() for index in range(len(ground_truth))])
 
 
-def _unchanged(detections: Candidates) -> Candidates:
+def _unchanged(detections: Detections) -> Detections:
     """Detections are past post-processing."""
     return detections
 
 
 def _stage(
-    boxes: Candidates, ground_truth: GroundTruth, object_iou: float, score_threshold: float, progress: Progress
+    boxes: Detections, ground_truth: GroundTruth, object_iou: float, score_threshold: float, progress: Progress
 ) -> Stage:
     overlaps = best_overlaps(boxes, ground_truth, progress)
     above = boxes.scores > score_threshold if score_threshold > 0 else np.ones(len(boxes), dtype=bool)
     alignment = measure_alignment(boxes, overlaps, ground_truth, object_iou, above)
     rankings = rank_objects(boxes.scores, overlaps, len(ground_truth.boxes))
     if not above.all():
-        boxes, overlaps = boxes.take(above), overlaps.take(above)
+        boxes, overlaps = boxes[above], overlaps.take(above)
     readings = {"same_class": overlaps.same_iou, "any_class": overlaps.any_iou}
     return Stage(
         boxes=boxes,
@@ -233,9 +233,9 @@ def _stage(
 
 def _notes(
     ground_truth: GroundTruth,
-    final: Candidates,
-    candidates: Candidates | None,
-    detections: Candidates | None,
+    final: Detections,
+    candidates: Detections | None,
+    detections: Detections | None,
     process: PostProcessing,
 ) -> list[str]:
     notes = [f"{ground_truth.source}: {ground_truth.val_split}."] if ground_truth.val_split is not None else []

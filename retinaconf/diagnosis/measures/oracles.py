@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
 from retinaconf.evaluation.matching import match_detections
@@ -42,7 +42,7 @@ class Rung:
     gain: Gain  # over `as_is`
 
 
-def ranked_by_iou(candidates: Candidates, overlaps: Overlaps, object_iou: float) -> np.ndarray:
+def ranked_by_iou(candidates: Detections, overlaps: Overlaps, object_iou: float) -> np.ndarray:
     """(D,) scores: each object's candidates exchange their scores so that a larger IoU has a larger score.
 
     Which scores an object's candidates have, and all other candidates, stay the same: only the order within an object
@@ -58,7 +58,7 @@ def ranked_by_iou(candidates: Candidates, overlaps: Overlaps, object_iou: float)
 
 
 def right_labels(
-    candidates: Candidates, overlaps: Overlaps, ground_truth: GroundTruth, object_iou: float
+    candidates: Detections, overlaps: Overlaps, ground_truth: GroundTruth, object_iou: float
 ) -> np.ndarray:
     """(D,) labels: a candidate that fits no object of its class but one of another takes that one's class."""
     wrong = (overlaps.same_iou < object_iou) & (overlaps.any_iou >= object_iou)
@@ -68,12 +68,12 @@ def right_labels(
 
 
 def oracle_ladder(
-    candidates: Candidates,
+    candidates: Detections,
     overlaps: Overlaps,
     ground_truth: GroundTruth,
-    post_process: Callable[[Candidates], Candidates],
+    post_process: Callable[[Detections], Detections],
     object_iou: float = 0.5,
-    detections: Candidates | None = None,
+    detections: Detections | None = None,
     replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
     progress: Progress = silent,

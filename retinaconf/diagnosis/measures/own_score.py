@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
+from retinaconf.detections import Detections
 
 Rule = Literal["single", "class", "product", "root", "power", "other"]
 ROUNDING = 0.001  # files round scores to three digits, and networks compute in half precision
@@ -57,7 +57,7 @@ class OwnScore:
         return joint**2 if self.rule == "product" else joint
 
 
-def own_score(boxes: Candidates) -> OwnScore:
+def own_score(boxes: Detections) -> OwnScore:
     """The rule by which the scores of D boxes come from their class scores and qualities.
 
     A record keeps a rule if it does for some values within 0.001 of the given ones. One record that does not is enough

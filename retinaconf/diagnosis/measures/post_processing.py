@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.config import VOTE_SIGMA
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.nms import nms, top_per_image
 from retinaconf.errors import InputError
 from retinaconf.evaluation.overlaps import iou, pairs
@@ -35,24 +35,24 @@ class PostProcessing:
         if self.max_detections < 1:
             raise InputError(f"{self.max_detections} detections an image: give at least 1")
 
-    def __call__(self, candidates: Candidates, progress: Progress = silent) -> Candidates:
+    def __call__(self, candidates: Detections, progress: Progress = silent) -> Detections:
         """The detections that `candidates` give."""
         if self.score_threshold > 0:
-            candidates = candidates.take(candidates.scores > self.score_threshold)
+            candidates = candidates[candidates.scores > self.score_threshold]
         suppressor = nms(
             candidates.image_index, candidates.labels, candidates.boxes, candidates.scores, self.nms_iou, progress
         )
         return self.best(candidates, suppressor)
 
-    def best(self, candidates: Candidates, suppressor: np.ndarray) -> Candidates:
+    def best(self, candidates: Detections, suppressor: np.ndarray) -> Detections:
         """The detections, for a suppression (D,) that `nms` already found."""
         kept = np.flatnonzero(suppressor < 0)
         top = top_per_image(candidates.image_index[kept], candidates.scores[kept], self.max_detections)
-        detections = candidates.take(kept[top])
+        detections = candidates[kept[top]]
         return vote(detections, candidates) if self.vote else detections
 
 
-def vote(detections: Candidates, candidates: Candidates) -> Candidates:
+def vote(detections: Detections, candidates: Detections) -> Detections:
     """Score voting: each detection becomes a mean of the candidates of its image and class that overlap it.
 
     Candidate j weighs score_j exp(-(1 - IoU_j)^2 / sigma) where IoU_j > 0 (Kim and Lee, "Probabilistic Anchor

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
@@ -70,8 +70,8 @@ class Remedies:
 
 
 def measure_remedies(
-    boxes: Candidates,
-    detections: Candidates,
+    boxes: Detections,
+    detections: Detections,
     ground_truth: GroundTruth,
     post_processing: PostProcessing | None,
     replicates: int = ROUGH_REPLICATES,
@@ -91,7 +91,7 @@ def measure_remedies(
     """
     first, second = halves(ground_truth, seed)
     own = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
-    changed: dict[str, Candidates] = {}  # by what leaves nothing to choose
+    changed: dict[str, Detections] = {}  # by what leaves nothing to choose
     if reach_out(detections, ground_truth).any():
         changed["clipping"] = _clipped(detections, ground_truth)
     if post_processing is not None and not post_processing.vote:
@@ -117,21 +117,21 @@ def measure_remedies(
     )
 
 
-def reach_out(boxes: Candidates, ground_truth: GroundTruth) -> np.ndarray:
+def reach_out(boxes: Detections, ground_truth: GroundTruth) -> np.ndarray:
     """(D,) bool: which boxes reach out of their image by more than a pixel, where its size is known."""
     height, width = ground_truth.image_sizes[boxes.image_index].T
     beyond = (boxes.boxes[:, :2] < -1).any(1) | (boxes.boxes[:, 2] > width + 1) | (boxes.boxes[:, 3] > height + 1)
     return (height > 0) & (width > 0) & beyond
 
 
-def _clipped(boxes: Candidates, ground_truth: GroundTruth) -> Candidates:
+def _clipped(boxes: Detections, ground_truth: GroundTruth) -> Detections:
     height, width = ground_truth.image_sizes[boxes.image_index].T
     size = np.stack([width, height, width, height], axis=1)
     return replace(boxes, boxes=np.where(size > 0, np.clip(boxes.boxes, 0, size), boxes.boxes))
 
 
 def _choose_nms(
-    boxes: Candidates,
+    boxes: Detections,
     own: AveragePrecision,
     ground_truth: GroundTruth,
     post_processing: PostProcessing | None,

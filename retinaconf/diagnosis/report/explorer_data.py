@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.own_score import OwnScore
 
 # 50 images stay below 15 MB: at most 70 kB and 5,000 x 30 bytes each, a third more in base64.
@@ -27,7 +27,7 @@ MAX_CANDIDATES = 5_000  # of an image, all detectors together
 
 def explorer_data(
     ground_truth: GroundTruth,
-    candidates: Sequence[Candidates],
+    candidates: Sequence[Detections],
     own_scores: Sequence[OwnScore],
     names: Sequence[str],
     images: Sequence[int] | np.ndarray,
@@ -63,14 +63,14 @@ def _contents(ground_truth: GroundTruth, index: int) -> dict[str, Any]:
     return {"name": str(ground_truth.file_names[index]), "labels": np.unique(ground_truth.labels[own]).tolist()}
 
 
-def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidates], note: str) -> dict[str, Any]:
+def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Detections], note: str) -> dict[str, Any]:
     picture = load_picture(ground_truth, index)
     own = slice(*ground_truth.offsets[index : index + 2])
     height, width = (int(side) for side in ground_truth.image_sizes[index])
     if not (height and width) and picture is not None:
         width, height = picture.size
     if not (height and width):  # neither file nor annotation says: what holds all the boxes
-        corners = [ground_truth.boxes[own, 2:]] + [rows.boxes[rows.image_index == index, 2:] for rows in candidates]
+        corners = [ground_truth.boxes[own, 2:]] + [rows.of_image(index).boxes[:, 2:] for rows in candidates]
         width, height = (max(1, int(side)) for side in np.concatenate([*corners, np.ones((1, 2))]).max(axis=0))
     return _contents(ground_truth, index) | {
         "note": note,
@@ -86,26 +86,22 @@ def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Candidate
     }
 
 
-def pack_candidates(candidates: Candidates, image: int, most: int) -> dict[str, Any]:
+def pack_candidates(candidates: Detections, image: int, most: int) -> dict[str, Any]:
     """One image's candidates as base64 columns, in their order; beyond `most`, those with the lowest scores are out."""
-    rows = np.arange(*np.searchsorted(candidates.image_index, [image, image + 1]))
-    left_out = max(0, len(rows) - most)
+    shown = candidates.of_image(image)
+    left_out = max(0, len(shown) - most)
     if left_out:
-        best = np.argsort(-candidates.scores[rows], kind="stable")[:most]
-        rows = rows[np.sort(best)]
+        shown = shown[np.sort(np.argsort(-shown.scores, kind="stable")[:most])]
     packed = {
-        "boxes": _column(candidates.boxes[rows], np.float32),
-        "labels": _column(candidates.labels[rows], np.uint16),
-        "scores": _column(candidates.scores[rows], np.float32),
+        "boxes": _column(shown.boxes, np.float32),
+        "labels": _column(shown.labels, np.uint16),
+        "scores": _column(shown.scores, np.float32),
         "left_out": left_out,
     }
-    if candidates.quality is None:
+    if shown.quality is None:
         return packed
-    class_scores = candidates.scores if candidates.class_scores is None else candidates.class_scores
-    return packed | {
-        "class_scores": _column(class_scores[rows], np.float32),
-        "quality": _column(candidates.quality[rows], np.float32),
-    }
+    class_scores = shown.scores if shown.class_scores is None else shown.class_scores
+    return packed | {"class_scores": _column(class_scores, np.float32), "quality": _column(shown.quality, np.float32)}
 
 
 def load_picture(ground_truth: GroundTruth, index: int) -> Image.Image | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retinaconf.candidates import Candidates
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.casualties import nms_casualties
 from retinaconf.diagnosis.measures.nms import nms
 from retinaconf.diagnosis.report import asset, sections, tables
@@ -152,7 +152,7 @@ def image_losses(diagnosis: Diagnosis, score_threshold: float) -> np.ndarray:
     truth, stage = diagnosis.ground_truth, diagnosis.before or diagnosis.after
     scores = stage.boxes.scores.astype(np.float32).astype(np.float64)  # as the page has them
     rows = np.flatnonzero(scores > score_threshold)
-    boxes, same_object = stage.boxes.take(rows), stage.overlaps.same_object[rows]
+    boxes, same_object = stage.boxes[rows], stage.overlaps.same_object[rows]
     if diagnosis.before is not None:
         columns = (boxes.image_index, boxes.labels, boxes.boxes, boxes.scores)
         suppressor = nms(*columns, diagnosis.post_processing.nms_iou)
@@ -189,7 +189,7 @@ def inline_json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _shown(diagnosis: Diagnosis) -> Candidates:
+def _shown(diagnosis: Diagnosis) -> Detections:
     """What the explorer works on: the candidates, or the detections where there are none."""
     return (diagnosis.before or diagnosis.after).boxes
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from planted import random_set, truth
 
-from retinaconf.candidates import Candidates, read_candidates
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.detections import Detections, read_detections
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -25,10 +26,10 @@ from retinaconf.diagnosis.report.figures import save_figures
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.errors import InputError
 
-NOTHING = Candidates(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+NOTHING = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
 
 
-def with_quality(seed: int, **options: Any) -> tuple[GroundTruth, Candidates]:
+def with_quality(seed: int, **options: Any) -> tuple[GroundTruth, Detections]:
     rng = np.random.default_rng(seed)
     ground_truth, boxes = random_set(rng, **options)
     return ground_truth, replace(boxes, quality=rng.random(len(boxes)), class_scores=boxes.scores)
@@ -63,7 +64,7 @@ def test_the_order_of_images_and_boxes_changes_nothing() -> None:
     new_row = np.argsort(images)
     shuffled = rng.permutation(len(candidates))
     shuffled = shuffled[np.argsort(new_row[candidates.image_index[shuffled]], kind="stable")]
-    moved = candidates.take(shuffled)
+    moved = candidates[shuffled]
     moved = replace(moved, image_index=new_row[moved.image_index])
     before = numbers(diagnose(ground_truth, candidates=candidates, replicates=20))
     after = numbers(diagnose(ground_truth.subset(images), candidates=moved, replicates=20))
@@ -92,7 +93,7 @@ def test_ranking_by_iou_helps_objects_that_do_not_compete(seed: int) -> None:
     target.sort()
     boxes = ground_truth.boxes[target] + rng.normal(0, 12, (200, 4))
     image = ground_truth.image_index[target]
-    diagnosis = diagnose(ground_truth, Candidates(image, np.zeros(200, int), boxes, rng.random(200)))
+    diagnosis = diagnose(ground_truth, Detections(image, np.zeros(200, int), boxes, rng.random(200)))
     ladder = {rung.name: rung for rung in diagnosis.oracles}
     for metric in ("AP", "AP50", "AP75"):
         assert getattr(ladder["ranked_by_iou"], metric) >= getattr(ladder["as_is"], metric) - 1e-12
@@ -102,7 +103,7 @@ def test_ranking_by_iou_helps_objects_that_do_not_compete(seed: int) -> None:
 @pytest.mark.parametrize("as_candidates", [True, False])
 def test_where_there_is_little_to_see_nothing_breaks(tmp_path: Path, case: str, as_candidates: bool) -> None:
     ground_truth = truth([[[0, 0, 50, 50]], []])
-    boxes = Candidates(np.zeros(1, int), np.zeros(1, int), np.array([[0.0, 0, 50, 40]]), np.array([0.5]))
+    boxes = Detections(np.zeros(1, int), np.zeros(1, int), np.array([[0.0, 0, 50, 40]]), np.array([0.5]))
     if case == "no images":
         ground_truth, boxes = ground_truth.subset([]), NOTHING
     elif case == "no objects":
@@ -157,7 +158,7 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], words: 
 def test_the_command_refuses_them_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:
-    (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
+    (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text("[]")
     files = ["diagnose", "--candidates", str(tmp_path / "dt.json"), "--ground-truth", str(tmp_path / "gt.json")]
     with pytest.raises(SystemExit) as done:
@@ -190,7 +191,7 @@ def test_ids_above_2_to_the_53_are_told_apart(tmp_path: Path, suffix: str, kind:
         ]
         records[-1]["image_id"] = 7.0
         path.write_text(json.dumps(records))
-    read = read_candidates(path, ground_truth)
+    read = read_detections(path, ground_truth)
     assert read.image_index.tolist() == list(range(6))
     assert diagnose(ground_truth, read).metrics.overall["AP"] == pytest.approx(1)
 
@@ -198,7 +199,7 @@ def test_ids_above_2_to_the_53_are_told_apart(tmp_path: Path, suffix: str, kind:
 def test_crowds_are_no_objects() -> None:
     ground_truth = truth([[[0, 0, 100, 100], [0, 0, 400, 400]]], crowd=[[0, 1]])
     boxes = np.array([[0.0, 0, 100, 100], [0, 0, 400, 400], [200, 200, 250, 250]])
-    candidates = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
+    candidates = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
     diagnosis = diagnose(ground_truth, candidates=candidates)
     assert diagnosis.metrics.overall["AP"] == pytest.approx(1)  # what lies on the crowd is neither right nor wrong
     assert diagnosis.before.overlaps.same_iou.tolist() == [1, 1 / 16, 0]
@@ -209,13 +210,13 @@ def test_crowds_are_no_objects() -> None:
 def test_a_record_given_twice_counts_twice() -> None:
     ground_truth = truth([[[0, 0, 100, 100], [500, 0, 600, 100]]])
     boxes = ground_truth.boxes[[0, 0, 1]]
-    twice = diagnose(ground_truth, Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.9, 0.5])))
+    twice = diagnose(ground_truth, Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.9, 0.5])))
     assert twice.metrics.overall["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 def test_boxes_out_of_the_image_are_used_as_given_and_noted() -> None:
     ground_truth = truth([[[3950, 0, 4050, 100]]])  # images are 4000 x 4000
-    detections = Candidates(np.zeros(1, int), np.zeros(1, int), ground_truth.boxes, np.array([0.9]))
+    detections = Detections(np.zeros(1, int), np.zeros(1, int), ground_truth.boxes, np.array([0.9]))
     diagnosis = diagnose(ground_truth, detections)
     assert diagnosis.after.overlaps.same_iou[0] == 1
     assert any("reach out of their image" in note for note in diagnosis.notes)
@@ -259,7 +260,7 @@ def test_the_document_keeps_its_keys() -> None:
 
 
 def test_the_command_writes_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
+    (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
     files = ["diagnose", "--detections", str(tmp_path / "dt.json"), "--ground-truth", str(tmp_path / "gt.json")]
     with pytest.raises(SystemExit) as done:
@@ -276,7 +277,7 @@ def test_the_command_writes_every_number(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    (tmp_path / "gt.json").write_text(json.dumps(truth([[[0, 0, 10, 10]]]).to_coco()))
+    (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
     code = (
         "import sys; from pathlib import Path; from retinaconf.diagnosis.measures.diagnose import diagnose_files;"

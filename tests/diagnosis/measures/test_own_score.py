@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retinaconf.candidates import Candidates, read_candidates
 from retinaconf.data.ground_truth import read_coco
+from retinaconf.detections import Detections, read_detections
 from retinaconf.diagnosis.measures.own_score import own_score
 
 
-def boxes(scores: np.ndarray, class_scores: np.ndarray | None, quality: np.ndarray | None) -> Candidates:
+def boxes(scores: np.ndarray, class_scores: np.ndarray | None, quality: np.ndarray | None) -> Detections:
     count = len(scores)
-    return Candidates(
+    return Detections(
         np.zeros(count, int), np.zeros(count, int), np.zeros((count, 4)), scores, class_scores, quality, "random"
     )
 
@@ -92,7 +92,7 @@ def test_without_the_columns_there_is_little_to_recognise() -> None:
 
 def test_a_real_yolox(shared_data: Path) -> None:
     truth = read_coco(shared_data / "coco-mini" / "annotations" / "instances_val2017.json")
-    candidates = read_candidates(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
+    candidates = read_detections(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
     found = own_score(candidates)
     assert (found.rule, found.alpha) == ("product", 0.5)
     assert found.formula == "class score × quality"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted import SIDE, candidates_at, shifted, spread_objects, truth
 
-from retinaconf.candidates import Candidates
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.report.document import to_json
@@ -167,7 +167,7 @@ def test_no_duplicates() -> None:
     """Object 0 is found twice before object 1 is found: precision falls to 2/3 for the second half of the recalls."""
     ground_truth = spread_objects(1, 2)
     boxes = ground_truth.boxes[[0, 0, 1]]
-    detections = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
+    detections = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
     ladder = rungs(diagnose(ground_truth, detections))
     assert ladder["as_is"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert ladder["no_duplicates"] == pytest.approx(1)
@@ -176,7 +176,7 @@ def test_no_duplicates() -> None:
 def test_score_is_iou_puts_the_background_last() -> None:
     ground_truth = spread_objects(1, 1)
     boxes = np.array([ground_truth.boxes[0], [2000, 2000, 2100, 2100]])
-    detections = Candidates(np.zeros(2, int), np.zeros(2, int), boxes, np.array([0.3, 0.9]))
+    detections = Detections(np.zeros(2, int), np.zeros(2, int), boxes, np.array([0.3, 0.9]))
     ladder = rungs(diagnose(ground_truth, detections))
     assert ladder["as_is"] == pytest.approx(0.5)
     assert ladder["ranked_by_iou"] == pytest.approx(0.5)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from planted import random_set, truth
 
-from retinaconf.candidates import Candidates
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures import post_processing
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
 from retinaconf.diagnosis.report.document import to_json
 
 
-def slow_vote(box: np.ndarray, voters: Candidates) -> np.ndarray:
+def slow_vote(box: np.ndarray, voters: Detections) -> np.ndarray:
     """Sum of p_i b_i / sum of p_i with p_i = s_i exp(-(1 - IoU(b, b_i))^2 / 0.025), over the IoU above 0."""
     top, bottom = np.zeros(4), 0.0
     for other, score in zip(voters.boxes, voters.scores):
@@ -43,19 +43,19 @@ def test_voting_is_the_loop_over_one_box_at_a_time(
         before, after = plain(candidates), replace(plain, vote=True)(candidates)
         for name in ("image_index", "labels", "scores"):
             assert np.array_equal(getattr(after, name), getattr(before, name))
-        above = candidates.take(candidates.scores > 0.2)
+        above = candidates[candidates.scores > 0.2]
         for row, box in enumerate(before.boxes):
             same = (above.image_index == before.image_index[row]) & (above.labels == before.labels[row])
-            assert after.boxes[row] == pytest.approx(slow_vote(box, above.take(same)), abs=1e-9)
+            assert after.boxes[row] == pytest.approx(slow_vote(box, above[same]), abs=1e-9)
         moved += int((np.abs(after.boxes - before.boxes).max(1) > 1).sum())
     assert moved > 10
-    nothing = candidates.take(candidates.scores > 2)
+    nothing = candidates[candidates.scores > 2]
     assert len(PostProcessing(vote=True)(nothing)) == 0
 
 
 def test_a_box_alone_stays_to_the_bit() -> None:
     boxes = np.array([[0.1, 0.2, 77.7, 33.3], [5.0, 5.0, 5.0, 9.0]])
-    alone = Candidates(np.zeros(2, int), np.array([0, 1]), boxes, np.array([0.3, 0.0]))
+    alone = Detections(np.zeros(2, int), np.array([0, 1]), boxes, np.array([0.3, 0.0]))
     assert np.array_equal(post_processing.vote(alone, alone).boxes, boxes)
 
 
@@ -66,8 +66,8 @@ def test_voting_is_that_of_a_run() -> None:
     _, candidates = random_set(np.random.default_rng(0))
     detections = PostProcessing(nms_iou=0.4)(candidates)
 
-    def of_image(table: Candidates, image: int) -> Boxes:
-        part = table.take(table.image_index == image)
+    def of_image(table: Detections, image: int) -> Boxes:
+        part = table.of_image(image)
         scores = torch.from_numpy(part.scores)
         return Boxes(torch.from_numpy(part.boxes), scores, torch.from_numpy(part.labels), scores, None)
 
@@ -81,7 +81,7 @@ def test_voting_as_a_remedy() -> None:
     ground_truth = truth([[box]] * 40)
     boxes = np.array([[8.0, 0.0, 108.0, 100.0], box, box, box, box] * 40)
     scores = np.tile([0.6, 0.5, 0.5, 0.5, 0.5], 40)
-    candidates = Candidates(np.repeat(np.arange(40), 5), np.zeros(200, int), boxes, scores)
+    candidates = Detections(np.repeat(np.arange(40), 5), np.zeros(200, int), boxes, scores)
     process = PostProcessing(nms_iou=0.4)
     found = diagnose(ground_truth, candidates=candidates, post_processing=process, replicates=20)
     gain = found.remedies.voting

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted import SIDE, candidates_at, random_set, shifted, spread_objects, truth
 
-from retinaconf.candidates import Candidates
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.measures.remedies import isotonic, reach_out
@@ -48,7 +48,7 @@ def test_detections_are_tried_with_a_further_nms() -> None:
     assert nms.ious[-1] == 1  # as they are
     assert nms.best == 0.3
     assert nms.over_own.interval[0] > 0
-    once = twice.take(np.arange(0, 240, 2))
+    once = twice[np.arange(0, 240, 2)]
     assert diagnose(ground_truth, once, replicates=20).remedies.nms.best == 1
 
 
@@ -57,7 +57,7 @@ def test_clipping_to_the_image() -> None:
     box = [3900.0, 0.0, 4000.0, SIDE]
     ground_truth = truth([[box]] * 40)
     boxes = ground_truth.boxes + np.array([0, 0, 60, 0])
-    detections = Candidates(np.arange(40), np.zeros(40, int), boxes, np.full(40, 0.9))
+    detections = Detections(np.arange(40), np.zeros(40, int), boxes, np.full(40, 0.9))
     assert reach_out(detections, ground_truth).all()
     remedies = diagnose(ground_truth, detections, replicates=20).remedies
     assert (remedies.clipping.before, remedies.clipping.after) == pytest.approx((0.3, 1))  # IoU 0.625: 0.5 to 0.6
@@ -72,7 +72,7 @@ def test_the_threshold_has_the_best_f1_of_all(seed: int) -> None:
 
     def counts(score: float, images: np.ndarray) -> tuple[int, int, int]:
         """Right, shown and objects, matched anew with nothing below the threshold."""
-        part = detections.take((detections.scores >= score) & np.isin(detections.image_index, images))
+        part = detections[(detections.scores >= score) & np.isin(detections.image_index, images)]
         matches = match_detections(part, ground_truth, np.array([0.5]))
         counted = ~matches.ignored[:, 0]
         objects = (~ground_truth.crowd & np.isin(ground_truth.image_index, images)).sum()

@@ -61,7 +61,7 @@ def test_the_figures_of_a_case_worked_by_hand() -> None:
     expected = [(1 + 5 * 0.5) / 6, 6, (0.85 + 5 * 0.6) / 6, 6, 6, 0, 5]
     assert [numbers[name] for name in FIGURES] == pytest.approx(expected)
 
-    twice = diagnose(ground_truth, candidates.take(np.arange(18) % 3 < 2), replicates=2)  # as if without NMS
+    twice = diagnose(ground_truth, candidates[np.arange(18) % 3 < 2], replicates=2)  # as if without NMS
     numbers = to_json(twice)["task_alignment"]
     assert [numbers[name] for name in FIGURES] == [None, None, None, None, 6, 6, 0]
     for diagnosis in (found, twice):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from planted import candidates_at, random_set, spread_objects
 
 from retinaconf.cli import main
@@ -24,7 +25,7 @@ def detector(power: float = 1, threshold: float = 0.3, cut: float = 0.0, **setti
     ious = rng.uniform(0.55, 0.95, (20, 60))
     candidates = candidates_at(truth, ious, np.clip(ious + rng.normal(0, 0.5, ious.shape), 0.01, 0.99) ** power)
     process = PostProcessing(score_threshold=threshold, **settings)
-    return diagnose(truth, candidates=candidates.take(candidates.scores > cut), post_processing=process, replicates=2)
+    return diagnose(truth, candidates=candidates[candidates.scores > cut], post_processing=process, replicates=2)
 
 
 def test_the_same_detector_twice_may_be_compared() -> None:
@@ -61,7 +62,7 @@ def test_other_settings_other_stages_and_other_numbers_of_detections() -> None:
     detections = diagnose(candidates.ground_truth, after, replicates=2)
     (stages,) = incomparable(candidates, detections)
     assert stages.startswith("Candidates are known of one detector only")
-    fewer = diagnose(candidates.ground_truth, after.take(after.scores > np.median(after.scores)), replicates=2)
+    fewer = diagnose(candidates.ground_truth, after[after.scores > np.median(after.scores)], replicates=2)
     (calibration,) = incomparable(detections, fewer)
     assert f"calibration: it is that of 4.0 and of {len(fewer.after.boxes) / 5:.1f} detections" in calibration
 
@@ -72,7 +73,7 @@ def test_where_there_is_nothing_there_is_nothing_to_say(nothing: str) -> None:
     if nothing == "objects":
         ground_truth = replace(ground_truth, crowd=np.ones(len(ground_truth.boxes), bool))
     else:
-        boxes = boxes.take(np.zeros(0, np.int64))
+        boxes = boxes[np.zeros(0, np.int64)]
     both = [diagnose(ground_truth, candidates=boxes, replicates=2) for _ in range(2)]
     assert incomparable(*both) == []
 
@@ -86,7 +87,7 @@ def test_the_report_and_the_command_say_it(tmp_path: Path, capsys: pytest.Captur
     assert "Do not compare" not in (tmp_path / "r.html").read_text()
 
     truth = plain.ground_truth
-    (tmp_path / "gt.json").write_text(json.dumps(truth.to_coco()))
+    (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth)))
     for name, power in (("a", 1), ("b", 3)):
         boxes = detector(power, threshold=0).before.boxes
         columns = {"image_id": truth.image_ids[boxes.image_index], "category_id": np.full(len(boxes), 10)}

@@ -12,8 +12,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 
 from synthetic import made_up_truth, synthetic_candidates  # noqa: E402
 
-from retinaconf.candidates import Candidates, read_candidates  # noqa: E402
 from retinaconf.data.ground_truth import read_coco  # noqa: E402
+from retinaconf.detections import Detections, read_detections  # noqa: E402
 from retinaconf.diagnosis.measures.diagnose import diagnose  # noqa: E402
 from retinaconf.diagnosis.measures.nms import nms, top_per_image  # noqa: E402
 from retinaconf.diagnosis.measures.post_processing import PostProcessing  # noqa: E402
@@ -36,7 +36,7 @@ def browser() -> Iterator[playwright.Browser]:
 
 
 @pytest.fixture(scope="module")
-def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Candidates]]:
+def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Detections]]:
     """A report of two detectors, the second without quality: file, images in their order there, candidates."""
     folder = tmp_path_factory.mktemp("explorer")
     truth = made_up_truth(folder)
@@ -50,13 +50,13 @@ def detectors(tmp_path_factory) -> tuple[Path, np.ndarray, list[Candidates]]:
     return folder, np.argsort(-losses, kind="stable"), both
 
 
-def by_product(candidates: Candidates) -> Candidates:
+def by_product(candidates: Detections) -> Detections:
     """Ranked by class score x quality, as YOLO does."""
     scores = candidates.class_scores * candidates.quality
     return replace(candidates, scores=scores.astype(np.float32).astype(np.float64))
 
 
-def with_oddities(candidates: Candidates) -> Candidates:
+def with_oddities(candidates: Detections) -> Detections:
     """Scores 0 and 1, boxes that occur twice, and boxes without area."""
     boxes, scores = candidates.boxes.copy(), candidates.scores.copy()
     scores[::17], scores[5::17] = 0, 1
@@ -79,10 +79,10 @@ def page(browser, detectors) -> Iterator[playwright.Page]:
 
 
 def python_keeps(
-    candidates: Candidates, image: int, alpha: float | None, nms_iou: float, score_threshold: float
+    candidates: Detections, image: int, alpha: float | None, nms_iou: float, score_threshold: float
 ) -> list[int]:
     """What NMS leaves of an image, best first, as positions among its candidates; values as float32, as in the page."""
-    rows = candidates.take(candidates.image_index == image)
+    rows = candidates[candidates.image_index == image]
     scores = rows.scores if rows.quality is None or alpha is None else rows.rescored(alpha).scores
     scores = scores.astype(np.float32).astype(np.float64)
     boxes = rows.boxes.astype(np.float32).astype(np.float64)
@@ -163,7 +163,7 @@ def test_worst_objects_open_in_the_explorer(page):
 def test_opens_at_a_real_detectors_own_ranking(browser, shared_data, tmp_path):
     """YOLOX ranks by class score x objectness: the page opens at what that keeps."""
     truth = read_coco(shared_data / "coco-mini" / "annotations" / "instances_val2017.json")
-    candidates = read_candidates(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
+    candidates = read_detections(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
     diagnosis = diagnose(truth, candidates=candidates, post_processing=PostProcessing(nms_iou=0.65), replicates=0)
     write_report(tmp_path / "r.html", [diagnosis])
     page = browser.new_page()

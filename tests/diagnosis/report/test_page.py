@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from as_coco import as_coco
 from PIL import Image
 from planted import SIDE, shifted
 from planted import truth as planted_truth
 from synthetic import made_up_truth, synthetic_candidates
 
-from retinaconf.candidates import Candidates
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, diagnose_files
 from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -135,7 +136,7 @@ def test_worst_images_come_first(tmp_path, diagnosis, truth, monkeypatch):
     assert shown == [str(truth.file_names[image]) for image in (*best, worst)]
 
 
-def three_objects(truth: GroundTruth) -> tuple[GroundTruth, Candidates]:
+def three_objects(truth: GroundTruth) -> tuple[GroundTruth, Detections]:
     """An object with boxes of IoU 0.8 and 1, scores 0.9 and 0.6; one with a box of IoU 1, score 0.8; one missed."""
     objects = np.array([[0.0, 0, 10, 10], [100, 0, 110, 10], [200, 0, 210, 10]])
     single = replace(
@@ -146,7 +147,7 @@ def three_objects(truth: GroundTruth) -> tuple[GroundTruth, Candidates]:
         areas=np.full(3, 100.0),
         offsets=np.array([0, 3]),
     )
-    candidates = Candidates(
+    candidates = Detections(
         image_index=np.zeros(3, np.int64),
         labels=np.zeros(3, np.int64),
         boxes=np.array([[0.0, 0, 10, 8], objects[0], objects[1]]),
@@ -195,7 +196,7 @@ def test_detections_only_says_what_is_missing(tmp_path, truth, diagnosis):
 
 def test_pictures_that_are_not_there_are_said(tmp_path, truth, diagnosis):
     """Of a folder that holds none of them, before anything is computed; of a few, in notes and page."""
-    for made, write in (("gt.json", truth.to_coco()), ("dt.json", [])):
+    for made, write in (("gt.json", as_coco(truth)), ("dt.json", [])):
         (tmp_path / made).write_text(json.dumps(write))
     with pytest.raises(InputError, match=r"holds none of the 6 pictures .* \(the first is picture 0.png\)"):
         diagnose_files(tmp_path / "gt.json", [tmp_path / "dt.json"], images=tmp_path)
@@ -226,7 +227,7 @@ def test_degenerate_input(tmp_path, truth, what):
             offsets=np.zeros(len(truth) + 1, np.int64),
         )
     elif what == "no boxes":
-        candidates = candidates.take(np.zeros(0, np.int64))
+        candidates = candidates[np.zeros(0, np.int64)]
     else:
         truth = replace(truth, crowd=np.ones(len(truth.boxes), bool))
     elements = page(tmp_path / "r.html", diagnose(truth, candidates=candidates, replicates=5))
@@ -305,7 +306,7 @@ def test_the_gallery_says_which_box_removed_the_better_one(tmp_path):
     second = shifted(first, 0.6)
     truth = planted_truth([[first, second]])
     boxes = np.array([first, second, shifted(second, 0.7)])
-    candidates = Candidates(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.1]))
+    candidates = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.1]))
     elements = page(tmp_path / "r.html", diagnose(truth, candidates=candidates, replicates=2))
     said = "kept IoU 0.70 (score 0.10), removed IoU 1.00 (score 0.80), by a neighbour's box (score 0.90)"
     assert said in "".join(elements.visible)

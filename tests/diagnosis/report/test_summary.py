@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from planted import candidates_at, spread_objects
 
-from retinaconf.candidates import Candidates, read_candidates
 from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.detections import Detections, read_detections
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.report.advice import advise
@@ -26,12 +26,12 @@ def coco(shared_data: Path) -> GroundTruth:
 
 
 @pytest.fixture(scope="module")
-def boxes(shared_data: Path, coco: GroundTruth) -> Candidates:
-    return read_candidates(shared_data / "yolox-nano" / "candidates-val2017.npz", coco)
+def boxes(shared_data: Path, coco: GroundTruth) -> Detections:
+    return read_detections(shared_data / "yolox-nano" / "candidates-val2017.npz", coco)
 
 
 @pytest.fixture(scope="module")
-def yolox(coco: GroundTruth, boxes: Candidates) -> Diagnosis:
+def yolox(coco: GroundTruth, boxes: Detections) -> Diagnosis:
     return diagnose(coco, candidates=boxes, post_processing=YOLOX)
 
 
@@ -92,7 +92,7 @@ def test_every_count_says_of_what(yolox: Diagnosis) -> None:
     assert f"For {np.mean(lost > 0.05):.0%} of the {len(lost)}, NMS removes" in text
 
 
-def test_candidates_given_as_detections_are_the_first_thing_said(coco: GroundTruth, boxes: Candidates) -> None:
+def test_candidates_given_as_detections_are_the_first_thing_said(coco: GroundTruth, boxes: Detections) -> None:
     given = diagnose(coco, boxes, replicates=40)
     assert summarize(given)[0].startswith("These detections seem to be candidates before NMS")
     assert "--candidates" in advise(given)[0]

@@ -1,19 +1,31 @@
-"""Reading and writing candidates: what is accepted, and what is refused with which words."""
+"""The table of boxes: its rows, its other forms, and which files are read or refused, with which words."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import truth
+from PIL import Image
 
 from retinaconf import coco_results
-from retinaconf.candidates import Candidates, read_candidates, write_candidates
+from retinaconf.data.ground_truth import ground_truth_from_coco
+from retinaconf.detections import Detections, read_detections, write_detections
 from retinaconf.errors import InputError
 
-GROUND_TRUTH = truth([[[0, 0, 10, 10]], [], [[5, 5, 50, 50]]], image_ids=[7, 3, 12])
+GROUND_TRUTH = ground_truth_from_coco(
+    {
+        "images": [{"id": image_id, "width": 100, "height": 100} for image_id in (7, 3, 12)],
+        "categories": [{"id": 10, "name": "cat"}, {"id": 11, "name": "dog"}],
+        "annotations": [{"image_id": 7, "category_id": 10, "bbox": [0, 0, 10, 10]}],
+    },
+    None,
+    "planted",
+)
 RECORD = {"image_id": 3, "category_id": 11, "bbox": [1, 2, 3.5, 4], "score": 0.5}
 
 
@@ -29,19 +41,20 @@ def test_a_results_file_becomes_columns_sorted_by_image(tmp_path: Path) -> None:
         {**RECORD, "image_id": 7, "category_id": 10},
         {**RECORD, "image_id": 12, "score": 1, "id": 5, "segmentation": [[1, 2]]},
     ]
-    read = read_candidates(write_json(tmp_path / "dt.json", records), GROUND_TRUTH)
+    read = read_detections(write_json(tmp_path / "dt.json", records), GROUND_TRUTH)
     assert read.image_index.tolist() == [0, 1, 2, 2]
     assert read.labels.tolist() == [0, 1, 1, 1]
     assert read.scores.tolist() == [0.5, 0.5, 0.1, 1.0]
     assert read.boxes[1].tolist() == [1, 2, 4.5, 6]
     assert read.class_scores is None
     assert read.quality is None
-    assert read.offsets(3).tolist() == [0, 1, 2, 4]
+    assert [len(read.of_image(index)) for index in range(3)] == [1, 1, 2]
+    assert read.of_image(2).scores.tolist() == [0.1, 1.0]
 
 
 @pytest.mark.parametrize("text", ["[]", " [ ] \n", "\ufeff[]"])
 def test_an_empty_list_is_no_boxes(tmp_path: Path, text: str) -> None:
-    read = read_candidates(write_json(tmp_path / "dt.json", text), GROUND_TRUTH)
+    read = read_detections(write_json(tmp_path / "dt.json", text), GROUND_TRUTH)
     assert len(read) == 0
     assert read.boxes.shape == (0, 4)
 
@@ -99,7 +112,7 @@ def test_chunks_may_end_anywhere(
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, records: object, words: str) -> None:
     path = write_json(tmp_path / "dt.json", records)
     with pytest.raises(InputError) as raised:
-        read_candidates(path, GROUND_TRUTH)
+        read_detections(path, GROUND_TRUTH)
     message = str(raised.value)
     assert words in message
     assert str(path) in message
@@ -109,19 +122,19 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, records: object, word
 def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path / "none.npz", tmp_path):
         with pytest.raises(InputError, match=r"no such file|cannot be read"):
-            read_candidates(path, GROUND_TRUTH)
+            read_detections(path, GROUND_TRUTH)
 
 
 def test_an_optional_field_that_starts_in_a_later_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_results, "BATCH", 2)
     path = write_json(tmp_path / "dt.json", [RECORD] * 4 + [{**RECORD, "quality": 0.1}] * 2)
     with pytest.raises(InputError, match="at record 4"):
-        read_candidates(path, GROUND_TRUTH)
+        read_detections(path, GROUND_TRUTH)
 
 
 def test_whole_floats_are_ids_and_a_float32_one_is_clipped(tmp_path: Path) -> None:
     path = write_json(tmp_path / "dt.json", [{**RECORD, "image_id": 3.0, "score": 1.0000001}])
-    read = read_candidates(path, GROUND_TRUTH)
+    read = read_detections(path, GROUND_TRUTH)
     assert (read.image_index[0], read.scores[0]) == (1, 1.0)
 
 
@@ -134,8 +147,8 @@ def test_the_columnar_file_comes_back_as_it_was(tmp_path: Path) -> None:
     ]
     for image in images:
         image |= {"class_scores": image["scores"], "quality": image["scores"]}
-    assert write_candidates(path, iter(images)) == 3
-    read = read_candidates(path, GROUND_TRUTH)
+    assert write_detections(path, iter(images)) == 3
+    read = read_detections(path, GROUND_TRUTH)
     assert read.image_index.tolist() == [0, 2, 2]
     assert read.boxes.tolist() == [[-3.5, 1, 70, 3], [0, 0, 5, 5], [1, 2, 3, 4]]
     assert read.quality.tolist() == [1.0, 0.5, 0.25]
@@ -145,8 +158,8 @@ def test_the_columnar_file_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_columnar_file_of_nothing(tmp_path: Path) -> None:
-    assert write_candidates(tmp_path / "none.npz", []) == 0
-    assert len(read_candidates(tmp_path / "none.npz", GROUND_TRUTH)) == 0
+    assert write_detections(tmp_path / "none.npz", []) == 0
+    assert len(read_detections(tmp_path / "none.npz", GROUND_TRUTH)) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,7 +189,7 @@ def test_a_bad_columnar_file_is_said_in_one_line(tmp_path: Path, change: dict, w
     path = tmp_path / "candidates.npz"
     np.savez(path, **{name: column for name, column in columns.items() if column is not None})
     with pytest.raises(InputError) as raised:
-        read_candidates(path, GROUND_TRUTH)
+        read_detections(path, GROUND_TRUTH)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -186,19 +199,19 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
         path = tmp_path / "bad.npz"
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a columnar candidates file"):
-            read_candidates(path, GROUND_TRUTH)
+            read_detections(path, GROUND_TRUTH)
 
 
 def test_the_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
     good = {"image_id": 3, "category_ids": [10], "boxes": [[0, 0, 1, 1]], "scores": [0.5]}
     with pytest.raises(InputError, match="different lengths"):
-        write_candidates(tmp_path / "x.npz", [{**good, "scores": [0.5, 0.6]}])
+        write_detections(tmp_path / "x.npz", [{**good, "scores": [0.5, 0.6]}])
     with pytest.raises(InputError, match="quality is given for some images only"):
-        write_candidates(tmp_path / "x.npz", [good, {**good, "quality": [0.5]}])
+        write_detections(tmp_path / "x.npz", [good, {**good, "quality": [0.5]}])
 
 
 def test_the_joint_score() -> None:
-    boxes = Candidates(
+    boxes = Detections(
         np.zeros(2, int), np.zeros(2, int), np.zeros((2, 4)), np.array([0.25, 0.5]), quality=np.array([1.0, 0.0])
     )
     assert boxes.rescored(0).scores.tolist() == [0.25, 0.5]
@@ -206,3 +219,96 @@ def test_the_joint_score() -> None:
     assert boxes.rescored(1).scores.tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match="alpha"):
         boxes.rescored(1.1)
+
+
+def detections(quality: bool = True, rows: int = 3) -> Detections:
+    return Detections(
+        image_index=np.zeros(3, int),
+        labels=np.array([2, 0, 2]),
+        boxes=np.array([[1.5, 2, 11.5, 22], [0, 0, 5, 5], [3, 4, 6, 8]]),
+        scores=np.array([0.9, 0.5, 0.2]),
+        class_scores=np.array([0.8, 0.6, 0.1]),
+        quality=np.array([0.95, 0.4, 0.3]) if quality else None,
+        classes=("red", "green", "blue"),
+        category_ids=(3, 8, 90),
+    )[:rows]
+
+
+@pytest.mark.parametrize("quality", [True, False])
+def test_indexing_keeps_whole_rows(quality: bool) -> None:
+    whole = detections(quality)
+    chosen = {
+        "mask": (whole[np.array([True, False, True])], [0, 2]),
+        "indices": (whole[np.array([1, 2])], [1, 2]),
+        "slice": (whole[1:], [1, 2]),
+        "one": (whole[-1], [2]),
+        "above": (whole.above(0.5), [0]),
+        "above nothing": (whole.above(0.0), [0, 1, 2]),
+        "none": (whole.above(0.95), []),
+    }
+    for part, rows in chosen.values():
+        assert len(part) == len(rows)
+        for name, column in whole.columns().items():
+            np.testing.assert_array_equal(getattr(part, name), column[rows])
+        assert (part.quality is None) == (not quality)
+        assert (part.classes, part.category_ids) == (whole.classes, whole.category_ids)
+    assert [found.scores.tolist() for found in whole] == [[0.9], [0.5], [0.2]]
+
+
+def test_coco_records_have_ids_and_xywh() -> None:
+    records = json.loads(json.dumps(detections().to_coco(17)))
+    assert records[0] == {
+        "image_id": 17,
+        "category_id": 90,
+        "bbox": [1.5, 2, 10, 20],
+        "score": pytest.approx(0.9),
+        "class_score": pytest.approx(0.8),
+        "quality": pytest.approx(0.95),
+    }
+    assert [record["category_id"] for record in records] == [90, 3, 90]
+    assert all("quality" not in record for record in detections(quality=False).to_coco(17))
+    assert detections(rows=0).to_coco(17) == []
+    of_split = replace(detections(), image_index=np.array([0, 2, 2])).to_coco(np.array([7, 3, 2**53 + 1]))
+    assert [record["image_id"] for record in of_split] == [7, 2**53 + 1, 2**53 + 1]
+
+
+def test_supervision_gets_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervision = pytest.importorskip("supervision")
+    ours = detections()
+    theirs = ours.to_supervision()
+    assert isinstance(theirs, supervision.Detections)
+    np.testing.assert_array_equal(theirs.xyxy, ours.boxes)
+    np.testing.assert_array_equal(theirs.confidence, ours.scores)
+    np.testing.assert_array_equal(theirs.class_id, ours.labels)
+    assert theirs.data["class_name"].tolist() == ["blue", "red", "blue"]
+    np.testing.assert_array_equal(theirs.data["quality"], ours.quality)
+    assert len(theirs[theirs.confidence > 0.4]) == 2  # supervision can filter it, data included
+    assert "quality" not in detections(quality=False).to_supervision().data
+    assert len(detections(rows=0).to_supervision()) == 0
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match=r"to_supervision needs supervision; .*'retinaconf\[supervision\]'"):
+        ours.to_supervision()
+
+
+def test_drawing_leaves_the_image_as_it_is() -> None:
+    image = Image.new("RGB", (40, 30))
+    picture = detections().draw(image)
+    assert picture.size == image.size
+    assert image.getbbox() is None  # still black
+    assert picture.getbbox() is not None
+    assert detections(rows=0).draw(image).getbbox() is None
+
+
+def test_the_readmes_way_into_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    from_records, from_file = re.findall(r"`(pandas\.[^`]+)`", readme)
+    records = detections().to_coco(7)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/detections.json").write_text(json.dumps(records))
+    monkeypatch.chdir(tmp_path)
+    for expression in (from_records, from_file):
+        table = eval(expression, {"pandas": pandas, "records": records})
+        assert list(table.columns) == ["image_id", "category_id", "bbox", "score", "class_score", "quality"]
+        for key in table.columns:
+            np.testing.assert_allclose(table[key].tolist(), [record[key] for record in records], rtol=1e-12)

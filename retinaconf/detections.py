@@ -1,0 +1,263 @@
+"""The table of boxes: what a detector found, after NMS or before it (its candidates), as columns.
+
+`read_detections` takes a COCO results file (`coco_results.py`) or the compact columnar file that `write_detections`
+writes: a NumPy `.npz` archive without pickled objects, its arrays being
+
+============ ====== ================ ==========================================================
+version      int    ()               1
+image_id     int    (D,)             as in the ground truth
+category_id  int    (D,)             as in the ground truth
+bbox         float  (D, 4)           x, y, width, height in pixels, as in COCO
+score        float  (D,)             in [0, 1]; what the detector ranks by
+class_score  float  (D,), optional   in [0, 1]; the classification score alone
+quality      float  (D,), optional   in [0, 1]; the predicted IoU (centerness, object confidence)
+============ ====== ================ ==========================================================
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retinaconf.coco_results import OPTIONAL, read_coco_results
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.errors import InputError, extras_needed_by, reason
+from retinaconf.files import write_aside
+from retinaconf.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import supervision
+    from PIL import Image
+
+FORMAT_VERSION = 1
+SCORES = {"score": "scores", "class_score": "class_scores", "quality": "quality"}  # on disk, and as a column
+SCORE_SLACK = 1e-6  # a float32 softmax may exceed 1 by this much; it is clipped
+
+
+@dataclass(frozen=True)
+class Detections:
+    """D scored boxes, sorted by image. Within an image the order is the detector's: it decides ties.
+
+    Floats have 64 bits where they are evaluated, and the network's 32 where `predict` returns them.
+    """
+
+    image_index: np.ndarray  # (D,) int64, ascending: a row in the ground truth; 0 where there is one image only
+    labels: np.ndarray  # (D,) int64, an index into `classes`
+    boxes: np.ndarray  # (D, 4) float xyxy in pixels of the original image; those of a file may reach out of it
+    scores: np.ndarray  # (D,) float in [0, 1], what NMS and AP rank by
+    class_scores: np.ndarray | None = None  # (D,) float in [0, 1]
+    quality: np.ndarray | None = None  # (D,) float in [0, 1], the predicted IoU with the object
+    classes: tuple[str, ...] = ()  # K names
+    category_ids: tuple[int, ...] = ()  # K ids on disk
+    source: str = "arrays"  # the file or run that messages name
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray | slice | int) -> Detections:
+        """The rows chosen by a mask (D,), by ascending indices, by a slice, or by one index."""
+        rows = np.array([rows]) if isinstance(rows, int | np.integer) else rows
+        return replace(self, **{name: column[rows] for name, column in self.columns().items()})
+
+    def astype(self, dtype: type[np.floating]) -> Detections:
+        """The same with floats of another precision."""
+        floats = {name: column.astype(dtype) for name, column in self.columns().items() if column.dtype.kind == "f"}
+        return replace(self, **floats)
+
+    def columns(self) -> dict[str, Any]:
+        """The arrays, by name; without those that are None."""
+        return {name: column for name, column in vars(self).items() if isinstance(column, np.ndarray)}
+
+    def of_image(self, index: int) -> Detections:
+        """The rows of one image."""
+        return self[slice(*np.searchsorted(self.image_index, [index, index + 1]))]
+
+    def above(self, score: float) -> Detections:
+        """Those with a score above `score`."""
+        return self[self.scores > score]
+
+    def rescored(self, alpha: float) -> Detections:
+        """The same boxes ranked by the joint score quality^alpha * class_score^(1 - alpha), eq. (11) of the paper.
+
+        Where there is no separate class score, `scores` is taken as it.
+
+        Raises:
+            ValueError: there is no quality, or alpha is not in [0, 1].
+        """
+        if self.quality is None:
+            raise ValueError(f"{self.source}: no quality scores to join")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}; it must be in [0, 1]")
+        class_scores = self.scores if self.class_scores is None else self.class_scores
+        return replace(self, scores=self.quality**alpha * class_scores ** (1 - alpha))
+
+    def to_coco(self, image_id: int | np.ndarray) -> list[dict[str, Any]]:
+        """COCO results records, with `class_score` and `quality` beside `score` where they are known; boxes are xywh.
+
+        Args:
+            image_id: of all boxes, or those (I,) of the images that `image_index` counts.
+        """
+        ids = np.asarray(image_id)
+        columns = {
+            "image_id": ids[self.image_index] if ids.ndim else np.broadcast_to(ids, len(self)),
+            "category_id": np.array(self.category_ids, dtype=np.int64)[self.labels],
+            "bbox": to_xywh(self.boxes.astype(np.float64)),
+            **{on_disk: getattr(self, name) for on_disk, name in SCORES.items()},
+        }
+        known = {name: column.tolist() for name, column in columns.items() if column is not None}
+        return [dict(zip(known, row)) for row in zip(*known.values())]
+
+    def to_supervision(self) -> supervision.Detections:
+        """The same as `supervision.Detections`, with `class_name`, `class_score` and `quality` in its data."""
+        with extras_needed_by("to_supervision"):
+            import supervision
+
+        data: dict[str, Any] = {"class_name": np.array([self.classes[label] for label in self.labels], dtype=np.str_)}
+        data |= {name: column for name in OPTIONAL if (column := getattr(self, SCORES[name])) is not None}
+        return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data)
+
+    def draw(self, image: Any) -> Image.Image:
+        """A copy of the image (anything that `predict` takes) with boxes, class names and scores on it."""
+        from retinaconf.inference.draw import draw_detections
+
+        return draw_detections(image, self)
+
+
+def to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (D, 4) from xyxy to COCO's x, y, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def read_detections(path: Path, ground_truth: GroundTruth, progress: Progress = silent) -> Detections:
+    """Read detections or candidates: a columnar file where the name ends in .npz, else COCO results JSON.
+
+    Boxes that reach out of the image stay as they are; boxes without width or height stay and overlap nothing; the
+    same record twice counts twice; an `id` in a record is not looked at. All this is as in the official evaluation.
+
+    Raises:
+        InputError: the file is missing or malformed; a score is NaN or outside [0, 1]; a box is not finite or has a
+            negative side; an image or category is not in the ground truth; only some records have an optional field.
+            Messages count records from 0.
+    """
+    is_columnar = path.suffix == ".npz"
+    columns, record = (_read_columns(path), "row") if is_columnar else (read_coco_results(path, progress), "record")
+    image_ids = columns["image_id"]
+
+    def refuse(bad: Any, name: str, values: np.ndarray, fault: str) -> None:
+        for row in np.flatnonzero(bad)[:1]:
+            found = f"{name} {values[row].tolist()}{fault}"
+            raise InputError(f"{path}: {record} {row} (image {image_ids[row]}) has {found}")
+
+    image_index = _lookup(image_ids, ground_truth.image_ids)
+    for row in np.flatnonzero(image_index < 0)[:1]:
+        raise InputError(
+            f"{path}: {record} {row} names image {image_ids[row]}, which {ground_truth.source} does not list; give the "
+            "ground truth of the same split"
+        )
+    labels = _lookup(columns["category_id"], np.asarray(ground_truth.category_ids, dtype=np.int64))
+    advice = "write the data set's category ids, not the network's class indices"
+    unlisted = f", which {ground_truth.source} does not list; {advice}"
+    refuse(labels < 0, "category_id", columns["category_id"], unlisted)
+    boxes = np.array(columns["bbox"], dtype=np.float64).reshape(-1, 4)
+    refuse(~np.isfinite(boxes).all(1), "bbox", boxes, "; its numbers must be finite")
+    refuse((boxes[:, 2:] < 0).any(1), "bbox", boxes, " of negative size; write x, y, width, height")
+    boxes[:, 2:] += boxes[:, :2]
+
+    scores: dict[str, Any] = {}
+    for on_disk, name in SCORES.items():
+        if on_disk in columns:
+            values = np.asarray(columns[on_disk], dtype=np.float64)
+            inside = (values >= 0) & (values <= 1 + SCORE_SLACK)  # False for NaN
+            refuse(~inside, on_disk, values, "; scores must be in [0, 1] (apply the sigmoid or softmax first)")
+            scores[name] = np.minimum(values, 1.0)
+
+    known: dict[str, Any] = {"classes": ground_truth.classes, "category_ids": ground_truth.category_ids}
+    found = Detections(image_index, labels, boxes, **scores, **known, source=str(path))
+    return found if (np.diff(image_index) >= 0).all() else found[np.argsort(image_index, kind="stable")]
+
+
+def write_detections(path: Path, images: Iterable[Mapping[str, Any]]) -> int:
+    """Write the columnar file from one mapping an image, drawn one by one, and return the number of rows.
+
+    Each has `image_id` (an int), `category_ids` (D,), `boxes` (D, 4) xyxy in pixels, `scores` (D,), and, in every
+    image or in none, `class_scores` (D,) and `quality` (D,): numpy arrays, lists, or tensors on the CPU. D may be 0.
+
+    Raises:
+        InputError: columns of one image differ in length, an optional column is there for some images only, or the file
+            cannot be written.
+    """
+    parts: dict[str, list[np.ndarray]] = {"image_id": [], "category_id": [], "bbox": [], "score": []}
+    for image in images:
+        scores = np.asarray(image["scores"])
+        boxes = np.asarray(image["boxes"], dtype=np.result_type(scores.dtype, np.float32)).reshape(-1, 4)
+        row = {
+            "image_id": np.full(len(scores), int(image["image_id"]), dtype=np.int64),
+            "category_id": np.asarray(image["category_ids"]).astype(np.int64),
+            "bbox": to_xywh(boxes),
+            "score": scores,
+            **{name: np.asarray(image[SCORES[name]]) for name in OPTIONAL if image.get(SCORES[name]) is not None},
+        }
+        if len({len(column) for column in row.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(column)}" for name, column in row.items())
+            raise InputError(f"{path}: image {image['image_id']} has columns of different lengths ({sizes})")
+        if not parts["score"]:
+            parts |= {name: [] for name in row}
+        if set(parts) != set(row):
+            odd = ", ".join(sorted(set(parts) ^ set(row)))
+            raise InputError(f"{path}: {odd} is given for some images only (first seen at image {image['image_id']})")
+        for name, column in row.items():
+            parts[name].append(column)
+    empty = {"image_id": np.zeros(0, np.int64), "category_id": np.zeros(0, np.int64), "bbox": np.zeros((0, 4))}
+    columns = {
+        name: np.concatenate(arrays) if arrays else empty.get(name, np.zeros(0)) for name, arrays in parts.items()
+    }
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # a file, since savez would add .npz to a bare path
+            np.savez(file, version=np.int64(FORMAT_VERSION), **columns)  # type: ignore[arg-type]
+
+    write_aside(path, write)
+    return len(columns["score"])
+
+
+def _read_columns(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            columns = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, KeyError) as error:
+        raise InputError(
+            f"{path}: not a columnar candidates file ({reason(error)}); write_detections makes one"
+        ) from None
+    if int(columns.get("version", np.int64(0))) != FORMAT_VERSION:
+        found = columns.get("version", "none")
+        raise InputError(f"{path}: format version {found}; this retinaconf reads version {FORMAT_VERSION}")
+    for name in ("image_id", "category_id", "bbox", "score"):
+        if name not in columns:
+            raise InputError(f"{path}: no array '{name}' in it; write_detections makes such files")
+    count = len(columns["score"]) if columns["score"].ndim == 1 else -1
+    for name in ("image_id", "category_id", "bbox", *(score for score in SCORES if score in columns)):
+        column, number = columns[name], "int" if name.endswith("_id") else "float"
+        if column.dtype.kind not in {"int": "iu", "float": "f"}[number]:
+            raise InputError(f"{path}: array '{name}' holds {column.dtype}, not {number}")
+        if column.shape != ((count, 4) if name == "bbox" else (count,)):
+            raise InputError(f"{path}: array '{name}' has shape {column.shape}; all need D rows, bbox 4 columns")
+    return columns
+
+
+def _lookup(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(D,) int64: where each id stands in `known`, -1 where it does not."""
+    if len(known) == 0:
+        return np.full(len(ids), -1, dtype=np.int64)
+    whole = ids.astype(np.int64)  # a comparison of unsigned with signed ones would be one of floats
+    order = np.argsort(known, kind="stable")
+    place = order[np.minimum(np.searchsorted(known, whole, sorter=order), len(known) - 1)]
+    return np.where((known[place] == whole) & (ids <= np.iinfo(np.int64).max), place, -1)
