@@ -126,7 +126,7 @@ def make_files(case: str, folder: Path) -> tuple[Path, Path]:
 
 def measure(case: str, truth: Path, boxes: Path) -> None:
     """What is timed; prints seconds and peak memory as JSON."""
-    from retinaconf.diagnosis.measures.diagnose import diagnose_files
+    from retinaconf.diagnosis.inputs import diagnose_files
     from retinaconf.diagnosis.report.document import to_json
 
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from retinaconf.commands.evaluate import evaluate_run
-from retinaconf.diagnosis.measures.diagnose import diagnose_files
+from retinaconf.diagnosis.inputs import diagnose_files
 from retinaconf.diagnosis.report.figures import save_figures
 from retinaconf.diagnosis.report.page import write_report
 from retinaconf.errors import InputError

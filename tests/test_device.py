@@ -11,8 +11,8 @@ from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.commands.paper import PaperOptions
 from retinaconf.commands.train import TrainOptions
 from retinaconf.device import find_device
+from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.errors import InputError
-from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.inference.predict import predict_files
 from retinaconf.paper.engine import run_paper
 from retinaconf.training import loop

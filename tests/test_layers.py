@@ -32,12 +32,7 @@ ROOMS = (
 WITH_TORCH = ("device", "data.loader", "data.workers", "model", "inference", "training", "interop", "paper")
 
 # Imports against the order, each within a function, and why.
-MOVING = "is about to move"
 AGAINST_THE_ORDER = {
-    ("inference.diagnose", "diagnosis.measures.alignment"): MOVING,
-    ("inference.diagnose", "diagnosis.measures.coverage"): MOVING,
-    ("inference.diagnose", "diagnosis.measures.diagnose"): MOVING,
-    ("inference.diagnose", "diagnosis.measures.post_processing"): MOVING,
     ("detections", "inference.draw"): "the method `draw`; drawing knows the table",
 }
 

@@ -49,9 +49,9 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
         InputError: scikit-learn or the backbone's weights are missing, or `out` holds something else.
     """
     from retinaconf.data.scenes import write_scenes
+    from retinaconf.diagnosis.inputs import diagnose_run
     from retinaconf.diagnosis.report.page import write_report
     from retinaconf.diagnosis.report.summary import summarize
-    from retinaconf.inference.diagnose import diagnose_run
     from retinaconf.inference.predict import predict_files
     from retinaconf.training.run import train_run
 

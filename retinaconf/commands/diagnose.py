@@ -53,6 +53,15 @@ def diagnose(
         val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute, for a run.
     """
+    from retinaconf.diagnosis.inputs import diagnose_files, diagnose_run
+    from retinaconf.diagnosis.measures.post_processing import PostProcessing
+    from retinaconf.diagnosis.report.advice import advise
+    from retinaconf.diagnosis.report.comparability import incomparable
+    from retinaconf.diagnosis.report.document import to_json
+    from retinaconf.diagnosis.report.figures import save_figures
+    from retinaconf.diagnosis.report.page import write_report
+    from retinaconf.diagnosis.report.summary import summarize
+
     check_outputs([json, report], [run, data, ground_truth, *detections, *candidates, images])
     from_files = bool(detections or candidates)
     if (run is not None) == from_files:
@@ -72,43 +81,27 @@ def diagnose(
         if data is None:
             raise UsageError("diagnose RUN: give the data set with --data ROOT")
         with extras_needed_by("diagnose RUN"):
-            from retinaconf.inference.diagnose import diagnose_run
-
-        diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
+            diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
     else:
         if ground_truth is None:
             raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
-        from retinaconf.diagnosis.measures.diagnose import diagnose_files
-        from retinaconf.diagnosis.measures.post_processing import PostProcessing
-
         process = PostProcessing(
             PostProcessing.score_threshold if score_threshold is None else score_threshold,
             PostProcessing.nms_iou if nms_iou is None else nms_iou,
         )
         diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
-    from retinaconf.diagnosis.report.advice import advise
-    from retinaconf.diagnosis.report.summary import summarize
-
     for diagnosis in diagnoses:
         notes = (f"note: {note}" for note in diagnosis.notes)
         print("\n".join([*summarize(diagnosis), *notes, "What to do:", *(f"- {line}" for line in advise(diagnosis))]))
     if len(diagnoses) == 2:
-        from retinaconf.diagnosis.report.comparability import incomparable
-
         for sentence in incomparable(*diagnoses):
             print(f"note on both: {sentence}")
     if json is not None:
-        from retinaconf.diagnosis.report.document import to_json
-
         documents = [to_json(diagnosis) for diagnosis in diagnoses]
         write_json(json, documents[0] if len(documents) == 1 else documents)
     if figures is not None:
-        from retinaconf.diagnosis.report.figures import save_figures
-
         for number, diagnosis in enumerate(diagnoses, 1):
             save_figures(diagnosis, figures if len(diagnoses) == 1 else figures / str(number))
     if report is not None:
-        from retinaconf.diagnosis.report.page import write_report
-
         write_report(report, diagnoses)
         print(f"report: {report}")

@@ -9,9 +9,9 @@ import pytest
 
 import retinaconf
 from retinaconf.commands.evaluate import evaluate_run, print_report
+from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
-from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.training.run import train_run
 
 METHODS = ["cls(obj>0.5)", "cls*obj", "cls*obj(obj>0.5)", "product(0.4)(obj>0.5)"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from retinaconf.data.ground_truth import GroundTruth, read_coco
-from retinaconf.detections import Detections, read_detections
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import Alignment, measure_alignment
 from retinaconf.diagnosis.measures.casualties import Casualties, nms_casualties
 from retinaconf.diagnosis.measures.coverage import Coverage
@@ -27,7 +26,7 @@ from retinaconf.evaluation.calibration import Calibration, calibrate
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
-from retinaconf.progress import Progress, silent, terminal_progress
+from retinaconf.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -162,41 +161,6 @@ def diagnose(
         coverage=coverage,
         notes=tuple(_notes(ground_truth, final, candidates, detections, process)),
     )
-
-
-def diagnose_files(
-    ground_truth: Path,
-    detections: Sequence[Path] = (),
-    candidates: Sequence[Path] = (),
-    images: Path | None = None,
-    post_processing: PostProcessing | None = None,
-) -> list[Diagnosis]:
-    """One diagnosis for each detector: file n of `detections` and file n of `candidates` are of the same one.
-
-    The pictures of a report are looked for in the folder `images`. Progress is shown on stderr.
-
-    Raises:
-        InputError: a file is missing, malformed or of another split, the lists do not pair, or `images` holds none of
-            the pictures.
-    """
-    if detections and candidates and len(detections) != len(candidates):
-        raise InputError(
-            f"{len(detections)} files of detections and {len(candidates)} of candidates; give one of each a detector"
-        )
-    if max(len(detections), len(candidates)) > 2:
-        raise InputError("more than two detectors; compare two at a time")
-    truth = read_coco(ground_truth, images)
-    if images is not None and len(truth) and len(missing_pictures(truth)) == len(truth):
-        raise InputError(
-            f"--images {images}: holds none of the {len(truth):,} pictures that {ground_truth} lists (the first is "
-            f"{truth.file_names[0]}); give the folder that these names are relative to"
-        )
-    found = []
-    with terminal_progress() as progress:
-        for after, before in zip_longest(detections, candidates):
-            columns = [None if path is None else read_detections(path, truth, progress) for path in (after, before)]
-            found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
-    return found
 
 
 def missing_pictures(ground_truth: GroundTruth) -> np.ndarray:

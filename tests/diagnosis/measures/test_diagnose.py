@@ -18,8 +18,9 @@ from retinaconf.cell_anchors import CellAnchors
 from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.detections import Detections, read_detections
+from retinaconf.diagnosis.inputs import diagnose_files
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
-from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, diagnose_files
+from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.figures import save_figures
@@ -280,7 +281,7 @@ def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
     code = (
-        "import sys; from pathlib import Path; from retinaconf.diagnosis.measures.diagnose import diagnose_files;"
+        "import sys; from pathlib import Path; from retinaconf.diagnosis.inputs import diagnose_files;"
         "from retinaconf.diagnosis.report.document import to_json;"
         f"(d,) = diagnose_files(Path({str(tmp_path / 'gt.json')!r}), [Path({str(tmp_path / 'dt.json')!r})]);"
         "to_json(d); print(*({'torch', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)))"

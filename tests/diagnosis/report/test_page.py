@@ -20,7 +20,8 @@ from synthetic import made_up_truth, synthetic_candidates
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, diagnose_files
+from retinaconf.diagnosis.inputs import diagnose_files
+from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.report.document import to_json

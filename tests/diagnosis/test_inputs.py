@@ -14,12 +14,12 @@ import torch
 from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
+from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.task_alignment import rank_objects
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
-from retinaconf.inference.diagnose import diagnose_run
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 from retinaconf.training.matching import match

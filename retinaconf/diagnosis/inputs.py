@@ -1,39 +1,77 @@
-"""A run against a split: its candidates before NMS, made on the spot, into the diagnosis."""
+"""What is diagnosed: files of any detector, or a run of this package, whose candidates are made on the spot."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from retinaconf.config import InferenceConfig
-from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.loader import Batch
+from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
-from retinaconf.detections import Detections
+from retinaconf.detections import Detections, read_detections
 from retinaconf.diagnosis.measures.alignment import ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
-from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
+from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, missing_pictures
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import ALPHAS, compare_alphas
 from retinaconf.evaluation.gains import REPLICATES
 from retinaconf.evaluation.overlaps import best_overlaps
-from retinaconf.inference.detector import load
-from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, postprocess
-from retinaconf.inference.tables import gathered, tables_of
-from retinaconf.model.retinanet import Outputs
+from retinaconf.progress import terminal_progress
 from retinaconf.run_folder import val_list
+
+if TYPE_CHECKING:
+    from retinaconf.data.loader import Batch
+    from retinaconf.inference.joint_score import JointScore
+    from retinaconf.model.retinanet import Outputs
 
 CLIPPED_LATE = (
     "This run's own NMS sees boxes before they are clipped to the image (inference.rules detectron2): AP and the curve "
     "of alpha are by that, oracles and NMS losses by an NMS of clipped boxes."
 )
+
+
+def diagnose_files(
+    ground_truth: Path,
+    detections: Sequence[Path] = (),
+    candidates: Sequence[Path] = (),
+    images: Path | None = None,
+    post_processing: PostProcessing | None = None,
+) -> list[Diagnosis]:
+    """One diagnosis for each detector: file n of `detections` and file n of `candidates` are of the same one.
+
+    The pictures of a report are looked for in the folder `images`. Progress is shown on stderr.
+
+    Raises:
+        InputError: a file is missing, malformed or of another split, the lists do not pair, or `images` holds none of
+            the pictures.
+    """
+    if detections and candidates and len(detections) != len(candidates):
+        raise InputError(
+            f"{len(detections)} files of detections and {len(candidates)} of candidates; give one of each a detector"
+        )
+    if max(len(detections), len(candidates)) > 2:
+        raise InputError("more than two detectors; compare two at a time")
+    truth = read_coco(ground_truth, images)
+    if images is not None and len(truth) and len(missing_pictures(truth)) == len(truth):
+        raise InputError(
+            f"--images {images}: holds none of the {len(truth):,} pictures that {ground_truth} lists (the first is "
+            f"{truth.file_names[0]}); give the folder that these names are relative to"
+        )
+    found = []
+    with terminal_progress() as progress:
+        for after, before in zip_longest(detections, candidates):
+            columns = [None if path is None else read_detections(path, truth, progress) for path in (after, before)]
+            found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
+    return found
 
 
 def diagnose_run(
@@ -57,6 +95,11 @@ def diagnose_run(
     Raises:
         InputError: no such run or split, bad data, other categories than the run's, or a wrong `alpha`.
     """
+    from retinaconf.inference.detector import load
+    from retinaconf.inference.joint_score import joint_score
+    from retinaconf.inference.postprocess import RULES
+    from retinaconf.inference.tables import gathered
+
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     data = detector.config.data
@@ -107,6 +150,11 @@ def _candidates(
     batch: Batch, outputs: Outputs, config: InferenceConfig, joint: JointScore, ground_truth: GroundTruth
 ) -> dict[int, Detections]:
     """What NMS is given of each image of a batch, and the best boxes of its objects even below the score threshold."""
+    import torch
+
+    from retinaconf.inference.postprocess import postprocess
+    from retinaconf.inference.tables import tables_of
+
     # An object has boxes of its class only: of the others, a hundred thousand an image, those below are not made.
     image, place = torch.nonzero(batch.labels >= 0, as_tuple=True)
     thresholds = torch.full_like(outputs.class_logits[:, 0], config.score_threshold, dtype=torch.float32)  # (N, K)
