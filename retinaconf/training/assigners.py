@@ -82,8 +82,8 @@ def task_aligned(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config
     if g == 0:
         nothing = match(anchors, boxes, labels)
         return Matches(nothing.labels, nothing.boxes, torch.zeros(nothing.labels.shape, device=anchors.device))
-    everywhere = (torch.arange(n)[:, None], torch.arange(len(anchors)))
-    predicted = outputs.boxes(*everywhere)  # (N, A, 4)
+    image, everywhere = (torch.arange(count, device=anchors.device) for count in (n, len(anchors)))
+    predicted = outputs.boxes(image[:, None], everywhere)  # (N, A, 4)
     overlaps = iou(predicted[:, :, None], boxes[:, None])  # (N, A, G)
     classes = labels.clamp(min=0)[:, None].expand(-1, len(anchors), -1)  # (N, A, G)
     class_logits = outputs.class_logits.gather(2, classes)

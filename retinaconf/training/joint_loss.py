@@ -70,11 +70,10 @@ def rank_loss(outputs: Outputs, boxes: Tensor, labels: Tensor, alpha: float) -> 
     image, row = torch.nonzero(labels >= 0, as_tuple=True)  # (O,) objects
     if not len(image):
         return outputs.class_logits.new_zeros((), dtype=torch.float32)
-    everything = torch.arange(len(outputs.anchors), device=outputs.anchors.device)
+    images, anchors = (torch.arange(n, device=labels.device) for n in (len(labels), len(outputs.anchors)))
     with torch.no_grad():
-        overlaps = torch.stack(
-            [iou(outputs.boxes(n, everything)[None], boxes[n, :, None]) for n in range(len(labels))]
-        )[image, row]  # (O, A)
+        predicted = outputs.boxes(images[:, None], anchors)  # (N, A, 4)
+        overlaps = iou(predicted[image], boxes[image, row][:, None])  # (O, A)
     quality = None if outputs.quality_logits is None else outputs.quality_logits[image]
     log_p = log_score(outputs.class_logits[image, :, labels[image, row]], quality, alpha)  # (O, A)
     ranking = torch.where(overlaps >= CANDIDATE_IOU, log_p.detach(), -torch.inf)
