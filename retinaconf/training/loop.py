@@ -84,11 +84,6 @@ def train(
     torch.manual_seed(config.seed)
     network = RetinaNet(config.model, len(train_set.classes))
     if config.loss.joint == "product":
-        if not 0 < config.inference.alpha < 1:
-            raise InputError(
-                f"loss.joint product trains the score that ranks, and inference.alpha {config.inference.alpha:g} "
-                "leaves the quality or the class score out of it; set it between 0 and 1 (such as 0.4)"
-            )
         network.head.start_at(class_prior(PRIOR, config.inference.alpha))
     network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None

@@ -30,6 +30,7 @@ from retinaconf.run_folder import (
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
 
+MAX_ALPHA = 0.9  # of a product that is trained: beyond, its class score would have to start at less than 1e-17
 DROPPED_SHOWN = 10  # dropped records named on the terminal; all are in log.txt
 
 
@@ -41,10 +42,15 @@ def train_run(
     Every annotation is read and every image decoded first, so that a bad file stops no step.
 
     Raises:
-        InputError: bad data; a folder that holds another run or files of none, that another process trains in, or that
-            cannot be written.
+        InputError: bad data; a product that is to be trained without one of its factors; a folder that holds another
+            run or files of none, that another process trains in, or that cannot be written.
         Interrupted: the run was asked to stop; it is saved.
     """
+    if config.loss.joint == "product" and not 0 < config.inference.alpha <= MAX_ALPHA:
+        raise InputError(
+            f"loss.joint product trains the score that ranks, and inference.alpha {config.inference.alpha:g} leaves "
+            f"the quality or the class score out of it; set it above 0 and up to {MAX_ALPHA} (such as 0.4)"
+        )
     # The data first: nothing is written for a run that cannot start.
     layout, kept = config.data.layout, val_list(run) if (run / CONFIG).exists() else None
     train_set, val_set = read_train_and_val(root, config.data, layout, val_list=kept)

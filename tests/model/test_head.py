@@ -61,6 +61,60 @@ def test_all_detectors_start_from_the_same_weights():
     assert torch.equal(heads[1]["quality_conv.weight"], heads[2]["quality_conv.weight"])
 
 
+@pytest.mark.parametrize("box", ["deltas", "distances", "distribution"])
+def test_all_detectors_start_from_the_same_weights_whatever_their_boxes(box: str):
+    """Those with another quality or a scale per level; and at every start that scale is 1."""
+    heads = []
+    for quality in ("none", "classification", "localization", *(["distribution"] if box == "distribution" else [])):
+        for level_scale in (False, True):
+            torch.manual_seed(0)
+            heads.append(Head(16, 4, 1, quality=quality, box=box, level_scale=level_scale))
+    for name, tensor in heads[0].state_dict().items():
+        assert all(torch.equal(head.state_dict()[name], tensor) for head in heads)
+    for one, scaled in zip(heads[::2], heads[1::2]):
+        for a, b in zip(one(levels(16)), scaled(levels(16))):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+
+
+def test_each_level_has_its_scale():
+    torch.manual_seed(0)
+    head = Head(32, 3, 2, level_scale=True)
+    maps = levels()
+    plain = head(maps)[1].split([2 * h * w for h, w in SHAPES], dim=1)
+    scales = torch.tensor([1.0, 2.0, 0.5, -1.0, 3.0])
+    head.level_scales.data.copy_(scales)
+    scaled = head(maps)[1].split([2 * h * w for h, w in SHAPES], dim=1)
+    for level, scale in enumerate(scales):
+        torch.testing.assert_close(scaled[level], scale * plain[level])
+        torch.testing.assert_close(head([maps[level]], level)[1], scaled[level])  # as an export asks for it
+    scaled[2].sum().backward()
+    assert head.level_scales.grad.nonzero().flatten().tolist() == [2]
+
+
+def test_distances_are_the_exponent_of_outputs_and_those_of_a_distribution_its_mean():
+    torch.manual_seed(0)
+    maps = levels()
+    cells = sum(h * w for h, w in SHAPES)
+    head = Head(32, 3, 2, box="distances")
+    _, box_deltas, _, box_logits = head(maps)
+    assert box_logits is None
+    raw = head.box_conv(head.localization_tower(maps[0]))[0, 4:, 0, 0]  # the second anchor of the first cell
+    left, top, right, bottom = raw.exp().tolist()
+    expected = [(right - left) / 16, (bottom - top) / 16, math.log((left + right) / 8), math.log((top + bottom) / 8)]
+    torch.testing.assert_close(box_deltas[0, 1], torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+    head = Head(32, 3, 2, box="distribution", quality="distribution")
+    _, box_deltas, quality, box_logits = head(maps)
+    assert (box_deltas.shape, quality.shape) == ((2, 2 * cells, 4), (2, 2 * cells))
+    assert box_logits.shape == (2, 2 * cells, 4, 16)
+    raw = head.box_conv(head.localization_tower(maps[0]))[0, 64:, 0, 0].view(4, 16)
+    torch.testing.assert_close(box_logits[0, 1], raw)
+    left, top, right, bottom = (raw.softmax(1) * torch.arange(16)).sum(1).tolist()
+    expected = [(right - left) / 16, (bottom - top) / 16, math.log((left + right) / 8), math.log((top + bottom) / 8)]
+    torch.testing.assert_close(box_deltas[0, 1], torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+
 def test_the_head_has_outputs_for_each_anchor_of_a_cell():
     torch.manual_seed(0)
     head = Head(32, 3, 2, quality="classification")

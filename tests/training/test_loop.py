@@ -40,6 +40,21 @@ TINY = {
 }
 
 
+# All at once: the assigners that see outputs, one anchor, distributions, and the losses of the score that ranks.
+ALIGNED = {
+    "model.anchor_ratios": (1.0,),
+    "model.anchor_scales": (8.0,),
+    "model.box": "distribution",
+    "model.level_scale": True,
+    "model.quality": "distribution",
+    "matching.assigner": "task-aligned",
+    "loss.box": "giou",
+    "loss.box_weight": 2.0,
+    "loss.joint": "product",
+    "loss.rank": 0.5,
+}
+
+
 def options(**changes):
     """A configuration as command-line options."""
     flat = TINY | changes
@@ -179,19 +194,19 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize("quality", ["classification", "localization"])
-def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, quality):
-    """Loss curve within 1e-5 over 10 steps, and the same metrics.
+@pytest.mark.parametrize("detector", [{}, ALIGNED], ids=["conf", "aligned"])
+def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, detector):
+    """Loss curve within 1e-5 over 10 steps, and the same metrics; the first epoch with ATSS where it is `aligned`.
 
     Plain SGD, whose steps are as close as the gradients are; norms frozen, since batch statistics are a process's own.
     """
     changes = {
-        "model.quality": quality,
         "model.freeze_norm": True,
         "optimizer.name": "sgd",
         "optimizer.lr": 0.01,
         "optimizer.ema": 0.0,
     }
+    changes |= detector
     one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
     run_to_the_end(command(scenes, one, "--max-steps", "10", **changes))
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
@@ -199,7 +214,10 @@ def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, quality)
     run_to_the_end(command(scenes, parts, "--max-steps", "10", **changes, **{"optimizer.accumulate": 2}))
     for other in (two, parts):
         for a, b in zip(lines(one, "train"), lines(other, "train"), strict=True):
-            for name in ("loss", "class", "box", "quality"):
+            assert a.keys() == b.keys()
+            for name in ("distribution", "rank") if detector else ("quality",):
+                assert b[name] == pytest.approx(a[name], rel=1e-5), name
+            for name in ("loss", "class", "box"):
                 assert b[name] == pytest.approx(a[name], rel=1e-5), name
         for a, b in zip(lines(one, "val"), lines(other, "val"), strict=True):
             assert b["AP"] == pytest.approx(a["AP"], abs=1e-4)

@@ -103,6 +103,35 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
         assert torch.load(tmp_path / "run/last.ckpt")["precision"]["scale"] == 1024
 
 
+def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its first epoch matches by ATSS, its second by the outputs; it is stopped once in each."""
+    changes = {
+        "model.anchor_ratios": [1.0],
+        "model.anchor_scales": [8.0],
+        "model.box": "distribution",
+        "model.level_scale": True,
+        "model.quality": "distribution",
+        "matching.assigner": "task-aligned",
+        "loss.box": "giou",
+        "loss.joint": "product",
+        "loss.rank": 0.5,
+    }
+    config = tiny_config(**(CHANGES | changes))
+    train_run(config, data, tmp_path / "whole", device="cpu")
+    run = tmp_path / "run"
+    for step in (5, EPOCH + 3):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(Interrupted, match=f"stopped at step {step} of 16"):
+                train_run(config, data, run, resume=run.exists(), device="cpu")
+    train_run(config, data, run, resume=True, device="cpu")
+    assert_same_run(run, tmp_path / "whole")
+    losses = lines(run)[-2]
+    assert {name for name in losses if isinstance(losses[name], float)} >= {"class", "box", "distribution", "rank"}
+
+
 # --- runs that end early ---------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,15 @@ def test_metrics_are_lines_of_json(trained: Any):
     assert train[-1]["loss"] < 0.7 * train[0]["loss"]  # it learns
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.999, 1.0])
+def test_a_product_needs_both_of_its_factors(tiny_config: Any, tmp_path: Path, alpha: float):
+    """Said before any of the data are read."""
+    config = tiny_config(**{"loss.joint": "product", "inference.alpha": alpha})
+    with pytest.raises(InputError, match=f"inference.alpha {alpha:g} leaves .*such as 0.4") as caught:
+        train_run(config, tmp_path / "no data", tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_nothing_is_written_for_a_run_that_cannot_start(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     (tiny_data / "images/val-1.png").unlink()
     with pytest.raises(InputError, match=r"val-1\.png"):
