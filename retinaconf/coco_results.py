@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retinaconf.errors import InputError, reason
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 OPTIONAL = ("class_score", "quality")
 CHUNK = 1 << 22  # characters read at once
@@ -26,7 +26,7 @@ LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is b
 _SPACE = re.compile(r"\s*")
 
 
-def read_coco_results(path: Path, progress: Progress = silent) -> dict[str, np.ndarray]:
+def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[str, np.ndarray]:
     """Columns image_id, category_id (D,) int64, bbox (D, 4) xywh, score and, where all records have them, class_score
     and quality (D,) float64, in the file's order.
 

@@ -28,7 +28,7 @@ from retinaconf.coco_results import OPTIONAL, read_coco_results
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError, extras_needed_by, reason
 from retinaconf.files import write_aside
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     import supervision
@@ -133,7 +133,7 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def read_detections(path: Path, ground_truth: GroundTruth, progress: Progress = silent) -> Detections:
+def read_detections(path: Path, ground_truth: GroundTruth, progress: ProgressCallback = silent) -> Detections:
     """Read detections or candidates: a columnar file where the name ends in .npz, else COCO results JSON.
 
     Boxes that reach out of the image stay as they are; boxes without width or height stay and overlap nothing; the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+ProgressCallback = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -13,11 +13,10 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def terminal_progress() -> Iterator[Progress]:
+def terminal_progress() -> Iterator[ProgressCallback]:
     """A bar a stage on stderr; one plain line a stage where stderr is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
@@ -32,7 +31,7 @@ def terminal_progress() -> Iterator[Progress]:
         return
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console) as bars:
+    with Progress(*columns, console=console) as bars:
 
         def bar(what: str, done: int, total: int) -> None:
             if what not in tasks:

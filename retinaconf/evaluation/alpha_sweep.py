@@ -13,7 +13,7 @@ from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.gains import REPLICATES, Gain, choose
 from retinaconf.evaluation.matching import match_detections
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
@@ -45,7 +45,7 @@ def sweep_alpha(
     alphas: tuple[float, ...] = ALPHAS,
     replicates: int = REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> AlphaSweep:
     """Rank the same boxes by quality^alpha * class_score^(1 - alpha), eq. (11), at each alpha.
 
@@ -70,7 +70,7 @@ def compare_alphas(
     alphas: tuple[float, ...],
     replicates: int = REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> AlphaSweep:
     """The same from the detections at each of `alphas`, for a detector that makes them itself."""
     evaluator = CocoEvaluator(ground_truth)

@@ -12,15 +12,15 @@ from copy import copy
 import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.evaluation.matching import Matches
+from retinaconf.evaluation.matching import MatchedDetections
 
 RECALLS = np.linspace(0, 1, 101)
 
 
 class AveragePrecision:
-    """AP of one set of detections under any image weights; `ignored` overrides Matches.ignored, (M, T) bool."""
+    """AP of one set of detections under any image weights; `ignored` (M, T) bool overrides that of the matches."""
 
-    def __init__(self, matches: Matches, ground_truth: GroundTruth, ignored: np.ndarray | None = None):
+    def __init__(self, matches: MatchedDetections, ground_truth: GroundTruth, ignored: np.ndarray | None = None):
         objects = ~ground_truth.crowd
         self._object_image = ground_truth.image_index[objects]
         self._object_label = ground_truth.labels[objects]

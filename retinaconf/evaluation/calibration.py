@@ -1,6 +1,6 @@
 """Is the score the IoU it should be?  Calibration errors, LRP, and reliability diagrams.
 
-All work on `Matches`: COCO's greedy matching, detections on crowd regions left out.
+All work on `MatchedDetections`: COCO's greedy matching, detections on crowd regions left out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.matching import Matches, match_detections
-from retinaconf.evaluation.mean import finite_mean
+from retinaconf.evaluation.matching import MatchedDetections, match_detections
 
 BINS = 25
 ANY_OVERLAP = 1e-9  # the IoU threshold 0 of LaECE_0, at which every overlap counts
@@ -49,7 +48,7 @@ def reliability(scores: np.ndarray, iou: np.ndarray, matched: np.ndarray, bins: 
     return Reliability(edges, count, mean(scores), mean(iou), mean(matched))
 
 
-def d_ece(matches: Matches, level: int, bins: int = BINS) -> float:
+def d_ece(matches: MatchedDetections, level: int, bins: int = BINS) -> float:
     """Detection ECE: sum over bins of |D_j| / |D| * |mean score - precision| (Kueppers et al., CVPRW 2020).
 
     `level` is the column of the IoU threshold in `matches`. NaN without detections.
@@ -59,7 +58,7 @@ def d_ece(matches: Matches, level: int, bins: int = BINS) -> float:
     return binned.error(binned.precision)
 
 
-def la_ece(matches: Matches, level: int, num_classes: int, bins: int = BINS) -> np.ndarray:
+def la_ece(matches: MatchedDetections, level: int, num_classes: int, bins: int = BINS) -> np.ndarray:
     """Localization-aware ECE of each class, (K,); NaN for a class without detections. Their mean is LaECE.
 
     LaECE^c = sum over bins of |D_j^c| / |D^c| * |mean score - precision * mean IoU of the true positives| (Oksuz et
@@ -77,7 +76,7 @@ def la_ece(matches: Matches, level: int, num_classes: int, bins: int = BINS) -> 
     return errors
 
 
-def _considered(matches: Matches, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _considered(matches: MatchedDetections, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Label, score, IoU and matched of the detections that are not ignored."""
     rows = ~matches.ignored[:, level]
     return matches.labels[rows], matches.scores[rows], matches.iou[rows, level], matches.matched[rows, level] >= 0
@@ -95,7 +94,7 @@ class OptimalLRP:
     objects: np.ndarray  # (K,) int64
 
 
-def optimal_lrp(matches: Matches, level: int, iou_threshold: float, ground_truth: GroundTruth) -> OptimalLRP:
+def optimal_lrp(matches: MatchedDetections, level: int, iou_threshold: float, ground_truth: GroundTruth) -> OptimalLRP:
     """Optimal localization-recall-precision error per class (Oksuz et al., ECCV 2018, eq. 3 and 8).
 
     LRP(s) = (sum over true positives of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) for the detections with
@@ -167,3 +166,9 @@ def calibrate(detections: Detections, ground_truth: GroundTruth) -> Calibration:
         lrp=optimal_lrp(matches, 0, 0.5, ground_truth),
         reliability=reliability(*_considered(matches, 1)[1:]),
     )
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """The mean of the finite values; NaN, without a warning, where there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")

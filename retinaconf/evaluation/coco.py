@@ -23,6 +23,7 @@ METRICS = {
     "AR_M": "ARm",
     "AR_L": "ARl",
 }
+SIZES = ("small", "medium", "large")  # of objects, by area in square pixels
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,11 @@ def _distinct(ground_truth: GroundTruth) -> list[str]:
         f"{name} ({category_id})" if names.count(name) > 1 else name
         for name, category_id in zip(names, ground_truth.category_ids)
     ]
+
+
+def object_size(areas: np.ndarray) -> np.ndarray:
+    """(B,) index into SIZES for (B,) areas: small below 32^2, large from 96^2.
+
+    The official evaluation counts an area of exactly 32^2 or 96^2 on both sides; here an object has one size.
+    """
+    return np.digitize(areas, [32.0**2, 96.0**2])

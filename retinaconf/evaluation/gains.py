@@ -13,7 +13,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 REPLICATES = 1000
 ROUGH_REPLICATES = 200  # where many gains are measured: an interval's ends are good to a tenth of its width
@@ -41,7 +41,7 @@ def measure_gains(
     num_images: int,
     replicates: int = REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> list[Gain]:
     """The gain of each pair (before, after) of `curves`, measured on `images`, (n,) rows of I.
 
@@ -91,7 +91,7 @@ def choose(
     ground_truth: GroundTruth,
     replicates: int = REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Choice:
     """Choose the best of `settings` and measure its gain over each of `rivals`.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 PAIRS_AT_ONCE = 1 << 18  # what fits a CPU's cache; larger is slower
 
@@ -63,7 +63,7 @@ def pairs(image_index: np.ndarray, object_offsets: np.ndarray) -> Iterator[tuple
         start = stop
 
 
-def best_overlaps(candidates: Detections, ground_truth: GroundTruth, progress: Progress = silent) -> Overlaps:
+def best_overlaps(candidates: Detections, ground_truth: GroundTruth, progress: ProgressCallback = silent) -> Overlaps:
     """The best-overlapping object of every box, among those of its class and among all."""
     count = len(candidates)
     best = Overlaps(

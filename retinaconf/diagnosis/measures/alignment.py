@@ -9,9 +9,9 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import RankCorrelation, joint_density, rank_correlation
-from retinaconf.evaluation.mean import finite_mean
+from retinaconf.evaluation.calibration import finite_mean
+from retinaconf.evaluation.coco import SIZES, object_size
 from retinaconf.evaluation.overlaps import Overlaps
-from retinaconf.evaluation.sizes import SIZES, object_size
 
 BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
 ERROR_IOU = 0.1  # from here on TOOD counts a box as a wrong one of an object

@@ -9,7 +9,7 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.overlaps import iou, pairs
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def nms_casualties(
     suppressor: np.ndarray,
     same_object: np.ndarray,
     ground_truth: GroundTruth,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Casualties:
     """Compare what NMS was given with what it kept.
 

@@ -15,7 +15,7 @@ from retinaconf.cell_anchors import STRIDES, CellAnchors
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.transforms import are_targets
 from retinaconf.evaluation.overlaps import iou
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def anchor_coverage(
     padded_size: np.ndarray,
     cell_anchors: CellAnchors,
     positive_iou: float = 0.5,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Coverage:
     """Match every object to the anchors of its image.
 

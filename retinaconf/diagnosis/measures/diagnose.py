@@ -26,7 +26,7 @@ from retinaconf.evaluation.calibration import Calibration, calibrate
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def diagnose(
     coverage: Coverage | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Diagnosis:
     """Diagnose a detector from its boxes.
 
@@ -174,7 +174,7 @@ def _unchanged(detections: Detections) -> Detections:
 
 
 def _stage(
-    boxes: Detections, ground_truth: GroundTruth, object_iou: float, score_threshold: float, progress: Progress
+    boxes: Detections, ground_truth: GroundTruth, object_iou: float, score_threshold: float, progress: ProgressCallback
 ) -> Stage:
     overlaps = best_overlaps(boxes, ground_truth, progress)
     above = boxes.scores > score_threshold if score_threshold > 0 else np.ones(len(boxes), dtype=bool)

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from retinaconf.evaluation.ordering import descending
-from retinaconf.progress import Progress, silent
+from retinaconf.evaluation.matching import descending
+from retinaconf.progress import ProgressCallback, silent
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
 
@@ -24,7 +24,7 @@ def nms(
     boxes: np.ndarray,
     scores: np.ndarray,
     iou_threshold: float,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> np.ndarray:
     """What NMS does to each box.
 

@@ -18,7 +18,7 @@ from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import Overlaps
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 DESCRIPTIONS = {
     "as_is": "as it is",
@@ -76,7 +76,7 @@ def oracle_ladder(
     detections: Detections | None = None,
     replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> list[Rung]:
     """Climb the ladder.
 

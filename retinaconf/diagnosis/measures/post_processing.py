@@ -11,7 +11,7 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.nms import nms, top_per_image
 from retinaconf.errors import InputError
 from retinaconf.evaluation.overlaps import iou, pairs
-from retinaconf.progress import Progress, silent
+from retinaconf.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PostProcessing:
         if self.max_detections < 1:
             raise InputError(f"{self.max_detections} detections an image: give at least 1")
 
-    def __call__(self, candidates: Detections, progress: Progress = silent) -> Detections:
+    def __call__(self, candidates: Detections, progress: ProgressCallback = silent) -> Detections:
         """The detections that `candidates` give."""
         if self.score_threshold > 0:
             candidates = candidates[candidates.scores > self.score_threshold]

@@ -15,8 +15,8 @@ from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
-from retinaconf.evaluation.matching import Matches, match_detections
-from retinaconf.progress import Progress, silent
+from retinaconf.evaluation.matching import MatchedDetections, match_detections
+from retinaconf.progress import ProgressCallback, silent
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
@@ -76,7 +76,7 @@ def measure_remedies(
     post_processing: PostProcessing | None,
     replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Remedies:
     """Try what can be changed after a detector is trained.
 
@@ -137,7 +137,7 @@ def _choose_nms(
     post_processing: PostProcessing | None,
     replicates: int,
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> NmsChoice:
     # At an IoU of 1 NMS removes nothing: detections stay as they are.
     process = post_processing or PostProcessing(nms_iou=1.0, max_detections=max(1, len(boxes)))
@@ -158,7 +158,7 @@ def _choose_nms(
     )
 
 
-def _best_threshold(matches: Matches, ground_truth: GroundTruth, images: np.ndarray) -> float | None:
+def _best_threshold(matches: MatchedDetections, ground_truth: GroundTruth, images: np.ndarray) -> float | None:
     """The score with the best F1 at IoU 0.5 on `images`, the highest of equals; None where nothing is found there."""
     rows = np.isin(matches.image_index, images) & ~matches.ignored[:, 0]
     scores, right = matches.scores[rows], matches.matched[rows, 0] >= 0  # in descending score
@@ -169,7 +169,7 @@ def _best_threshold(matches: Matches, ground_truth: GroundTruth, images: np.ndar
     return float(scores[np.argmax(f1)])
 
 
-def _shown(matches: Matches, ground_truth: GroundTruth, images: np.ndarray, score: float) -> Shown:
+def _shown(matches: MatchedDetections, ground_truth: GroundTruth, images: np.ndarray, score: float) -> Shown:
     rows = np.isin(matches.image_index, images) & ~matches.ignored[:, 0] & (matches.scores >= score)
     right = np.count_nonzero(matches.matched[rows, 0] >= 0)
     shown, objects = np.count_nonzero(rows), _num_objects(ground_truth, images)
@@ -180,7 +180,7 @@ def _num_objects(ground_truth: GroundTruth, images: np.ndarray) -> int:
     return int(np.count_nonzero(np.isin(ground_truth.image_index, images) & ~ground_truth.crowd))
 
 
-def _recalibrate(matches: Matches, first: np.ndarray, second: np.ndarray) -> Recalibration | None:
+def _recalibrate(matches: MatchedDetections, first: np.ndarray, second: np.ndarray) -> Recalibration | None:
     """Means over groups of equally many detections, made to ascend."""
     counted = ~matches.ignored[:, 1]
     fit, held_out = (np.flatnonzero(counted & np.isin(matches.image_index, half))[::-1] for half in (first, second))

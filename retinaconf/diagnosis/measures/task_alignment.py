@@ -17,7 +17,7 @@ import numpy as np
 
 from retinaconf.diagnosis.measures.alignment import BEST, ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.correlation import rank_correlation
-from retinaconf.evaluation.mean import finite_mean
+from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.overlaps import Overlaps
 
 TOP = 10

@@ -20,8 +20,8 @@ from retinaconf.diagnosis.measures.task_alignment import count_boxes
 from retinaconf.diagnosis.report.advice import advise
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.alpha_sweep import AlphaSweep
+from retinaconf.evaluation.coco import SIZES, object_size
 from retinaconf.evaluation.gains import Gain
-from retinaconf.evaluation.sizes import SIZES, object_size
 
 VERSION = 1
 WORST = 50  # casualties listed one by one

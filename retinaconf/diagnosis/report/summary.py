@@ -10,8 +10,8 @@ from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.oracles import Rung
 from retinaconf.evaluation.alpha_sweep import AlphaSweep
+from retinaconf.evaluation.coco import SIZES, object_size
 from retinaconf.evaluation.gains import Gain
-from retinaconf.evaluation.sizes import SIZES, object_size
 
 CLEAR, SOME = 0.03, 0.01  # AP that ranking by true IoU would give: from here a clear problem, from here some
 ORDERED = 0.75  # concordance within objects from which score and fit may be said to agree

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from retinaconf.diagnosis.measures.task_alignment import PUBLISHED
-from retinaconf.evaluation.sizes import SIZES
+from retinaconf.evaluation.coco import SIZES
 
 Named = tuple[str, dict[str, Any]]  # a detector's name with the numbers of its `document.to_json`
 GROUPS = ("overall", *SIZES)

@@ -9,7 +9,7 @@ from planted import random_set
 from retinaconf.diagnosis.measures import nms as nms_module
 from retinaconf.diagnosis.measures.nms import nms, top_per_image
 from retinaconf.evaluation import overlaps as overlaps_module
-from retinaconf.evaluation.ordering import descending
+from retinaconf.evaluation.matching import descending
 from retinaconf.evaluation.overlaps import best_overlaps, iou
 
 
