@@ -1,7 +1,7 @@
 """The named set-ups. `retinaconf train RECIPE --data ROOT --out RUN`, and any field on the command line.
 
-A name is DETECTOR-BACKBONE-SCHEDULE. The detectors are those of the paper's Figure 3: `retinanet` (a), `iou-aware` (b),
-`joint` (c), `conf` (d).
+A name is DETECTOR-BACKBONE-SCHEDULE. Four detectors are those of the paper's Figure 3: `retinanet` (a), `iou-aware`
+(b), `joint` (c), `conf` (d). The fifth, `aligned`, has what the field has found since (docs/aligned.md).
 
 ====================== ============================================================================================
 `*-r50-1x`, `*-r101-1x` the paper's set-up (section 4): short side 600, long side 1000, SGD, batch 16, 12 epochs
@@ -63,6 +63,17 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "iou-aware": {"model.quality": "localization", "inference.alpha": 0.5},  # the paper's best alpha: 0.4 to 0.5
     "joint": {"model.class_target": "iou"},
     "conf": {"model.quality": "classification", "inference.alpha": 0.4},  # the paper's best alpha: 0.2 to 0.4
+    "aligned": {  # the last step of `paper ladder`
+        "model.anchor_ratios": (1.0,),
+        "model.anchor_scales": (8.0,),
+        "model.box": "distribution",
+        "model.quality": "distribution",
+        "matching.assigner": "atss",
+        "loss.joint": "product",
+        "loss.box": "giou",
+        "loss.box_weight": 2.0,
+        "inference.alpha": 0.4,
+    },
 }
 BACKBONES: dict[str, dict[str, Any]] = {
     "r50": {"model.backbone": "resnet50.tv_in1k"},

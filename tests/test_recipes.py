@@ -7,14 +7,14 @@ from retinaconf.config import config_from_flat
 from retinaconf.errors import InputError
 from retinaconf.recipes import RECIPES, paper_recipe, recipe
 
-DETECTORS = ("retinanet", "iou-aware", "joint", "conf")
+DETECTORS = ("retinanet", "iou-aware", "joint", "conf", "aligned")
 PAPER = [f"{d}-{b}-{s}" for d, b, s in product(DETECTORS, ("r50", "r101"), ("1x", "2x"))]
 LITE = [f"{d}-lite0" for d in DETECTORS]
 
 
-def test_there_are_these_twenty():
+def test_there_are_these():
     assert sorted(RECIPES) == sorted(PAPER + LITE)
-    assert len(RECIPES) == 20
+    assert len(RECIPES) == 25
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -41,7 +41,7 @@ def test_the_papers_setup(name: str):
         "loss.focal_gamma": 2.0,
         "loss.quality": "ce",
         "loss.quality_weight": 1.0,
-        "loss.box_weight": 1.0,
+        "loss.box_weight": 2.0 if name.startswith("aligned") else 1.0,
         "loss.detach_quality_target": False,
         "optimizer.name": "sgd",
         "optimizer.lr": 0.01,
@@ -77,6 +77,15 @@ def test_the_four_detectors_of_figure_3(detector: str, quality: str, class_targe
         if name.startswith(f"{detector}-"):
             assert (config.model.quality, config.model.class_target) == (quality, class_target)
             assert alphas[0] <= config.inference.alpha <= alphas[1]  # the paper's best, Table 5
+
+
+def test_aligned_is_one_anchor_a_cell_whose_distribution_says_the_quality():
+    for name, config in RECIPES.items():
+        if name.startswith("aligned-"):
+            assert len(config.model.cell_anchors.sides(8)) == 1
+            assert (config.model.box, config.model.quality) == ("distribution", "distribution")
+            assert (config.matching.assigner, config.loss.joint, config.loss.box) == ("atss", "product", "giou")
+            assert 0 < config.inference.alpha < 1
 
 
 @pytest.mark.parametrize("other", ["iou-aware", "joint", "conf"])

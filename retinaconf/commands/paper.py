@@ -28,6 +28,7 @@ PaperItem = Literal[
     "figure4",
     "figure5",
     "open-question",
+    "ladder",
     "all",
 ]
 
@@ -56,6 +57,8 @@ class PaperOptions(PaperBase):
     """Trainings of each kind, with the seeds from --seed on; verdicts need two, better three or more."""
     split: str = "val"
     """What is evaluated: train, val or test. Training always validates on val."""
+    rows: tuple[str, ...] = ()
+    """Only these rows of the item, by name (docs/paper.md); without it, all."""
     max_steps: int | None = None
     """Stop every training after this many steps: to try things out."""
     layout: LayoutKey | None = None
@@ -92,4 +95,5 @@ def paper(args: Sequence[str]) -> None:
         options.schedule,
         options.max_steps,
         options.device,
+        options.rows,
     )

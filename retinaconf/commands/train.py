@@ -20,7 +20,7 @@ class TrainOptions:
     """Train a detector into a run folder."""
 
     recipe: Positional[str]
-    """A named set-up: {retinanet,iou-aware,joint,conf}-{r50,r101}-{1x,2x}, or one of the four with -lite0."""
+    """A named set-up: {retinanet,iou-aware,joint,conf,aligned}-{r50,r101}-{1x,2x}, or one of the five with -lite0."""
     data: Path
     """The data set's folder."""
     out: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -30,6 +30,7 @@ from retinaconf.run_folder import val_list
 
 if TYPE_CHECKING:
     from retinaconf.data.loader import Batch
+    from retinaconf.inference.detector import Detector
     from retinaconf.inference.joint_score import JointScore
     from retinaconf.model.retinanet import Outputs
 
@@ -98,7 +99,6 @@ def diagnose_run(
     from retinaconf.inference.detector import load
     from retinaconf.inference.joint_score import joint_score
     from retinaconf.inference.postprocess import RULES
-    from retinaconf.inference.tables import gathered
 
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
@@ -109,16 +109,13 @@ def diagnose_run(
     has_quality = detector.config.model.quality != "none"
     # What `evaluate --alpha` ranks by at each of them.
     curve = [joint_score(detector.inference_config(alpha=at)) for at in ALPHAS] if has_quality else []
-    candidates: dict[int, Detections] = {}
-
-    def look(batch: Batch, outputs: Outputs) -> None:
-        candidates.update(_candidates(batch, outputs, config, own, ground_truth))
-
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("images", total=len(ground_truth))
         joints = list(dict.fromkeys([own, *curve]))
-        tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n), look=look)
-    detections = {joint: replace(table, source=str(run)) for joint, table in zip(joints, tables)}
+        tables, candidates = detections_and_candidates(
+            detector, ground_truth, config, joints, str(run), lambda images: bar.advance(task, images)
+        )
+    detections = dict(zip(joints, tables))
     sweep = None
     if curve:
         found = [detections[joint] for joint in curve]
@@ -135,7 +132,7 @@ def diagnose_run(
     diagnosis = diagnose(
         ground_truth,
         detections[own],
-        replace(gathered(candidates), source=str(run)),
+        candidates,
         post_processing=process,
         quality=sweep,
         coverage=coverage,
@@ -144,6 +141,30 @@ def diagnose_run(
     if RULES[config.rules].clip_first:
         return diagnosis
     return replace(diagnosis, notes=(*diagnosis.notes, CLIPPED_LATE))
+
+
+def detections_and_candidates(
+    detector: Detector,
+    ground_truth: GroundTruth,
+    config: InferenceConfig,
+    joints: Sequence[JointScore],
+    source: str,
+    done: Callable[[int], None] = lambda images: None,
+) -> tuple[list[Detections], Detections]:
+    """The detections by each of `joints`, and what NMS is given by the first of them, from one pass of the network.
+
+    The candidates are those of `diagnose_run`. `done` hears how many images each batch has.
+    """
+    from retinaconf.inference.tables import gathered
+
+    candidates: dict[int, Detections] = {}
+
+    def look(batch: Batch, outputs: Outputs) -> None:
+        candidates.update(_candidates(batch, outputs, config, joints[0], ground_truth))
+
+    tables = detector.detect(ground_truth, config, joints, done=done, look=look)
+    found = [replace(table, source=source) for table in (*tables, gathered(candidates))]
+    return found[:-1], found[-1]
 
 
 def _candidates(

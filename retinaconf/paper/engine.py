@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from retinaconf.evaluation.compare import overall, paired_difference, seeds_need
 from retinaconf.files import finite, write_aside, write_json
 from retinaconf.paper import published
 from retinaconf.paper.figures import save_figure
-from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base
+from retinaconf.paper.items import ALL, ITEMS, Claim, Contrast, Item, for_base, only
+from retinaconf.paper.ladder import steps
 from retinaconf.paper.markdown import to_markdown
 from retinaconf.paper.misalignment import statistics
 from retinaconf.paper.quality_statistics import qualities
@@ -34,6 +36,7 @@ def run_paper(
     schedule: str = "1x",
     max_steps: int | None = None,
     device: str = "auto",
+    rows: Sequence[str] = (),
 ) -> None:
     """Regenerate an item, or `all` of the paper's, into `out/ITEM.{md,json,png}`.
 
@@ -51,15 +54,21 @@ def run_paper(
         schedule: what `base` has, `1x` or `2x`.
         max_steps: ends every training early: for trying things out.
         device: where to compute.
+        rows: of the item, by name; none for all.
 
     Raises:
-        InputError: bad data, or a folder that cannot be used.
+        InputError: no such row, bad data, or a folder that cannot be used.
         Interrupted: it was asked to stop.
     """
+    chosen = {
+        name: for_base(ITEMS[name], recipe_base, base.model.channels) for name in (ALL if item == "all" else [item])
+    }
+    if rows:
+        chosen = {name: only(one, rows) for name, one in chosen.items()}
     experiments = Experiments(out, root, base, split, schedule, max_steps, device)
     print(experiments.description, flush=True)
-    for name in ALL if item == "all" else [item]:
-        document = _document(name, for_base(ITEMS[name], recipe_base), experiments, range(base.seed, base.seed + seeds))
+    for name, one in chosen.items():
+        document = _document(name, one, experiments, range(base.seed, base.seed + seeds))
         document |= {"recipe_base": recipe_base, "settings": _settings(experiments.base, recipe_base, schedule)}
         write_json(out / f"{name}.json", document)
         save_figure(document, out / f"{name}.png")
@@ -87,11 +96,13 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
     }
     if item.trainings:
         document["statistics"] = statistics(experiments, item.trainings[0], seeds[0])
+    if item.before:
+        document |= {"before": item.before, "steps": steps(experiments, item, seeds)}
     # Seed by seed, so that every row has its first result early.
     found: Results = {row.name: [] for row in item.rows}
     for seed in seeds:
         for row in item.rows:
-            found[row.name].append(experiments.evaluate(row.training, seed)[row.joint])
+            found[row.name].append(experiments.evaluate(row.training, seed)[row.judged_by])
     for row in item.rows:
         by_seed = [evaluation.metrics for evaluation in found[row.name]]
         document["rows"].append(

@@ -47,6 +47,7 @@ def save_figure(document: dict[str, Any], path: Path) -> None:
         "figure4": figure4,
         "figure5": figure5,
         "open-question": open_question,
+        "ladder": ladder,
     }[document["kind"]]
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
@@ -80,6 +81,50 @@ def rows(document: dict[str, Any], figure: Figure) -> None:
     _intervals(right, parts)
 
 
+def ladder(document: dict[str, Any], figure: Figure) -> None:
+    """AP of each step, a dot a seed; its difference to RetinaNet and to the step before; and what explains it."""
+    table, steps = document["rows"], document["steps"]
+    figure.set_size_inches(13.5, 1.5 + 0.36 * len(table))
+    axes = figure.subplots(1, 5, sharey=True, width_ratios=(1.2, 1.4, 1, 1, 1))
+    place = dict(zip([row["name"] for row in table], range(len(table))[::-1]))
+    shown = {row["name"]: [metrics["AP"] for metrics in row["seeds"]] for row in table}
+    columns = [("AP", 100, shown)]
+    for measure, title, scale in (
+        ("concordance", "order of an object's boxes, %", 100),
+        ("lost_iou", "IoU lost in NMS", 1),
+        ("oracle_gain", "AP that ranking by IoU adds", 100),
+    ):
+        columns.append((title, scale, {name: step["measures"][measure]["seeds"] for name, step in steps.items()}))
+    for axis, (title, scale, values) in zip([axes[0], *axes[2:]], columns):
+        for name, seeds in values.items():
+            known = [scale * value for value in seeds if value is not None]
+            axis.plot(known, [place[name]] * len(known), "o", ms=4, color=BLUE, alpha=0.45, mew=0)
+            if known:
+                axis.plot(np.mean(known), place[name], "|", ms=11, mew=2, color=BLUE)
+        axis.set_xlabel(title)
+    if document["is_coco"]:
+        for row in table:
+            if row["published"]:
+                axes[0].plot(100 * row["published"]["AP"], place[row["name"]], "D", ms=5, mfc="none", color=ORANGE)
+    parts = {part["text"]: part for claim in document["claims"] for part in claim["parts"]}
+    axes[1].axvline(0, color=GREY, lw=0.8, ls=":")
+    for other, colour, shift in (("RetinaNet", BLUE, 0.14), ("the step before", ORANGE, -0.14)):
+        axes[1].plot([], [], "o-", ms=4, color=colour, label=f"over {other}")
+        for name, before in document["before"].items():
+            part = parts.get(f"{name} > {before if shift < 0 else other}")
+            _difference(axes[1], part, place.get(name, 0) + shift, colour)
+    axes[1].set_xlabel("difference of AP, 95% interval")
+    axes[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
+    axes[0].set_yticks(list(place.values()), list(place), fontsize=8)
+    axes[0].set_ylim(-0.7, len(table) - 0.3)
+
+
+def _difference(axis: Axes, part: dict[str, Any] | None, y: float, colour: str) -> None:
+    if part is not None and part["difference"] is not None and part["interval"][0] is not None:
+        axis.plot([100 * end for end in part["interval"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
+        axis.plot(100 * part["difference"], y, "o", ms=4, color=colour)
+
+
 COLOURS = {"holds": GREEN, "does not hold": ORANGE, "undecided": GREY}
 
 
@@ -87,10 +132,7 @@ def _intervals(axis: Axes, parts: list[dict[str, Any]]) -> None:
     axis.axvline(0, color=GREY, lw=0.8, ls=":")
     place = np.arange(len(parts))[::-1]
     for y, part in zip(place, parts):
-        if part["interval"][0] is not None and part["difference"] is not None:
-            colour = COLOURS[part["verdict"]]
-            axis.plot([100 * end for end in part["interval"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
-            axis.plot(100 * part["difference"], y, "o", ms=5, color=colour)
+        _difference(axis, part, y, COLOURS[part["verdict"]])
     for name, colour in COLOURS.items():
         axis.plot([], [], "o-", color=colour, label=name)
     axis.set_yticks(place, [fill(part["text"], 34) for part in parts], fontsize=8)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from retinaconf.errors import InputError
 from retinaconf.inference.joint_score import JointScore, product, proportional, released, sweep
 from retinaconf.paper import published
+from retinaconf.recipes import DETECTORS
 
 NAMES = {"retinanet": "RetinaNet", "iou-aware": "IoU-aware Net", "conf": "RetinaNet-Conf"}
 SMALL = 0.002  # of AP: what the paper's text reads as no difference
@@ -21,22 +24,31 @@ class Training:
     changes: tuple[tuple[str, Any], ...] = ()
     longer: bool = False  # the 2x schedule, whatever is asked for
     paper_scale: bool = False  # only with the recipes r50: the backbone is another one
+    label: str = field(default="", compare=False)  # in place of a name made of many changes
 
     @property
     def name(self) -> str:
-        """Of its files: the detector and what is changed."""
+        """Of its files: the label, or the detector and what is changed."""
+        if self.label:
+            return self.label
         told = [name.rpartition(".")[2] if value is True else str(value) for name, value in self.changes]
         return "-".join([self.detector, *told] + ["2x"] * self.longer)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a training, judged by one joint score."""
+    """A line of a table: a training, judged by one joint score; with `vote`, after voting (`inference.vote`)."""
 
     name: str
     training: Training
     joint: JointScore
     published: published.Row | None = None
+    vote: bool = False
+
+    @property
+    def judged_by(self) -> str:
+        """The joint score's name, and whether boxes vote."""
+        return self.joint.name + (", vote" if self.vote else "")
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,14 @@ class Item:
     """A table or figure. `kind` says how it is shown: rows, curves over alpha, statistics, a formula ..."""
 
     title: str
-    kind: Literal["rows", "alpha", "statistics", "figure1", "figure2", "figure4", "figure5", "open-question"] = "rows"
+    kind: Literal[
+        "rows", "alpha", "statistics", "figure1", "figure2", "figure4", "figure5", "open-question", "ladder"
+    ] = "rows"
     rows: tuple[Row, ...] = ()
     claims: tuple[Claim, ...] = ()
     trainings: tuple[Training, ...] = field(default=())  # of an item without rows
     asked: dict[str, Training] = field(default_factory=dict)  # by name: whose branch is asked what it says where
+    before: dict[str, str] = field(default_factory=dict)  # of a ladder, by row: the row that it changes
 
 
 RETINANET, IOU_AWARE, CONF = (Training(detector) for detector in ("retinanet", "iou-aware", "conf"))
@@ -243,6 +258,46 @@ def _open_question() -> Item:
     return Item(title, "open-question", tuple(rows), claims, asked=BEYOND_POSITIVES)
 
 
+# By step: the step before it, and what it changes. A step that no other goes on from is a control or an alternative.
+LADDER: dict[str, tuple[str, dict[str, Any]]] = {
+    "GIoU": ("RetinaNet", {"loss.box": "giou", "loss.box_weight": 2.0}),
+    "nine anchors, ATSS": ("GIoU", {"matching.assigner": "atss"}),
+    "one anchor": ("GIoU", {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,)}),
+    "one anchor, ATSS": ("one anchor", {"matching.assigner": "atss"}),
+    "level scale": ("one anchor, ATSS", {"model.level_scale": True}),
+    "joint head": ("one anchor, ATSS", {"model.class_target": "iou"}),
+    "trained apart": ("one anchor, ATSS", {"model.quality": "classification", "inference.alpha": 0.4}),
+    "product": ("trained apart", {"loss.joint": "product"}),
+    "distances": ("joint head", {"model.box": "distances"}),
+    "DFL": ("distances", {"model.box": "distribution"}),
+    "aligned": ("DFL", {}),  # with what the recipe of this name has
+    "aligned, trained apart": ("aligned", {"loss.joint": "separate"}),
+    "aligned, task-aligned": ("aligned", {"matching.assigner": "task-aligned"}),
+    "aligned, rank loss": ("aligned", {"loss.rank": 1.0}),
+    "aligned, group norm": ("aligned", {"model.head_norm": "group"}),
+    "aligned, voting": ("aligned", {}),
+}
+
+
+def _ladder() -> Item:
+    trainings = {"RetinaNet": RETINANET}
+    for name, (step, changes) in LADDER.items():
+        base = Training(name) if name in DETECTORS else trainings[step]
+        settings = tuple((dict(base.changes) | changes).items())
+        label = name.replace(",", "").replace(" ", "-").lower()
+        trainings[name] = replace(base, changes=settings, label=label) if changes else base
+    rows = []
+    for name, training in trainings.items():
+        alpha = (DETECTORS[training.detector] | dict(training.changes)).get("inference.alpha", 0.0)
+        rows.append(Row(name, training, product(alpha), published.R50.get(name), vote=name == "aligned, voting"))
+    before = {name: step for name, (step, _) in LADDER.items()}
+    rivals = {name: dict.fromkeys((step, "RetinaNet")) for name, step in before.items()}
+    claims = [Claim(name, tuple(_more(name, other) for other in others)) for name, others in rivals.items()]
+    product_question = (("product", "joint head"), ("product", "trained apart"), ("aligned", "aligned, trained apart"))
+    claims.append(Claim("trained by the score that ranks", tuple(_more(*pair) for pair in product_question)))
+    return Item("From RetinaNet to aligned", "ladder", tuple(rows), tuple(claims), before=before)
+
+
 ITEMS: dict[str, Item] = {
     "table1-statistics": Item(
         "Table 1 (introduction): boxes before and after NMS", "statistics", trainings=(RETINANET,)
@@ -259,23 +314,32 @@ ITEMS: dict[str, Item] = {
     "figure4": Item("Figure 4: the product of IoU and class score", "figure4"),
     "figure5": Item("Figure 5: the sigmoid, and what each loss's gradient makes of it", "figure5"),
     "open-question": _open_question(),
+    "ladder": _ladder(),
 }
-ALL = [name for name in ITEMS if name != "open-question"]  # what the paper has
+ALL = [name for name in ITEMS if name not in ("open-question", "ladder")]  # what the paper has
 
 
-def for_base(item: Item, base: str) -> Item:
-    """The item without the rows, and the parts of claims, that a recipe base does not have."""
-    if base != "lite0":
-        return item
-    rows = tuple(row for row in item.rows if not row.training.paper_scale)
-    names = {row.name for row in rows}
-    claims = tuple(
-        Claim(claim.text, tuple(part for part in claim.parts if set(part.weights) <= names)) for claim in item.claims
-    )
-    claims = tuple(claim for claim in claims if claim.parts)
-    return replace(item, rows=rows, claims=claims)
+def for_base(item: Item, base: str, channels: int = 256) -> Item:
+    """The item without the rows that a recipe base, or a head of so many channels, does not have."""
+    rows = [row for row in item.rows if not (base == "lite0" and row.training.paper_scale)]
+    grouped = ("model.head_norm", "group")
+    return only(item, [row.name for row in rows if not (channels % 32 and grouped in row.training.changes)])
 
 
-def joints_of(training: Training) -> list[JointScore]:
-    """Every joint score that a row of any item judges this training by, each once."""
-    return list(dict.fromkeys(row.joint for item in ITEMS.values() for row in item.rows if row.training == training))
+def only(item: Item, names: Collection[str]) -> Item:
+    """The item with these rows, and with the parts of claims that are of these rows alone.
+
+    Raises:
+        InputError: a name is no row of it.
+    """
+    known = [row.name for row in item.rows]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{item.title}: no row {unknown[0]!r}; there are {', '.join(map(repr, known)) or 'none'}")
+    rows = tuple(row for row in item.rows if row.name in names)
+    claims = [replace(c, parts=tuple(part for part in c.parts if set(part.weights) <= set(names))) for c in item.claims]
+    return replace(item, rows=rows, claims=tuple(claim for claim in claims if claim.parts))
+
+
+def rows_of(training: Training) -> dict[str, Row]:
+    """By `judged_by`, a row of each kind that any item has of this training."""
+    return {row.judged_by: row for item in ITEMS.values() for row in item.rows if row.training == training}

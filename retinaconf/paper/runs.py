@@ -29,9 +29,8 @@ from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.files import finite, write_json
 from retinaconf.inference.detector import load
-from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.backbone import Backbone
-from retinaconf.paper.items import Training, joints_of
+from retinaconf.paper.items import Training, rows_of
 from retinaconf.recipes import DETECTORS
 from retinaconf.run_folder import CONFIG, LAST, METRICS_LOG, MODEL, read_config
 from retinaconf.training.checkpoint import read_state
@@ -85,7 +84,7 @@ class Experiments:
         self._digest = _digest(truth)
         self._same_data(out / "data.json", _digest(train_set))
         self._made: dict[tuple[Training, int], Path] = {}
-        self._evaluated: dict[tuple[Training, int], dict[JointScore, Evaluation]] = {}
+        self._evaluated: dict[tuple[Training, int], dict[str, Evaluation]] = {}
 
     def config(self, training: Training, seed: int) -> Config:
         """The settings of a run: the base's, the detector's, the training's own."""
@@ -129,12 +128,12 @@ class Experiments:
         train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
         return self.folder / name
 
-    def evaluate(self, training: Training, seed: int) -> dict[JointScore, Evaluation]:
-        """A run by every joint score that some item uses, from one pass of the network."""
+    def evaluate(self, training: Training, seed: int) -> dict[str, Evaluation]:
+        """A run by all that some item's row judges it by (`Row.judged_by`)."""
         if (training, seed) not in self._evaluated:
-            names = {joint: joint.name for joint in joints_of(training)}
-            results = self.measured(training, seed, "evaluation", _evaluate, tuple(names.values()))
-            self._evaluated[training, seed] = {joint: _evaluation(results[name]) for joint, name in names.items()}
+            names = tuple(rows_of(training))
+            results = self.measured(training, seed, "evaluation", _evaluate, names)
+            self._evaluated[training, seed] = {name: _evaluation(results[name]) for name in names}
         return self._evaluated[training, seed]
 
     def measured(
@@ -199,16 +198,20 @@ class Experiments:
 
 
 def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
-    truth, joints = experiments.ground_truth, joints_of(training)
+    truth, rows = experiments.ground_truth, rows_of(training).values()
     detector = load(run, experiments.device)
     evaluator = CocoEvaluator(truth)
     found = {}
-    for joint, table in zip(joints, detector.detect(truth, detector.config.inference, joints)):
-        overall = evaluator(table).overall
-        found[joint.name] = {
-            "metrics": finite({name: overall[name] for name in METRICS}),
-            "draws": finite([round(value, 5) for value in replicates(table, truth)]),
-        }
+    for vote in (False, True):  # each a pass of the network, which serves all joint scores
+        judged = {row.judged_by: row.joint for row in rows if row.vote == vote}
+        config = detector.inference_config(vote=True) if vote else detector.config.inference
+        tables = detector.detect(truth, config, list(judged.values())) if judged else []
+        for name, table in zip(judged, tables):
+            overall = evaluator(table).overall
+            found[name] = {
+                "metrics": finite({name: overall[name] for name in METRICS}),
+                "draws": finite([round(value, 5) for value in replicates(table, truth)]),
+            }
     return found
 
 

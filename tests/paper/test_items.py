@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from retinaconf.commands.paper import PaperItem
+from retinaconf.errors import InputError
 from retinaconf.paper import published
-from retinaconf.paper.items import ITEMS, Training, for_base, joints_of
+from retinaconf.paper.items import ITEMS, LADDER, Training, for_base, only, rows_of
+from retinaconf.recipes import DETECTORS, RECIPES
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper" / "retinanet-conf.txt"
 TABLES = [published.TABLE1, published.TABLE2, published.TABLE3, published.TABLE4, published.TABLE6]
@@ -60,6 +62,38 @@ def test_lite0_leaves_out_what_needs_other_backbones():
 
 
 def test_a_training_is_judged_by_all_its_joint_scores_at_once():
-    assert len(joints_of(Training("iou-aware"))) == 10
-    assert [joint.alpha for joint in joints_of(Training("retinanet"))] == [0.0]
-    assert "product(0.4), large levels only" in {joint.name for joint in joints_of(Training("conf"))}
+    assert len(rows_of(Training("iou-aware"))) == 10
+    assert [row.joint.alpha for row in rows_of(Training("retinanet")).values()] == [0.0]
+    assert "product(0.4), large levels only" in rows_of(Training("conf"))
+    assert list(rows_of(Training("aligned"))) == ["product(0.4)", "product(0.4), vote"]
+
+
+def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
+    plain = RECIPES["retinanet-lite0"]
+    rows = {row.name: row for row in ITEMS["ladder"].rows}
+    settings = {
+        name: plain.changed(**(DETECTORS[row.training.detector] | dict(row.training.changes))).flat()
+        for name, row in rows.items()
+    }
+    assert settings["RetinaNet"] == plain.flat()
+    assert settings["aligned"] == RECIPES["aligned-lite0"].flat()
+    for name, (before, changes) in LADDER.items():
+        differ = {key for key, value in settings[name].items() if value != settings[before][key]}
+        if name == "aligned":
+            assert differ == {"model.class_target", "model.quality", "loss.joint", "inference.alpha"}
+        else:
+            assert differ == set(changes)
+        assert rows[name].joint.alpha == settings[name]["inference.alpha"]  # judged as it is trained and used
+    files = [row.training.name for row in rows.values() if not row.vote]
+    assert len(set(files)) == len(files)
+    assert all(re.fullmatch(r"[a-z-]+", name) for name in files)
+
+
+def test_only_some_rows():
+    item = only(ITEMS["ladder"], ["RetinaNet", "GIoU", "one anchor, ATSS"])
+    texts = [part.text for claim in item.claims for part in claim.parts]
+    assert texts == ["GIoU > RetinaNet", "one anchor, ATSS > RetinaNet"]
+    with pytest.raises(InputError, match="no row 'TOOD'; there are 'RetinaNet', 'GIoU'"):
+        only(ITEMS["ladder"], ["TOOD"])
+    assert "aligned, group norm" in {row.name for row in for_base(ITEMS["ladder"], "lite0", 96).rows}
+    assert "aligned, group norm" not in {row.name for row in for_base(ITEMS["ladder"], "lite0", 16).rows}
