@@ -124,6 +124,7 @@ def test_other_rules(exported: Callable[..., Any], photographs: list[np.ndarray]
     assert by_the_paper < 5  # else nothing was seen of them
 
 
+@pytest.mark.slow  # tests/test_strangers_path.py exports such a detector, too
 @pytest.mark.parametrize("size", [1, 4])
 def test_one_class_and_no_branch(size: int, exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
     ours = exported("one-class.onnx")

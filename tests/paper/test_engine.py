@@ -21,7 +21,7 @@ from PIL import Image
 from retinaconf.config import Config
 from retinaconf.errors import InputError
 from retinaconf.model import backbone
-from retinaconf.paper import runs
+from retinaconf.paper import engine, runs
 from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import ALL, ITEMS, Training, for_base
 from retinaconf.paper.misalignment import positive_anchors
@@ -29,10 +29,14 @@ from retinaconf.paper.runs import Experiments
 from retinaconf.recipes import RECIPES
 from retinaconf.run_folder import read_config
 
+save_figure = engine.save_figure
+
 
 @pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_draws_and_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second each: one test draws them all."""
     monkeypatch.setattr(runs, "REPLICATES", 20)
+    monkeypatch.setattr(engine, "save_figure", lambda *_: None)
 
 
 @pytest.fixture
@@ -59,10 +63,12 @@ def go(item: str, out: Path, data: Path, base: Config, **options: Any) -> None:
 
 
 def test_all_renders_every_item_and_trains_nothing_twice(
-    tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path]
+    tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "out"
-    go("all", out, tiny_data, base)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_figure", save_figure)
+        go("all", out, tiny_data, base)
     # RetinaNet, IoU-aware, Conf; six more losses; the gradient stopped.
     assert len(trainings) == len(set(trainings)) == 10
     for name in ALL:
@@ -85,6 +91,7 @@ def test_all_renders_every_item_and_trains_nothing_twice(
     assert len(measured.read_text().splitlines()) == 1
     go("table4", out, tiny_data, base, seeds=2)
     assert [run.name.split("-")[1] for run in trainings[10:]] == ["seed1"]
+    monkeypatch.setattr(engine, "save_figure", save_figure)
     go("open-question", out, tiny_data, base)  # the joint head, and four losses
     assert len(trainings) == 11 + 5
     assert (out / "open-question.png").exists()
