@@ -294,12 +294,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _product_needs_both(self) -> Config:
+    def _what_ranks_is_trained(self) -> Config:
         if self.loss.joint == "product":
             if self.model.quality == "none":
                 raise ValueError("loss.joint product needs a quality branch, and model.quality is none")
             if self.model.class_target == "iou":
                 raise ValueError("loss.joint product learns the IoU by itself; leave model.class-target at label")
+        trained = "loss.joint product" if self.loss.joint == "product" else "loss.rank" if self.loss.rank else None
+        if trained and self.model.quality != "none" and self.inference.joint not in ("product", "proportional"):
+            raise ValueError(
+                f"{trained} trains quality^alpha * class^(1 - alpha), and inference.joint {self.inference.joint} "
+                "ranks by another score; set inference.joint product"
+            )
         return self
 
     def flat(self) -> dict[str, Any]:

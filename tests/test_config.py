@@ -138,6 +138,9 @@ def test_a_value_that_does_not_fit_is_named_with_its_field(field: str, value: An
     assert "\n" not in message
 
 
+CONF = {"model.quality": "classification", "inference.alpha": 0.4}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -145,14 +148,43 @@ def test_a_value_that_does_not_fit_is_named_with_its_field(field: str, value: An
         ({"inference.joint": "cls*obj"}, "model.quality is none"),
         ({"inference.min_quality": 0.5}, "model.quality is none"),
         ({"model.quality": "localization", "model.class_target": "iou"}, "set model.quality none"),
+        ({"model.quality": "distribution"}, "set model.box distribution"),
+        ({"model.quality": "distribution", "model.box": "distances"}, "set model.box distribution"),
+        ({"model.head_norm": "group", "model.channels": 48}, "channels in multiples of 32, not 48"),
+        ({"loss.joint": "product"}, "needs a quality branch, and model.quality is none"),
+        ({"loss.joint": "product", "model.class_target": "iou"}, "needs a quality branch, and model.quality is none"),
+        (
+            CONF | {"loss.joint": "product", "inference.joint": "cls*obj"},
+            "loss.joint product trains .* ranks by another",
+        ),
+        (CONF | {"loss.rank": 0.5, "inference.joint": "cls"}, "loss.rank trains .* ranks by another score"),
         ({"data.short_side": 800, "data.long_side": 600}, "data.long-side 600 is less than data.short-side 800"),
     ],
-    ids=["alpha", "joint", "min-quality", "joint head with a branch", "sides"],
+    ids=[
+        *("alpha", "joint", "min-quality", "joint head with a branch", "quality of no distribution", "of distances"),
+        *("groups", "product without a quality", "product of a joint head", "product", "rank", "sides"),
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], named: str):
     with pytest.raises(InputError, match=named) as caught:
         Config().changed(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"matching.assigner": "task-aligned", "model.class_target": "label"},
+        {"matching.assigner": "task-aligned", "model.class_target": "iou", "loss.rank": 1.0},
+        {"loss.rank": 1.0},  # of the class score alone
+        CONF | {"loss.joint": "product", "inference.joint": "proportional"},
+        CONF | {"inference.joint": "cls*obj"},  # each trained by itself
+        {"model.box": "distribution", "model.class_target": "iou", "loss.box": "giou"},
+        {"model.box": "distances", "loss.box": "l1", "model.level_scale": True},
+    ],
+)
+def test_settings_that_make_sense_together(changes: dict[str, Any]):
+    assert Config().changed(**changes).flat() == Config().flat() | changes
 
 
 @pytest.mark.parametrize("name", ["optimizer.rate", "rate", "optimiser.lr", "optimizer", "optimizer.lr.x", ""])

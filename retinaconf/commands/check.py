@@ -88,7 +88,9 @@ def _numbers(report: Report) -> Table:
     for interval in next(iter(statistics)).box_sizes:
         table.add_row(interval, *(_share(one.box_sizes[interval], one.boxes) for one in statistics))
     table.add_section()
-    table.add_row("no anchor fits (IoU < 0.5)", *(_share(o.best_anchor_below_half, o.boxes) for o in statistics))
+    unfit = [(one.best_anchor_below_half, one.boxes) for one in statistics]
+    if all(count is not None for count, _ in unfit):
+        table.add_row("no anchor fits (IoU < 0.5)", *(_share(count or 0, boxes) for count, boxes in unfit))
     if report.proposal is not None:
         shares = [_share(o.below_half_with_proposal or 0, o.boxes) for o in statistics]
         table.add_row("  with the anchors proposed", *shares)

@@ -127,7 +127,9 @@ def _with_branch(config: Config, quality: Quality, run: Path) -> Config:
         InputError: the detector of `run` is none to be retrofitted.
     """
     if config.model.quality != "none":
-        raise InputError(f"{run}: has a quality branch already, on its {config.model.quality} tower; give a RetinaNet")
+        is_tower = config.model.quality != "distribution"
+        where = f"on its {config.model.quality} tower" if is_tower else "on the distributions of its boxes"
+        raise InputError(f"{run}: has a quality branch already, {where}; give a RetinaNet")
     if config.model.class_target != "label":
         raise InputError(f"{run}: its class score is the joint score already (joint head); give a RetinaNet")
     return config.changed(**{"model.quality": quality, "loss.quality": "ce", "inference.joint": "product"})

@@ -44,10 +44,11 @@ def check_boxes(
     """Find bad boxes, and objects that no anchor fits; the numbers of each split, and settings for better anchors.
 
     The latter are found on the first split, if too few of its objects are fitted, and None where nothing helps.
+    Nothing is said of anchors that another assigner than `max-iou` matches: it asks for no IoU of 0.5.
     """
     targets = {split: _targets(split, truth, config.data, findings) for split, truth in truths.items()}
     anchors, proposal = config.model.cell_anchors, None
-    for some in list(targets.values())[:1]:
+    for some in list(targets.values())[: config.matching.assigner == "max-iou"]:
         boxes, canvases = some.at_input(config.data)
         share = _share(best_anchor_iou(boxes, canvases, anchors) < 0.5)
         found = propose_anchors(boxes, canvases, anchors) if share > _UNFIT_SHARE else None
@@ -113,9 +114,10 @@ def _check_anchors(
     """Find out how many objects no anchor fits, and what would help; the numbers of the split."""
     boxes, canvases = targets.at_input(config.data)
     sides = boxes[:, 2:] - boxes[:, :2]
+    by_iou = config.matching.assigner == "max-iou"
     best = best_anchor_iou(boxes, canvases, config.model.cell_anchors)
     then = None if proposal is None else best_anchor_iou(boxes, canvases, proposal)
-    if _share(best < 0.5) > _UNFIT_SHARE:
+    if by_iou and _share(best < 0.5) > _UNFIT_SHARE:
         record, remedy = _unfit(truth, targets, config, best < 0.5, proposal, then)
         findings.add("warning", "unfit-anchors", split, [record], remedy)
 
@@ -134,7 +136,7 @@ def _check_anchors(
         class_boxes=dict(zip(truth.classes, np.bincount(labels, minlength=classes).tolist())),
         class_images=dict(zip(truth.classes, np.bincount(images_of, minlength=classes).tolist())),
         box_sizes=dict(zip(ends, histogram.tolist())),
-        best_anchor_below_half=int((best < 0.5).sum()),
+        best_anchor_below_half=int((best < 0.5).sum()) if by_iou else None,
         no_anchor=int((best == 0).sum()),
         below_half_with_proposal=None if then is None else int((then < 0.5).sum()),
     )

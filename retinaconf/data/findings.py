@@ -77,7 +77,7 @@ class SplitStatistics:
     class_boxes: dict[str, int]  # by class
     class_images: dict[str, int]  # images with the class, by class
     box_sizes: dict[str, int]  # boxes by the square root of their area, in pixels of the network's input
-    best_anchor_below_half: int  # objects that no anchor fits by IoU 0.5: only the low-quality rule matches them
+    best_anchor_below_half: int | None  # objects that no anchor fits by IoU 0.5, where anchors are matched by IoU
     no_anchor: int  # objects that overlap no anchor
     below_half_with_proposal: int | None  # objects that none of the anchors proposed fits either, where there are any
 

@@ -122,12 +122,14 @@ def diagnose_run(
         sweep = compare_alphas(found, detections[own], ground_truth, ALPHAS, replicates)
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
-    coverage = anchor_coverage(
-        ground_truth,
-        scale=np.array(inputs)[:, ::-1] / sizes[:, ::-1],
-        padded_size=np.array([canvas([size]) for size in inputs]),
-        cell_anchors=detector.config.model.cell_anchors,
-    )
+    coverage = None
+    if detector.config.matching.assigner == "max-iou":  # others do not ask for an IoU of 0.5
+        coverage = anchor_coverage(
+            ground_truth,
+            scale=np.array(inputs)[:, ::-1] / sizes[:, ::-1],
+            padded_size=np.array([canvas([size]) for size in inputs]),
+            cell_anchors=detector.config.model.cell_anchors,
+        )
     process = PostProcessing(config.score_threshold, config.nms_iou, config.detections, config.vote)
     diagnosis = diagnose(
         ground_truth,
@@ -138,9 +140,8 @@ def diagnose_run(
         coverage=coverage,
         replicates=replicates,
     )
-    if RULES[config.rules].clip_first:
-        return diagnosis
-    return replace(diagnosis, notes=(*diagnosis.notes, CLIPPED_LATE))
+    notes = () if RULES[config.rules].clip_first else (CLIPPED_LATE,)
+    return replace(diagnosis, is_run=True, notes=(*diagnosis.notes, *notes))
 
 
 def detections_and_candidates(

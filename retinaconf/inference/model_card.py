@@ -41,7 +41,12 @@ detector = retinaconf.load("OWNER/NAME")  # this model's name, or its folder
 
 **Validation:** {metrics}
 """
-_DETECTORS = {"none": "RetinaNet", "classification": "RetinaNet-Conf", "localization": "IoU-aware RetinaNet"}
+_DETECTORS = {
+    "none": "RetinaNet",
+    "classification": "RetinaNet-Conf",
+    "localization": "IoU-aware RetinaNet",
+    "distribution": "RetinaNet with a quality from the distributions of its boxes (GFLv2)",
+}
 
 
 def model_card(config: Config, classes: Sequence[str], metrics: Mapping[str, float] | None) -> str:
@@ -51,12 +56,18 @@ def model_card(config: Config, classes: Sequence[str], metrics: Mapping[str, flo
         shown += f" and {len(classes) - _SHOWN_CLASSES} more"
     return _CARD.format(
         count=len(classes),
-        detector="Joint head" if config.model.class_target == "iou" else _DETECTORS[config.model.quality],
+        detector=_detector(config),
         backbone=config.model.backbone,
         command=_command(config),
         classes=shown,
         metrics=", ".join(f"{name} {value:.3f}" for name, value in metrics.items()) if metrics else "not recorded",
     )
+
+
+def _detector(config: Config) -> str:
+    name = "Joint head" if config.model.class_target == "iou" else _DETECTORS[config.model.quality]
+    product = ", class score and quality trained as one product," if config.loss.joint == "product" else ""
+    return name + product
 
 
 def best_metrics(run: Path) -> dict[str, float] | None:

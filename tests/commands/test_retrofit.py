@@ -194,6 +194,11 @@ FAULTS: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
         lambda data: None,
         "has a quality branch already, on its localization tower; give a RetinaNet",
     ),
+    "quality of a distribution": (
+        {"model.quality": "distribution", "model.box": "distribution"},
+        lambda data: None,
+        "has a quality branch already, on the distributions of its boxes; give a RetinaNet",
+    ),
     "joint head": (PLAIN | {"model.class_target": "iou"}, lambda data: None, "is the joint score already"),
     "other classes": (PLAIN, other_classes, r"its 3 categories are not the 3 of .*plain"),
     "no training split": (PLAIN, lambda data: (data / "train.json").unlink(), "no split 'train'"),

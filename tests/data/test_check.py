@@ -310,6 +310,19 @@ def test_anchors_are_proposed_where_shape_is_the_cause_and_no_larger_input(folde
     assert unfit(check(folder.root, SMALL.changed(**report.proposal))) == []
 
 
+def test_nothing_is_said_of_anchors_that_are_not_matched_by_iou(folder: Folder, capsys: pytest.CaptureFixture[str]):
+    thin(folder)
+    folder.check()  # writes it
+    report = check(folder.root, SMALL.changed(**{"matching.assigner": "atss"}))
+    assert unfit(report) == []
+    assert report.proposal is None
+    assert report.splits["train"].best_anchor_below_half is None
+    print_report(report, Console())
+    assert "no anchor fits" not in capsys.readouterr().out
+    print_report(folder.check(), Console())
+    assert "no anchor fits" in capsys.readouterr().out
+
+
 def test_a_larger_input_is_advised_where_it_helps(folder: Folder):
     for image in range(8):
         folder.box(folder.train, image, [2, 70, 20, 18])

@@ -18,6 +18,8 @@ from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.task_alignment import rank_objects
+from retinaconf.diagnosis.report.document import to_json
+from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
 from retinaconf.model.anchors import anchor_boxes, level_shapes
@@ -147,7 +149,9 @@ def test_coverage_counts_the_anchors_that_training_matches(
     write_run: Callable[..., Path], make_data: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
 ):
     data, run = make_data(tmp_path / "data", train=1, val=12), write_run(tmp_path / "run", **(LARGER | changes))
-    coverage = diagnose_run(run, data, device="cpu").coverage
+    diagnosis = diagnose_run(run, data, device="cpu")
+    coverage = diagnosis.coverage
+    assert diagnosis.is_run
     assert coverage is not None
     truth, detector = load_split(data, "val"), load(run, "cpu")
     counts = []
@@ -160,3 +164,16 @@ def test_coverage_counts_the_anchors_that_training_matches(
     expected = [count for _, of_image in sorted(counts) for count in of_image]
     assert coverage.positives[~truth.crowd].tolist() == expected
     assert np.mean(expected) > 2
+
+
+def test_another_assigner_has_no_coverage_by_iou(
+    write_run: Callable[..., Path], make_data: Callable[..., Path], tmp_path: Path
+):
+    """Its objects need no anchor of IoU 0.5; the report is still that of a run."""
+    data = make_data(tmp_path / "data", train=1, val=3)
+    run = write_run(tmp_path / "run", **(LARGER | {"matching.assigner": "atss"}))
+    diagnosis = diagnose_run(run, data, device="cpu", replicates=5)
+    assert diagnosis.coverage is None
+    assert not any("positive anchor" in sentence for sentence in summarize(diagnosis))
+    assert diagnosis.is_run
+    assert to_json(diagnosis)["coverage"] is None

@@ -118,6 +118,24 @@ def test_the_cards_command_gives_the_configuration(name: str, monkeypatch: pytes
     assert parsed[0] == config
 
 
+def test_the_card_names_the_detector():
+    product = {"loss.joint": "product", "inference.alpha": 0.4}
+    distribution = product | {"model.box": "distribution", "model.quality": "distribution"}
+    for changes, named in (
+        ({}, "\nRetinaNet with the backbone"),
+        ({"model.class_target": "iou"}, "\nJoint head with the backbone"),
+        (
+            product | {"model.quality": "classification"},
+            "\nRetinaNet-Conf, class score and quality trained as one product,",
+        ),
+        (
+            distribution,
+            "\nRetinaNet with a quality from the distributions of its boxes (GFLv2), class score and quality",
+        ),
+    ):
+        assert named in model_card(RECIPES["retinanet-lite0"].changed(**changes), ["cat"], None)
+
+
 def test_many_classes_are_not_all_listed():
     card = model_card(RECIPES["conf-lite0"], [f"class-{n}" for n in range(365)], None)
     assert "class-99 and 265 more" in card

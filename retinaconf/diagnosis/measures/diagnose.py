@@ -60,8 +60,9 @@ class Diagnosis:
     quality: AlphaSweep | None  # where there are quality scores
     calibration: Calibration
     remedies: Remedies  # what can be changed without training, and what it gains
-    coverage: Coverage | None  # where the anchors are known
+    coverage: Coverage | None  # where training matches anchors by their IoU
     notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
+    is_run: bool = False  # of this package, so that its settings and commands can be named
 
     def inputs(self) -> Iterator[Path]:
         """The files that it was made from, or the folder of the run: nothing that is written may replace them."""
@@ -98,7 +99,7 @@ def diagnose(
         post_processing: what makes detections of candidates, also in the oracles and at each alpha.
         object_iou: candidates of its class with at least this IoU are an object's own.
         quality: the AP at each alpha, where the detector makes its detections itself; else made of the boxes given.
-        coverage: from `anchor_coverage`, where the anchors are known.
+        coverage: from `anchor_coverage`, where the detector's training matches anchors by their IoU.
         replicates: bootstrap draws for the intervals at each alpha; all others take 200 at most.
         seed: of those draws, and of the halves of the images.
         progress: told how far each step is.

@@ -73,7 +73,7 @@ def _voting(diagnosis: Diagnosis) -> str:
         return ""
     if is_sure(gain) <= 0:
         return f"Keep the boxes that NMS leaves: score voting changes AP by {points(gain)} on all images, no sure gain."
-    setting = " (inference.vote)" if diagnosis.coverage is not None else ""  # a run of this package
+    setting = " (inference.vote)" if diagnosis.is_run else ""
     return (
         f"Add score voting after NMS{setting}: each detection becomes the mean of the candidates of its class that "
         f"overlap it, weighted by score × exp(-(1 - IoU)^2 / {VOTE_SIGMA:g}), and keeps its score. AP changes by "
@@ -152,6 +152,6 @@ def _training(diagnosis: Diagnosis) -> str:
 def _better_score(diagnosis: Diagnosis) -> str:
     if diagnosis.quality is not None:
         return "train the quality with the IoU as its target"
-    if diagnosis.coverage is not None:  # a run of this package
+    if diagnosis.is_run:
         return "add a quality branch with retinaconf retrofit"
     return "train a branch that predicts the IoU, or take the IoU as the class score's target, as varifocal loss does"
