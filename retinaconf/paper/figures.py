@@ -106,6 +106,8 @@ def ladder(document: dict[str, Any], figure: Figure) -> None:
         for row in table:
             if row["published"]:
                 axes[0].plot(100 * row["published"]["AP"], place[row["name"]], "D", ms=5, mfc="none", color=ORANGE)
+        axes[0].plot([], [], "D", ms=5, mfc="none", color=ORANGE, label="published")
+        axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
     parts = {part["text"]: part for claim in document["claims"] for part in claim["parts"]}
     axes[1].axvline(0, color=GREY, lw=0.8, ls=":")
     for other, colour, shift in (("RetinaNet", BLUE, 0.14), ("the step before", ORANGE, -0.14)):
