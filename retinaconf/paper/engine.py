@@ -70,13 +70,17 @@ def run_paper(
     for name, one in chosen.items():
         document = _document(name, one, experiments, range(base.seed, base.seed + seeds))
         document |= {"recipe_base": recipe_base, "settings": _settings(experiments.base, recipe_base, schedule)}
-        write_json(out / f"{name}.json", document)
-        save_figure(document, out / f"{name}.png")
-        page = to_markdown(document)
-        write_aside(out / f"{name}.md", lambda aside, page=page: aside.write_text(page))
+        _write(document, out)
         print(f"{name}: {out / name}.md, .json, .png", flush=True)
         for claim in document["claims"]:
             print(f"  {claim['claim']}: {claim['verdict']}", flush=True)
+
+
+def _write(document: dict[str, Any], out: Path) -> None:
+    path, page = out / document["item"], to_markdown(document)
+    write_json(path.with_suffix(".json"), document)
+    save_figure(document, path.with_suffix(".png"))
+    write_aside(path.with_suffix(".md"), lambda aside: aside.write_text(page))
 
 
 def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> dict[str, Any]:
