@@ -18,10 +18,9 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation.coco import CocoEvaluator
-from retinaconf.evaluation.compare import paired_difference
+from retinaconf.evaluation.compare import bootstrap_ap, paired_difference
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import joint_score, sweep
-from retinaconf.paper.runs import replicates
 
 SHOWN = ("AP", "AP50", "AP75")
 
@@ -37,7 +36,7 @@ def measured(run: Path, truth: GroundTruth, joint_name: str | None) -> tuple[lis
     by_class = ", ".join(f"{name} {100 * AP:.1f}" for name, AP in metrics.per_class.items())
     print(f"{run.name} by {joint.name}: " + ", ".join(f"{m} {100 * v:.2f}" for m, v in zip(SHOWN, values)), flush=True)
     print(f"  {by_class}", flush=True)
-    return values, replicates(table, truth)
+    return values, bootstrap_ap(table, truth)
 
 
 def main() -> None:

@@ -29,14 +29,13 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import Batch, steps_per_epoch, training_batches
 from retinaconf.evaluation.coco import CocoEvaluator
-from retinaconf.evaluation.compare import paired_difference
+from retinaconf.evaluation.compare import bootstrap_ap, paired_difference
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import product, proportional
 from retinaconf.model.retinanet import Outputs
 from retinaconf.paper.items import BEYOND_POSITIVES
 from retinaconf.paper.quality_statistics import by_overlap, class_ranked
-from retinaconf.paper.runs import replicates
 from retinaconf.run_folder import CONFIG, MODEL, write_config, write_weights
 from retinaconf.training.matching import Matches, match, positive_overlaps
 from retinaconf.training.quality_loss import beyond_positives, quality_loss
@@ -121,7 +120,7 @@ def measure(run: Path, truth: GroundTruth) -> dict[str, Any]:
     for joint, table in zip(JOINTS, tables):
         metrics = evaluator(table)
         row = {"joint": joint.name, "AP": metrics.overall["AP"], "per_class": metrics.per_class}
-        rows.append(row | {"draws": [round(value, 5) for value in replicates(table, truth)]})
+        rows.append(row | {"draws": [round(value, 5) for value in bootstrap_ap(table, truth)]})
     return {"rows": rows, "qualities": by_overlap(class_ranked(detector, truth), truth)}
 
 

@@ -21,11 +21,10 @@ import numpy as np
 from retinaconf.commands.retrofit import retrofit
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation.coco import CocoEvaluator
-from retinaconf.evaluation.compare import Difference, paired_difference
+from retinaconf.evaluation.compare import Difference, bootstrap_ap, paired_difference
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import product
-from retinaconf.paper.runs import replicates
 from retinaconf.training.branch_fit import Tower
 
 
@@ -47,7 +46,7 @@ def gain(run: Path, root: Path, split: str) -> dict[str, Any]:
     evaluator = CocoEvaluator(truth)
     tables = detector.detect(truth, detector.config.inference, [product(0.0), product(alpha)])
     metrics = [evaluator(table) for table in tables]
-    plain, joint = (np.array(replicates(table, truth)) for table in tables)
+    plain, joint = (np.array(bootstrap_ap(table, truth)) for table in tables)
     return {
         "retrofit": run.name,
         "alpha": alpha,

@@ -39,13 +39,13 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.compare import bootstrap_ap
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
 from retinaconf.paper.quality_statistics import ALPHAS, USES, class_ranked, detections_by_use
-from retinaconf.paper.runs import REPLICATES
 
 THUMBNAIL = 8  # times smaller
 ALIKE = 0.45  # circular correlation of thumbnails from which a pair is looked at in full
@@ -225,8 +225,7 @@ def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[
 def _average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
     """AP on all photographs, then on each draw of them."""
     curve = AveragePrecision(match_detections(detections, truth), truth)
-    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
-    return np.array([curve(np.ones(len(truth))).mean(), *(curve(draw).mean() for draw in draws)])
+    return np.array([curve(np.ones(len(truth))).mean(), *bootstrap_ap(detections, truth)])
 
 
 def over_runs(found: list[dict[str, dict[str, list[np.ndarray]]]]) -> dict[str, Any]:

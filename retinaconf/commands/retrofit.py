@@ -20,8 +20,6 @@ from retinaconf.files import asides, locked
 
 if TYPE_CHECKING:
     from retinaconf.data.ground_truth import GroundTruth
-    from retinaconf.evaluation.alpha_sweep import AlphaSweep
-    from retinaconf.evaluation.coco import Metrics
     from retinaconf.inference.detector import Detector
     from retinaconf.training.branch_fit import Branch
     from retinaconf.training.progress import Progress
@@ -59,6 +57,7 @@ def retrofit(
     """
     from retinaconf.data.layouts import describe
     from retinaconf.data.splits import read_train_and_val
+    from retinaconf.inference.choose_alpha import choose_alpha
     from retinaconf.inference.detector import Detector, load
     from retinaconf.run_folder import (
         CONFIG,
@@ -108,7 +107,12 @@ def retrofit(
             alpha = UNJUDGED_ALPHA
         else:
             weights = Weights(config, detector.classes, detector.category_ids, state)
-            alpha, metrics = _choose_alpha(Detector(weights, detector.device), val_set, progress)
+            with _bar(progress) as bar:
+                task = bar.add_task("validation", total=len(val_set))
+                choice = choose_alpha(Detector(weights, detector.device), val_set, lambda n: bar.advance(task, n))
+            for line in choice.findings(len(val_set)):
+                progress.say(line)
+            alpha, metrics = choice.alpha, choice.metrics
             record = {"kind": "val", "step": len(records), "epoch": PASSES, "alpha": alpha, **metrics.overall}
             records.append(record | {"per_class": metrics.per_class})
         config = config.changed(**{"inference.alpha": alpha})
@@ -186,42 +190,5 @@ def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: i
     return branch
 
 
-def _choose_alpha(detector: Detector, val_set: GroundTruth, progress: Progress) -> tuple[float, Metrics]:
-    """The alpha with the best AP on all of `val_set`, and COCO's metrics there."""
-    from retinaconf.evaluation.alpha_sweep import compare_alphas
-    from retinaconf.evaluation.coco import CocoEvaluator
-    from retinaconf.inference.joint_score import sweep
-
-    joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
-    with _bar(progress) as bar:
-        task = bar.add_task("validation", total=len(val_set))
-        tables = detector.detect(
-            val_set, detector.config.inference, list(joints.values()), done=lambda n: bar.advance(task, n)
-        )
-    compared = compare_alphas(tables, tables[0], val_set, tuple(joints))  # its own score is the class score, alpha 0
-    best = int(compared.AP.argmax())  # of equals the smallest alpha
-    for line in _findings(compared, best, len(val_set)):
-        progress.say(line)
-    table = tables[best]
-    metrics = CocoEvaluator(val_set)(table)
-    return compared.alphas[best], metrics
-
-
 def _bar(progress: Progress) -> Bar:
     return Bar(console=progress.console, transient=True, disable=not progress.console.is_terminal)
-
-
-def _findings(compared: AlphaSweep, best: int, images: int) -> list[str]:
-    lines = [
-        f"val, {images} images: AP {compared.AP[0]:.3f} at alpha 0, {compared.AP[best]:.3f} at alpha "
-        f"{compared.alphas[best]:g}, the best of {len(compared.alphas)} on these very images"
-    ]
-    low, high = (100 * bound for bound in compared.over_class_score.interval)
-    if low != low:
-        return [*lines, "too few images to say whether that is a gain"]
-    chance = "" if low > 0 or high < 0 else ": no sure change"
-    return [
-        *lines,
-        f"chosen on one half of them, alpha {compared.best_alpha:g} changes AP on the other by "
-        f"{100 * compared.over_class_score.points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}{chance}",
-    ]

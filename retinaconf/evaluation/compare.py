@@ -24,7 +24,13 @@ from typing import Literal
 
 import numpy as np
 
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import Detections
+from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.matching import match_detections
+
 Verdict = Literal["holds", "does not hold", "undecided"]
+DRAWS = 500  # of the images, B
 Z = 1.96  # 97.5 % quantile of the normal distribution
 
 
@@ -43,6 +49,13 @@ class Difference:
     def known(self) -> bool:
         """Whether every detector has an AP: some object is in the images."""
         return math.isfinite(self.mean) and math.isfinite(self.low)
+
+
+def bootstrap_ap(detections: Detections, ground_truth: GroundTruth) -> list[float]:
+    """AP on each of the DRAWS of the images, NaN where a draw has no object; the same draws for any detector."""
+    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    draws = image_draws(np.arange(len(ground_truth)), len(ground_truth), DRAWS, seed=0)
+    return [float(curve(draw).mean()) for draw in draws]
 
 
 def paired_difference(values: np.ndarray, draws: np.ndarray, seed: int = 0) -> Difference:

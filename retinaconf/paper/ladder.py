@@ -26,6 +26,7 @@ from retinaconf.diagnosis.measures.nms import nms
 from retinaconf.diagnosis.measures.oracles import ranked_by_iou
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.measures.task_alignment import count_boxes, rank_objects
+from retinaconf.evaluation import compare
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.calibration import calibrate, finite_mean
 from retinaconf.evaluation.compare import paired_difference
@@ -36,7 +37,6 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.paper import runs
 from retinaconf.paper.items import RETINANET, Item, Training
 from retinaconf.paper.misalignment import sample
 from retinaconf.paper.runs import Experiments
@@ -131,7 +131,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
     casualties = nms_casualties(candidates, suppressor, overlaps.same_object, truth)
     lost = np.where((casualties.best_candidate >= 0) & ~truth.crowd, casualties.lost, np.nan)
 
-    draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), runs.REPLICATES, 0)])
+    draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), compare.DRAWS, 0)])
     ranked = process(replace(candidates, scores=ranked_by_iou(candidates, overlaps, OBJECT_IOU)))
     as_is, oracle = (
         AveragePrecision(match_detections(boxes, truth), truth)

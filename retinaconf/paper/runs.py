@@ -22,11 +22,9 @@ from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, find_layout, load_split
 from retinaconf.data.loader import steps_per_epoch
 from retinaconf.data.splits import read_split
-from retinaconf.detections import Detections
 from retinaconf.errors import InputError, reason
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
-from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.compare import bootstrap_ap
 from retinaconf.files import finite, write_json
 from retinaconf.inference.detector import load
 from retinaconf.model.backbone import Backbone
@@ -36,7 +34,6 @@ from retinaconf.run_folder import CONFIG, LAST, METRICS_LOG, MODEL, read_config
 from retinaconf.training.checkpoint import read_state
 from retinaconf.training.run import train_run
 
-REPLICATES = 500  # bootstrap draws of the images
 TRIED = 8  # images that are evaluated where trainings end within their first epoch
 
 
@@ -210,16 +207,9 @@ def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[s
             overall = evaluator(table).overall
             found[name] = {
                 "metrics": finite({name: overall[name] for name in METRICS}),
-                "draws": finite([round(value, 5) for value in replicates(table, truth)]),
+                "draws": finite([round(value, 5) for value in bootstrap_ap(table, truth)]),
             }
     return found
-
-
-def replicates(detections: Detections, truth: GroundTruth) -> list[float]:
-    """AP on each bootstrap draw of the images, NaN where a draw has no object; the same draws for any detector."""
-    curve = AveragePrecision(match_detections(detections, truth), truth)
-    draws = image_draws(np.arange(len(truth)), len(truth), REPLICATES, 0)
-    return [float(curve(draw).mean()) for draw in draws]
 
 
 def _with_weights_at_hand(base: Config) -> Config:

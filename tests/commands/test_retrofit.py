@@ -267,7 +267,7 @@ def test_dropped_records_are_all_in_the_log_of_the_run(
     [
         "training.branch_fit.collect",
         "training.branch_fit.fit_branch",
-        "evaluation.alpha_sweep.compare_alphas",
+        "inference.choose_alpha.compare_alphas",
         "run_folder.write_weights",
     ],
 )

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from planted import random_set
 
-from retinaconf.evaluation.compare import Difference, overall, paired_difference, seeds_needed, verdict
+from retinaconf.evaluation import compare
+from retinaconf.evaluation.average_precision import image_draws
+from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.compare import (
+    Difference,
+    bootstrap_ap,
+    overall,
+    paired_difference,
+    seeds_needed,
+    verdict,
+)
 
 
 def difference(low: float, high: float, seeds: int = 3, mean: float | None = None, spread: float = 0.01) -> Difference:
@@ -111,3 +123,18 @@ def test_so_many_seeds_decide_about_every_other_time():
         draws = seeds[:, None] + random.normal(0, 0.002, 400)
         decided += verdict(paired_difference(seeds, draws, trial), "more", 0.0) == "holds"
     assert 70 < decided < 130
+
+
+def test_draws_of_the_images_are_those_of_a_set_with_each_image_so_often(monkeypatch: pytest.MonkeyPatch):
+    """AP is hotcoco's, and the draws are the same for every detector."""
+    monkeypatch.setattr(compare, "DRAWS", 3)
+    truth, found = random_set(np.random.default_rng(0), ties=False)
+    everything = np.arange(len(truth))
+    for value, often in zip(bootstrap_ap(found, truth), image_draws(everything, len(truth), 3, 0), strict=True):
+        rows = np.repeat(everything, often.astype(int))
+        several = replace(truth.subset(rows), image_ids=np.arange(len(rows)))
+        boxes = [np.flatnonzero(found.image_index == row) for row in rows]
+        index = np.repeat(np.arange(len(rows)), [len(part) for part in boxes])
+        drawn = replace(found[np.concatenate(boxes)], image_index=index)
+        assert value == pytest.approx(CocoEvaluator(several)(drawn).overall["AP"])
+    assert bootstrap_ap(found, truth) == bootstrap_ap(found, truth)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from retinaconf.config import Config
 from retinaconf.errors import InputError
+from retinaconf.evaluation import compare
 from retinaconf.model import backbone
 from retinaconf.paper import engine, runs
 from retinaconf.paper.engine import run_paper
@@ -35,7 +36,7 @@ save_figure = engine.save_figure
 @pytest.fixture(autouse=True)
 def few_draws_and_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second each: one test draws them all."""
-    monkeypatch.setattr(runs, "REPLICATES", 20)
+    monkeypatch.setattr(compare, "DRAWS", 20)
     monkeypatch.setattr(engine, "save_figure", lambda *_: None)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from retinaconf.data.layouts import load_split
 from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.diagnosis.report.document import to_json
+from retinaconf.evaluation import compare
 from retinaconf.paper import ladder, runs
 from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import Training
@@ -25,7 +26,7 @@ ROWS = ("RetinaNet", "one anchor, ATSS", "aligned", "aligned, voting")
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "REPLICATES", 20)
+    monkeypatch.setattr(compare, "DRAWS", 20)
     monkeypatch.setattr(ladder, "ROUNDS", 1)
 
 
