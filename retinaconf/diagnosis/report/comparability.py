@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
+from retinaconf.diagnosis.report.summary import num_objects
 
 ALIKE = 1.1  # the largest factor between two counts that are taken for equal
 
@@ -57,7 +58,7 @@ def _differ(one: float, other: float) -> bool:
 
 def _boxes_on_an_object(diagnosis: Diagnosis) -> float:
     """How many boxes above the score threshold NMS got an object; NaN without candidates or objects."""
-    objects = int((~diagnosis.ground_truth.crowd).sum())
+    objects = num_objects(diagnosis)
     if diagnosis.before is None or objects == 0:
         return math.nan
     return float((diagnosis.before.overlaps.same_iou >= diagnosis.object_iou).sum()) / objects
