@@ -486,7 +486,7 @@ def test_no_command_overwrites_what_it_reads(
 
 def test_no_function_overwrites_what_it_read(finished: Path, tiny_data: Path, tmp_path: Path):
     (tmp_path / "dt.json").write_text("[]")
-    (tmp_path / "density.svg").symlink_to(tiny_data / "images/val-1.png")
+    (tmp_path / "density-after-nms.svg").symlink_to(tiny_data / "images/val-1.png")
     before = contents(tmp_path)
     truth = tiny_data / "val.json"
     (diagnosis,) = diagnose_files(truth, [tmp_path / "dt.json"], images=tiny_data / "images")
