@@ -168,7 +168,10 @@ def report(found: dict[str, list[dict[str, Any]]], gains: dict[str, dict[str, di
         print(
             "  quality: " + ", ".join(f"{low:g} to {high:g} {q:.2f}" for low, high, q in zip(edges, edges[1:], means))
         )
-        ranks = (np.mean([each[key] for each in qualities]) for key in ("quality_rank", "class_score_rank"))
+        ranks = (
+            np.mean(np.array([each[key] for each in qualities], dtype=float))
+            for key in ("quality_rank", "class_score_rank")
+        )
         print("  rank correlation with IoU within an object: quality {:.2f}, class score {:.2f}".format(*ranks))
 
 

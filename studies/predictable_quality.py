@@ -123,7 +123,7 @@ def main() -> None:
         found.append(measure(run, truth))
         result, uses = found[-1], found[-1]["uses"]
         print(f"{run.name}: {result['boxes']:,} boxes, AP {100 * uses['AP']:.2f}; explained {result['explained']:.2f}")
-        ranks = (result["quality_rank"], result["class_score_rank"])
+        ranks = np.array([result["quality_rank"], result["class_score_rank"]], dtype=float)  # None becomes NaN
         print("  rank correlation within an object: predicted {:.2f}, class score {:.2f}".format(*ranks))
         for quality in ("quality", "perfect"):
             for use in USES:

@@ -37,7 +37,7 @@ class AlphaChoice(NamedTuple):
         ]
 
 
-def choose_alpha(detector: Detector, val_set: GroundTruth, done: Callable[[int], object]) -> AlphaChoice:
+def choose_alpha(detector: Detector, val_set: GroundTruth, done: Callable[[int], None]) -> AlphaChoice:
     """Choose among the alphas of `evaluate --sweep`; `done` is told how many images each batch had."""
     joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
     tables = detector.detect(val_set, detector.config.inference, list(joints.values()), done=done)

@@ -1,0 +1,158 @@
+"""The measurements in `studies/`, on tiny data: what each says against `evaluate` or a case that is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import retinaconf
+from retinaconf.commands.evaluate import evaluate_run
+from retinaconf.data.layouts import load_split
+from retinaconf.evaluation import compare
+from retinaconf.paper.quality_statistics import class_ranked
+from retinaconf.training.run import train_run
+
+PLAIN = {"model.quality": "none", "inference.alpha": 0.0, "loss.quality": "l2", "inference.joint": "cls"}
+
+
+def study(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"studies_{name}", Path(__file__).parents[1] / f"studies/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`main("retrofit", ...)` runs a study and gives what it printed."""
+    monkeypatch.setattr(compare, "DRAWS", 10)
+
+    def run(name: str, *words: Any) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        capsys.readouterr()
+        study(name).main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, trained: Any, tiny_config: Any) -> Path:
+    """A RetinaNet on the data of `trained`."""
+    run = tmp_path_factory.mktemp("studies") / "plain"
+    train_run(tiny_config(**PLAIN), trained.data, run, device="cpu")
+    return run
+
+
+def ap(run: Path, data: Path, alpha: float | None = None) -> float:
+    metrics: dict[str, float] = evaluate_run(run, data, "val", alpha, device="cpu")["metrics"]
+    return metrics["AP"]
+
+
+def test_compare_runs(main: Callable[..., str], trained: Any, plain: Path) -> None:
+    words = ("--data", trained.data, "--split", "val")
+    same = main("compare_runs", "--runs", plain, "--than", plain, *words)
+    assert "AP: +0.00, 95% interval +0.00 to +0.00; seeds +0.00" in same
+    other = main("compare_runs", "--runs", trained.run, "--than", plain, *words)
+    ours, theirs = ap(trained.run, trained.data), ap(plain, trained.data)
+    found = re.findall(r"by \S+: AP (\S+),", other)
+    assert [float(value) for value in found] == pytest.approx([100 * ours, 100 * theirs], abs=0.005)
+    assert f"AP: {100 * (ours - theirs):+.2f}, 95% interval" in other
+
+
+def test_retrofit(main: Callable[..., str], trained: Any, plain: Path, tmp_path: Path) -> None:
+    words = ("--data", trained.data, "--out", tmp_path, "--seeds", 1, "--towers", "classification", "--split", "val")
+    printed = main("retrofit", plain, *words, "--json", tmp_path / "found.json")
+    (((found,),),) = json.loads((tmp_path / "found.json").read_text()).values()
+    run = tmp_path / "plain-classification-0"
+    assert found["AP"] == [ap(plain, trained.data), ap(run, trained.data)]  # alpha 0 is the RetinaNet
+    assert found["alpha"] == retinaconf.load(run, "cpu").config.inference.alpha
+    assert len(found["gains"]) == 10
+    before, after = found["AP"]
+    assert f"classification: {100 * (after - before):+.2f} points of AP" in printed
+
+
+def test_frozen_losses(main: Callable[..., str], trained: Any, plain: Path, tmp_path: Path) -> None:
+    main("frozen_losses", plain, "--data", trained.data, "--out", tmp_path, "--split", "val")
+    document = json.loads((tmp_path / "val.json").read_text())
+    base = ap(plain, trained.data)
+    at_alpha = []
+    for loss, (result,) in document["losses"].items():
+        rows = {row["joint"]: row["AP"] for row in result["rows"]}
+        assert rows["product(0)"] == base  # the detector does not move
+        assert document["gains"][loss]["product(0)"] == {"gain": [0, 0, 0], "on CE": [0, 0, 0]}
+        assert document["gains"][loss]["product(0.6)"]["gain"][0] == pytest.approx(
+            rows["product(0.6)"] - base, abs=1e-5
+        )
+        at_alpha.append(tuple(rows.values()))
+        words = "".join(letter if letter.isalnum() else "-" for letter in loss.lower())
+        assert ap(tmp_path / f"{words}-plain", trained.data, 0.4) == rows["product(0.4)"]
+    assert document["gains"]["CE"]["product(0.6)"]["on CE"] == [0, 0, 0]
+    assert len(set(at_alpha)) > 1  # the losses differ
+
+
+def test_predictable_quality(main: Callable[..., str], trained: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    module, truth = study("predictable_quality"), load_split(trained.data, "val")
+    detector = retinaconf.load(trained.run, "cpu")
+    boxes, features = module.boxes_and_features(detector, truth)
+    theirs = class_ranked(detector, truth)
+    assert len(boxes) == len(theirs) == len(features) > 0
+    np.testing.assert_allclose(boxes.scores, theirs.scores, rtol=1e-5)
+    np.testing.assert_allclose(boxes.boxes.sum(axis=0), theirs.boxes.sum(axis=0), rtol=1e-4)
+    # Trees find a quality that is one of the features, on images that they have not seen; and none in noise.
+    rng = np.random.default_rng(0)
+    known, image = rng.uniform(size=(600, 4)), np.arange(600) % 12
+    said = module.predicted(known, known[:, 2], image)
+    assert np.abs(said - known[:, 2]).mean() < 0.03
+    assert abs(np.corrcoef(module.predicted(known, rng.uniform(size=600), image), known[:, 2])[0, 1]) < 0.3
+    printed = main("predictable_quality", trained.run, "--data", trained.data, "--json", tmp_path / "found.json")
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert f"{found['boxes']:,} boxes" in printed
+
+
+def test_second_annotation(main: Callable[..., str], tmp_path: Path) -> None:
+    """A field photographed twice, 16 pixels lower and 24 to the left, annotated twice; and another field."""
+    rng = np.random.default_rng(0)
+    field, other = (
+        Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).resize((400, 320)) for _ in range(2)
+    )
+    (tmp_path / "images").mkdir()
+    annotations = {"train": [[60, 70, 40, 40]], "val": [[38, 54, 40, 40], [200, 100, 20, 20]]}
+    for split, left, top in (("train", 0, 16), ("val", 24, 32)):
+        field.crop((left, top, left + 320, top + 240)).convert("RGB").save(tmp_path / f"images/{split}-0.png")
+        other.crop((0, 0, 320, 240)).rotate(180 * (split == "val")).convert("RGB").save(
+            tmp_path / f"images/{split}-1.png"
+        )
+        (tmp_path / f"{split}.json").write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {"id": n, "file_name": f"{split}-{n}.png", "width": 320, "height": 240} for n in range(2)
+                    ],
+                    "annotations": [
+                        {"id": n, "image_id": 0, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                        for n, box in enumerate(annotations[split], 1)
+                    ],
+                    "categories": [{"id": 1, "name": "cell"}],
+                }
+            )
+        )
+    main("second_annotation", "--data", tmp_path, "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["pairs"] == [["train", "train-0.png", "val", "val-0.png", -16, -24, 1.0]]
+    assert found["across_splits"] == {"train": 1, "val": 1}
+    # The object of train is at (36, 54) of val's frame, whose box begins 2 pixels further: IoU 38 / 42.
+    assert found["agreement"] == {"iou": {"cell": [round(38 / 42, 4)]}, "other_class": 0, "once": 1}
