@@ -55,6 +55,30 @@ def test_a_resumed_run_goes_on_as_the_whole_one_did(data: Path, tiny_config: Any
         assert other["exp_avg_sq"].sum() == pytest.approx(float(one["exp_avg_sq"].sum()), rel=0.2)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_distributions_the_product_and_matching_by_outputs(
+    data: Path, tiny_config: Any, tmp_path: Path, precision: str
+):
+    """The first epoch of three matches by ATSS, the others by the network's outputs."""
+    changes = {
+        "precision": precision,
+        "schedule.epochs": 3,
+        "model.anchor_ratios": [1.0],
+        "model.anchor_scales": [8.0],
+        "model.box": "distribution",
+        "model.level_scale": True,
+        "model.quality": "distribution",
+        "matching.assigner": "task-aligned",
+        "loss.box": "giou",
+        "loss.joint": "product",
+        "loss.rank": 0.5,
+    }
+    train_run(tiny_config(**changes), data, tmp_path / "run", device=DEVICE)
+    losses = lines(tmp_path / "run", "train")
+    assert losses[-1]["step"] == 15
+    assert all(line[name] > 0 for line in losses for name in ("loss", "class", "box", "distribution", "rank"))
+
+
 def test_evaluate_agrees_with_training_and_with_a_cpu(run_cli: Any, run: Path, data: Path, tmp_path: Path):
     found = {}
     for device in (DEVICE, "cpu"):

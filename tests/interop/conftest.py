@@ -22,6 +22,7 @@ def images(shared_data):
     return [Image.open(path).convert("RGB").resize((300, 200)) for path in paths]
 
 
+DISTRIBUTION = {"model.box": "distribution", "model.quality": "distribution", "model.level_scale": True}
 # Small pictures, and few enough candidates that every level but the last two has more anchors.
 SMALL = {"data.short_side": 128, "data.long_side": 192, "inference.candidates": 200, "inference.detections": 50}
 
@@ -31,9 +32,15 @@ def write_lively_run(write_run: Callable[..., Path], folder: Path, **changes: An
     write_run(folder, **(SMALL | changes))
     weights = read_weights(folder)
     state = dict(weights.state)
-    for name, factor in (("class_conv", 100.0), ("quality_conv", 100.0), ("box_conv", 20.0)):
+    factors = {"class_conv": 100.0, "quality_conv": 100.0, "box_conv": 20.0}
+    if changes.get("model.box") == "distribution":
+        factors["box_conv"] = 300.0  # so that some are sharp
+    factors |= {"distribution_quality.hidden": 100.0, "distribution_quality.out": 100.0}
+    for name, factor in factors.items():
         if f"head.{name}.weight" in state:
             state[f"head.{name}.weight"] = state[f"head.{name}.weight"] * factor
+    if "head.level_scales" in state:
+        state["head.level_scales"] = torch.tensor([0.8, 1.2, 0.9, 1.5, 1.1])
     state["head.class_conv.bias"] = torch.full_like(state["head.class_conv.bias"], -1.0)
     write_weights(folder / MODEL, state, weights.config, weights.classes, weights.category_ids)
     return folder
@@ -57,7 +64,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     changes: dict[str, dict[str, Any]] = {
         "conf.onnx": {},
         "vote.onnx": {"inference.vote": True},
-        "conf-raw.onnx": {"model.anchors": "torchvision"},
+        "raw.onnx": {"model.anchors": "torchvision"} | DISTRIBUTION,
+        "aligned.onnx": {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,)} | DISTRIBUTION,
         "torchvision.onnx": {
             "model.quality": "none",
             "inference.alpha": 0.0,
@@ -66,7 +74,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
         },
         "conf.pt2": {},
         "proportional.onnx": {"inference.joint": "proportional"},
-        "one-class.onnx": {  # and one anchor a cell
+        "one-class.onnx": {  # and one anchor a cell, with distributions of the box
+            **DISTRIBUTION,
             "model.quality": "none",
             "inference.alpha": 0.0,
             "model.anchor_ratios": (1.0,),

@@ -84,6 +84,19 @@ def test_detections_are_those_of_torch(
 
 
 @pytest.mark.slow
+def test_boxes_and_quality_of_distributions(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
+    """One anchor a cell, and a scale per level."""
+    ours = exported("aligned.onnx")
+    rows, qualities = 0, []
+    for inputs in batches(photographs, 4):
+        outputs = ours.call(**inputs)
+        rows += assert_same(outputs, by_torch(ours.detector, inputs))
+        qualities.append(outputs["quality"][outputs["quality"] > 0])
+    assert rows > 200
+    assert np.concatenate(qualities).std() > 0.01
+
+
+@pytest.mark.slow
 def test_score_voting(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
     ours = exported("vote.onnx")
     moved = 0
@@ -139,7 +152,7 @@ def test_one_class_and_no_branch(size: int, exported: Callable[..., Any], photog
 
 
 def test_raw_outputs_at_several_sizes(exported: Callable[..., Any]) -> None:
-    ours = exported("conf-raw.onnx")
+    ours = exported("raw.onnx")
     rng = np.random.default_rng(0)
     for shape in ((1, 3, 32, 32), (1, 3, 32, 96), (3, 3, 128, 64), (2, 3, 160, 288)):
         images = rng.uniform(0, 255, shape).astype(np.float32)

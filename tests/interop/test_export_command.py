@@ -36,7 +36,7 @@ def test_a_file_that_differs_is_not_written(
     """Of the same network with other weights."""
     run = write_run(tmp_path / "run", **SMALL)
     # Both made before the exporter is replaced.
-    others = [(exported("conf.onnx").out.read_bytes(), ()), (exported("conf-raw.onnx").out.read_bytes(), ("--raw",))]
+    others = [(exported("conf.onnx").out.read_bytes(), ()), (exported("raw.onnx").out.read_bytes(), ("--raw",))]
     for other, raw in others:
         monkeypatch.setattr(export, "_onnx", lambda *args, other=other: other)
         done = run_cli("export", run, "--out", tmp_path / "model.onnx", *raw)

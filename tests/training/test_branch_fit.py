@@ -14,6 +14,7 @@ from retinaconf.data.loader import Batch
 from retinaconf.model.head import Head
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.training import branch_fit
+from retinaconf.training.assigners import ASSIGNERS
 from retinaconf.training.branch_fit import Cells, collect, fit_branch, positive_cells
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
@@ -65,8 +66,22 @@ def answers(cells: Cells, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
     return F.linear(cells.patches, weight.flatten(1), bias)[counts], cells.targets[counts]
 
 
+ONE = {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,), "model.level_scale": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        ONE | {"matching.assigner": "atss", "model.box": "distances"},
+        ONE | {"matching.assigner": "task-aligned", "model.box": "distribution", "inference.alpha": 0.0},
+    ],
+    ids=["max-iou", "atss", "task-aligned"],
+)
 @pytest.mark.parametrize("tower", TOWERS)
-def test_patches_give_the_logits_and_the_loss_of_the_whole_network(config: Config, tower: str):
+def test_patches_give_the_logits_and_the_loss_of_the_whole_network(config: Config, tower: str, changes: dict[str, Any]):
+    """At the anchors that the run's own assigner matches."""
+    config = config.changed(**changes)
     whole = a_network(config, tower)
     assert whole.head.quality_conv is not None
     torch.nn.init.normal_(whole.head.quality_conv.bias)
@@ -74,13 +89,15 @@ def test_patches_give_the_logits_and_the_loss_of_the_whole_network(config: Confi
     with torch.no_grad():
         outputs = whole(batch.images, batch.sizes)
     assert outputs.quality_logits is not None
-    matches = match(outputs.anchors, batch.boxes, batch.labels)
+    matches = ASSIGNERS[config.matching.assigner](outputs, batch.boxes, batch.labels, config)
+    by_iou = match(outputs.anchors, batch.boxes, batch.labels)
+    assert torch.equal(matches.labels, by_iou.labels) == (changes == {})
     cells = positive_cells(without_branch(whole, config), tower, batch, config)
     logits, targets = answers(cells, whole.head.quality_conv.weight, whole.head.quality_conv.bias)
 
-    assert cells.positives == matches.positives == len(targets) > 40
+    assert cells.positives == matches.positives == len(targets) > (10 if changes else 40)
     assert cells.patches.shape == (len(cells.images), 9 * 16)
-    # Cells come image by image within a level, anchors in their order within a cell: sorted, both lists are one.
+    # Cells come level by level, anchors in their order within a cell: sorted, both lists are one.
     expected = outputs.quality_logits[matches.labels >= 0]
     torch.testing.assert_close(logits.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
     losses = detection_losses(outputs, matches, batch.boxes, batch.labels, whole_config(config, tower), len(targets))

@@ -41,16 +41,19 @@ TINY = {
 }
 
 
-# All at once: the assigners that see outputs, one anchor, distributions, and the losses of the score that ranks.
-ALIGNED = {
+# Together: the assigners that see outputs, one anchor, distributions, and the losses of the score that ranks.
+ATSS = {
     "model.anchor_ratios": (1.0,),
     "model.anchor_scales": (8.0,),
-    "model.box": "distribution",
     "model.level_scale": True,
-    "model.quality": "distribution",
-    "matching.assigner": "task-aligned",
+    "matching.assigner": "atss",
     "loss.box": "giou",
     "loss.box_weight": 2.0,
+}
+ALIGNED = ATSS | {
+    "model.box": "distribution",
+    "model.quality": "distribution",
+    "matching.assigner": "task-aligned",
     "loss.joint": "product",
     "loss.rank": 0.5,
 }
@@ -243,8 +246,14 @@ def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path):
         {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou"},
         # Twice the time: its classification tower, small here, learns for two losses.
         {"model.quality": "classification", "schedule.epochs": 80},
+        {"model.quality": "classification", "schedule.epochs": 80, "loss.joint": "product"},
+        ATSS | {"model.quality": "none", "inference.alpha": 0.0},
+        ATSS
+        | {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou", "model.box": "distribution"},
+        ALIGNED | {"matching.assigner": "atss", "loss.rank": 0.0},
+        ALIGNED,
     ],
-    ids=["retinanet", "iou-aware", "joint", "conf"],
+    ids=["retinanet", "iou-aware", "joint", "conf", "product", "atss", "gfl", "aligned", "task-aligned"],
 )
 def test_overfits_8_real_images(shared_data, tmp_path, detector):
     """At least 0.9 AP50 on what it was trained on: the images five times an epoch to learn, once to judge."""
