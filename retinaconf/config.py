@@ -180,7 +180,7 @@ class LossConfig(Section):
     branch."""
     joint: Literal["separate", "product"] = "separate"
     """How class score and quality are trained. `separate`: each by its own loss, equation (10). `product`: together,
-    by the quality focal loss of the score that ranks, equation (11) at `inference.alpha`."""
+    by the quality focal loss of the score that ranks, equation (11) at an `inference.alpha` above 0 and up to 0.9."""
     rank: float = Field(0.0, ge=0)
     """Weight of the ranking loss: of two boxes of one object, the one that fits better is to have the higher score.
     A higher value favours the order of an object's boxes over the other tasks; 0 leaves it out."""

@@ -281,7 +281,7 @@ def test_outputs_that_are_not_finite_spoil_only_their_image_and_are_not_hidden(w
     assert before.alignments is not None
     assert torch.equal(after.labels[1], before.labels[1])
     assert torch.equal(after.alignments[1], before.alignments[1])
-    if bad != bad:
+    if what == "box_deltas" or bad != bad:
         assert not after.normaliser.isfinite()
 
 

@@ -12,10 +12,12 @@ from torchvision.ops import box_iou, generalized_box_iou
 from retinaconf.config import Config
 from retinaconf.inference.joint_score import product
 from retinaconf.model.boxes import encode
+from retinaconf.model.distances import BINS
 from retinaconf.model.head import PRIOR, Head
 from retinaconf.model.retinanet import Outputs
+from retinaconf.training.box_loss import distribution_focal_loss
 from retinaconf.training.joint_loss import class_prior, log_score, product_focal_loss, rank_loss
-from retinaconf.training.losses import detection_losses
+from retinaconf.training.losses import detection_losses, quality_focal_loss
 from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
 
 N, A, K = 2, 50, 4
@@ -308,6 +310,27 @@ def test_alignments_are_the_target_and_weigh_the_boxes() -> None:
     predicted, objects = outputs.boxes(*matches.index), matches.objects(boxes)
     giou = 1 - generalized_box_iou(predicted, objects).diagonal()
     torch.testing.assert_close(losses["box"], 2 * (giou * aligned).sum() / 5)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_joint_head_with_distributions(aligned: bool) -> None:
+    """Its target is the alignment where there is one, and the distribution loss is weighed like that of the boxes."""
+    outputs, matches, boxes, labels = a_whole_case()
+    box_logits = torch.randn(*outputs.box_deltas.shape, BINS, generator=torch.Generator().manual_seed(2))
+    outputs = outputs._replace(quality_logits=None, box_logits=box_logits)
+    config = Config().changed(**{"model.class_target": "iou", "model.box": "distribution"})
+    weight = matches.alignments[matches.labels >= 0] if aligned else torch.ones(matches.positives)
+    matches = matches if aligned else Matches(matches.labels, matches.boxes)
+    losses = detection_losses(outputs, matches, boxes, labels, config, 1.0)
+    assert set(losses) == {"class", "box", "distribution"}
+    image, anchor = matches.index
+    objects = matches.objects(boxes)
+    target = weight if aligned else box_iou(outputs.boxes(image, anchor), objects).diagonal()
+    torch.testing.assert_close(losses["class"], quality_focal_loss(outputs.class_logits, matches.labels, target, 2.0))
+    distribution = distribution_focal_loss(box_logits[image, anchor], outputs.anchors[anchor], objects)[:, 0]
+    torch.testing.assert_close(losses["distribution"], 0.25 * (distribution * weight).sum())
+    l1 = (outputs.box_deltas[image, anchor] - encode(outputs.anchors[anchor], objects)).abs().sum(1)
+    torch.testing.assert_close(losses["box"], (l1 * weight).sum())
 
 
 @pytest.mark.parametrize("aligned", [False, True])
