@@ -58,7 +58,7 @@ def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[
       RetinaNet, the paired `difference` with its 95% `interval`. LaECE_0 has no `over`.
     - `task_alignment`: TOOD's figures, the mean over seeds of each.
     - `speed`: `training` and `inference` in images a second, each with `ratio`, the speed divided by RetinaNet's that
-      took turns with it; `machine`. Of the first seed.
+      took turns with it; `machine`. Of the first seed; None where the weights of its run are gone.
     """
     rows = {row.name: row for row in item.rows if not row.vote}
     found = {
@@ -68,7 +68,9 @@ def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[
     document: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         others = [other for other in dict.fromkeys((item.before.get(name), "RetinaNet")) if other in found]
-        speed = experiments.measured(row.training, seeds[0], "speed", partial(_speed, seed=seeds[0]))
+        speed = experiments.kept_of(row.training, seeds[0], "speed")
+        if speed is None and all(experiments.finished(one, seeds[0]) for one in (row.training, RETINANET)):
+            speed = experiments.measured(row.training, seeds[0], "speed", partial(_speed, seed=seeds[0]))
         measures = {}
         for measure in MEASURES:
             values = [results[measure]["value"] for results in found[name]]

@@ -203,14 +203,15 @@ def _steps(document: dict[str, Any]) -> Iterator[str]:
     for name, step in document["steps"].items():
         cells = [_of_seeds(step["measures"][measure], *SCALES[measure]) for measure in SCALES]
         cells += _tood(step["task_alignment"])
-        speeds = [step["speed"][what] for what in ("training", "inference")]
-        cells += [f"{speed['images_per_second']:.3g} ({speed['ratio']:.2f})" for speed in speeds]
+        speeds = [step["speed"][what] for what in ("training", "inference")] if step["speed"] else []
+        cells += [f"{speed['images_per_second']:.3g} ({speed['ratio']:.2f})" for speed in speeds] or ["", ""]
         yield f"| {name} | " + " | ".join(cells) + " |"
     for name, figures in task_alignment.PUBLISHED.items():
         yield f"| {name}, published, COCO | | | | | " + " | ".join(_tood(figures)) + " | | |"
-    machines = dict.fromkeys(step["speed"]["machine"] for step in document["steps"].values())
+    machines = dict.fromkeys(step["speed"]["machine"] for step in document["steps"].values() if step["speed"])
     yield ""
-    yield f"Speed was measured on {' and on '.join(machines)}; other work on the machine slows it."
+    if machines:
+        yield f"Speed was measured on {' and on '.join(machines)}; other work on the machine slows it."
     if document["is_coco"]:
         yield "The published AP is that of short side 800. VFNet, which has no step here, has 41.6."
 

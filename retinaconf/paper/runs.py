@@ -102,16 +102,17 @@ class Experiments:
             Interrupted: it was asked to stop; the same command goes on.
         """
         if (training, seed) not in self._made:
-            settings = _settings(self.config(training, seed))
-            found = [
-                path.parent
-                for path in sorted(self.folder.glob(f"*/{CONFIG}"))
-                if (path.parent / MODEL).exists()
-                and _settings(read_config(path)) == settings
-                and _steps_taken(path.parent) == self._steps(training, seed)
-            ]
-            self._made[training, seed] = found[0] if found else self._train(training, seed)
+            self._made[training, seed] = self.finished(training, seed) or self._train(training, seed)
         return self._made[training, seed]
+
+    def finished(self, training: Training, seed: int) -> Path | None:
+        """The folder of a run with these settings and its weights, if there is one."""
+        settings = _settings(self.config(training, seed))
+        for path in sorted(self.folder.glob(f"*/{CONFIG}")):
+            it_is = (path.parent / MODEL).exists() and _settings(read_config(path)) == settings
+            if it_is and _steps_taken(path.parent) == self._steps(training, seed):
+                return path.parent
+        return None
 
     def _steps(self, training: Training, seed: int) -> int:
         steps = self.config(training, seed).schedule.epochs * self._epoch_steps
@@ -142,11 +143,8 @@ class Experiments:
         wanted: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         """What `measure` finds of a run: measured once, or again if a `wanted` key is missing."""
-        for line in reversed(self.lines(training, seed)):
-            is_it = (line["what"], line["split"], line["data"]) == (what, self.split, self._digest)
-            if is_it and all(key in line["results"] for key in wanted):
-                results: dict[str, Any] = line["results"]
-                return results
+        if (kept := self.kept_of(training, seed, what, wanted)) is not None:
+            return kept
         run = self.run(training, seed)
         print(f"{what} of {run.name}", flush=True)
         results = measure(self, run, training)
@@ -159,6 +157,15 @@ class Experiments:
         with path.open("a") as file:
             file.write(("" if whole else "\n") + json.dumps(line, separators=(",", ":")) + "\n")
         return results
+
+    def kept_of(self, training: Training, seed: int, what: str, wanted: tuple[str, ...] = ()) -> dict[str, Any] | None:
+        """What was measured of a run before, with all `wanted` keys."""
+        for line in reversed(self.lines(training, seed)):
+            is_it = (line["what"], line["split"], line["data"]) == (what, self.split, self._digest)
+            if is_it and all(key in line["results"] for key in wanted):
+                results: dict[str, Any] = line["results"]
+                return results
+        return None
 
     def lines(self, training: Training, seed: int) -> list[dict[str, Any]]:
         """What has been measured of a run with these settings and steps, and with the weights that it has, if any."""

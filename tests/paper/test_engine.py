@@ -146,21 +146,26 @@ def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, t
         assert path.read_text() == f"{damaged}{line[:100]}\n{line}\n"
 
 
+@pytest.mark.parametrize(
+    ("folder", "item", "seeds", "rows"),
+    [
+        ("bccd", "table2", 5, ()),
+        ("bccd", "switches", 5, ()),
+        ("ladder-320", "ladder", 1, ("RetinaNet", "aligned", "aligned, voting")),
+    ],
+)
 def test_published_tables_are_made_again_from_what_was_measured(
-    tmp_path: Path, shared_data: Path, trainings: list[Path]
+    folder: str, item: str, seeds: int, rows: tuple[str, ...], tmp_path: Path, shared_data: Path, trainings: list[Path]
 ):
     bccd = shared_data / "bccd"
-    kept = Path(__file__).parents[2] / "docs" / "results" / "bccd"
+    kept = Path(__file__).parents[2] / "docs" / "results" / folder
     shutil.copytree(kept / "measured", tmp_path / "measured")
     shutil.copy(kept / "data.json", tmp_path)
-    settings = json.loads((kept / "table2.json").read_text())["settings"]
+    settings = json.loads((kept / f"{item}.json").read_text())["settings"]
     base = RECIPES["retinanet-lite0"].changed(**settings)
-    for item in ("table2", "switches"):
-        go(item, tmp_path, bccd, base, seeds=5, split="test", max_steps=None)
-        made, published = ((folder / f"{item}.md").read_text().splitlines() for folder in (tmp_path, kept))
-        assert [line for line in made if str(bccd) not in line] == [
-            line for line in published if "in bccd:" not in line
-        ]
+    go(item, tmp_path, bccd, base, seeds=seeds, split="test", max_steps=None, rows=rows)
+    made, published = ((folder / f"{item}.md").read_text().splitlines() for folder in (tmp_path, kept))
+    assert [line for line in made if str(bccd) not in line] == [line for line in published if "in bccd:" not in line]
     assert trainings == []
 
 
