@@ -148,7 +148,7 @@ class Experiments:
         run = self.run(training, seed)
         print(f"{what} of {run.name}", flush=True)
         results = measure(self, run, training)
-        line = {"run": run.name, "what": what, "split": self.split, "data": self._digest}
+        line: dict[str, Any] = {"run": run.name, "what": what, "split": self.split, "data": self._digest}
         line |= {"weights": _weights_digest(run), "steps": self._steps(training, seed)}
         line |= {"config": self.config(training, seed).flat(), "results": results}
         self.kept.mkdir(exist_ok=True)
