@@ -32,7 +32,12 @@ the other (`--schedule.milestones 8 11`). The columns *r50-1x* and *lite0* show 
 def page() -> str:
     """The whole of config.md."""
     text = HEAD
-    for name, changes in (DETECTORS | BACKBONES | SCHEDULES).items():
+    plain = RECIPES["retinanet-r50-1x"].flat()
+    detectors = {
+        name: {key: value for key, value in RECIPES[f"{name}-r50-1x"].flat().items() if value != plain[key]}
+        for name in DETECTORS
+    }
+    for name, changes in (detectors | BACKBONES | SCHEDULES).items():
         changed = ", ".join(f"`{key}` {_value(value)}" for key, value in changes.items())
         text += f"| `{name}` | {changed or 'nothing'} |\n"
     for section, field in config.Config.model_fields.items():

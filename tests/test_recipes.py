@@ -86,6 +86,7 @@ def test_aligned_is_one_anchor_a_cell_whose_distribution_says_the_quality():
             assert (config.model.box, config.model.quality) == ("distribution", "distribution")
             assert (config.matching.assigner, config.loss.joint, config.loss.box) == ("atss", "product", "giou")
             assert 0 < config.inference.alpha < 1
+            assert config.inference.vote
 
 
 @pytest.mark.parametrize("other", ["iou-aware", "joint", "conf"])

@@ -76,7 +76,8 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
         for name, row in rows.items()
     }
     assert settings["RetinaNet"] == plain.flat()
-    assert settings["aligned"] == RECIPES["aligned-lite0"].flat()
+    voting = {"inference.vote": rows["aligned, voting"].vote}
+    assert settings["aligned, voting"] | voting == RECIPES["aligned-lite0"].flat()
     for name, (before, changes) in LADDER.items():
         differ = {key for key, value in settings[name].items() if value != settings[before][key]}
         if name == "aligned":

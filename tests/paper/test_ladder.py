@@ -32,7 +32,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_some_steps_and_their_page_made_again(
     tiny_data: Path, tmp_path: Path, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     base = tiny_config(**{"model.quality": "none", "inference.alpha": 0.0})
 
     def go() -> tuple[dict[str, Any], str]:
@@ -63,7 +63,7 @@ def test_some_steps_and_their_page_made_again(
     assert go() == (document, page)
 
 
-def test_measures_are_those_of_the_diagnosis(trained: Any):
+def test_measures_are_those_of_the_diagnosis(trained: Any) -> None:
     truth = load_split(trained.data, "val")
     experiments: Any = SimpleNamespace(ground_truth=truth, device="cpu")
     found = ladder._measure(experiments, trained.run, Training("conf"))
@@ -80,7 +80,7 @@ def test_measures_are_those_of_the_diagnosis(trained: Any):
     assert found["task_alignment"] == document["task_alignment"]
 
 
-def test_means_over_the_objects_of_drawn_images():
+def test_means_over_the_objects_of_drawn_images() -> None:
     truth: Any = type("Truth", (), {"image_index": np.array([0, 0, 2, 2, 2]), "__len__": lambda self: 3})()
     values = np.array([0.5, math.nan, 0.1, 0.2, 0.9])
     draws = np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0], [1, 0, 2]], dtype=float)

@@ -1,0 +1,33 @@
+"""`retinaconf demo` with a network and scenes that take seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinaconf.commands import demo
+
+
+def test_the_demo_from_scenes_to_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Any]
+) -> None:
+    tiny = {"model.backbone": "test_resnet", "model.weights": "none", "data.short_side": 64, "data.workers": 0}
+    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.changed(**tiny, **{"schedule.epochs": 1}))
+    monkeypatch.setattr(demo, "TRAIN_SCENES", 8)
+    monkeypatch.setattr(demo, "VAL_SCENES", 3)
+    out = tmp_path / "demo"
+    done = run_cli("demo", "--out", out, "--device", "cpu")
+    assert done.code == 0, done.err
+    report = json.loads((out / "sweep.json").read_text())
+    by_joint = {row["joint"]: row["metrics"]["AP"] for row in report["sweep"]}
+    assert (
+        f"class score alone: AP {by_joint['product(0)']:.3f}; product(0.4), which it was trained for: "
+        f"AP {by_joint['product(0.4)']:.3f}; best, "
+    ) in done.out
+    assert f": AP {max(by_joint.values()):.3f}\n" in done.out
+    assert "<html" in (out / "report.html").read_text()
+    assert len(list((out / "pictures").glob("*.jpg"))) == 3
