@@ -141,7 +141,7 @@ def diagnose_run(
         replicates=replicates,
     )
     notes = () if RULES[config.rules].clip_first else (CLIPPED_LATE,)
-    return replace(diagnosis, is_run=True, notes=(*diagnosis.notes, *notes))
+    return replace(diagnosis, run=detector.config, notes=(*diagnosis.notes, *notes))
 
 
 def detections_and_candidates(

@@ -151,7 +151,7 @@ def test_coverage_counts_the_anchors_that_training_matches(
     data, run = make_data(tmp_path / "data", train=1, val=12), write_run(tmp_path / "run", **(LARGER | changes))
     diagnosis = diagnose_run(run, data, device="cpu")
     coverage = diagnosis.coverage
-    assert diagnosis.is_run
+    assert diagnosis.run is not None
     assert coverage is not None
     truth, detector = load_split(data, "val"), load(run, "cpu")
     counts = []
@@ -175,5 +175,5 @@ def test_another_assigner_has_no_coverage_by_iou(
     diagnosis = diagnose_run(run, data, device="cpu", replicates=5)
     assert diagnosis.coverage is None
     assert not any("positive anchor" in sentence for sentence in summarize(diagnosis))
-    assert diagnosis.is_run
+    assert diagnosis.run is not None
     assert to_json(diagnosis)["coverage"] is None

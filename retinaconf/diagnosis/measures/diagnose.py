@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import Alignment, measure_alignment
@@ -62,7 +63,7 @@ class Diagnosis:
     remedies: Remedies  # what can be changed without training, and what it gains
     coverage: Coverage | None  # where training matches anchors by their IoU
     notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
-    is_run: bool = False  # of this package, so that its settings and commands can be named
+    run: Config | None = None  # the settings of a run of this package, whose commands can be named
 
     def inputs(self) -> Iterator[Path]:
         """The files that it was made from, or the folder of the run: nothing that is written may replace them."""

@@ -73,7 +73,7 @@ def _voting(diagnosis: Diagnosis) -> str:
         return ""
     if is_sure(gain) <= 0:
         return f"Keep the boxes that NMS leaves: score voting changes AP by {points(gain)} on all images, no sure gain."
-    setting = " (inference.vote)" if diagnosis.is_run else ""
+    setting = " (inference.vote)" if diagnosis.run is not None else ""
     return (
         f"Add score voting after NMS{setting}: each detection becomes the mean of the candidates of its class that "
         f"overlap it, weighted by score × exp(-(1 - IoU)^2 / {VOTE_SIGMA:g}), and keeps its score. AP changes by "
@@ -150,8 +150,11 @@ def _training(diagnosis: Diagnosis) -> str:
 
 
 def _better_score(diagnosis: Diagnosis) -> str:
+    run = diagnosis.run
+    if run is not None and (run.model.quality != "none" or run.model.class_target == "iou"):
+        return "its score learns the IoU already; train longer or on more images, or try the recipe aligned"
+    if run is not None:
+        return "add a quality branch with retinaconf retrofit, or train the recipe aligned"
     if diagnosis.quality is not None:
         return "train the quality with the IoU as its target"
-    if diagnosis.is_run:
-        return "add a quality branch with retinaconf retrofit"
     return "train a branch that predicts the IoU, or take the IoU as the class score's target, as varifocal loss does"

@@ -139,7 +139,7 @@ def _post_processing(diagnosis: Diagnosis) -> str:
         f"a score above {process.score_threshold:g}, NMS within each class at IoU {process.nms_iou:g}, the best "
         f"{process.max_detections:,} of an image{', score voting' if process.vote else ''}"
     )
-    if diagnosis.is_run:
+    if diagnosis.run is not None:
         return f"AP is of the detections made from the candidates by the run's own settings: {made}."
     if diagnosis.after.boxes.source != diagnosis.before.boxes.source:
         given = diagnosis.metrics.overall["AP"]
