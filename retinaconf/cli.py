@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "predict": "predict",
     "diagnose": "diagnose",
+    "calibrate": "calibrate",
     "retrofit": "retrofit",
     "check": "check",
     "export": "export",

@@ -35,19 +35,9 @@ def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[s
     """
     batches: list[dict[str, np.ndarray]] = []
     count = 0
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
-            for batch in _batches(file, path):
-                batches.append(_columns(batch, path, count))
-                count += len(batch)
-                progress(f"reading {path.name} (MB)", raw.tell() >> 20, size >> 20)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    for batch in read_records(path, progress):
+        batches.append(_columns(batch, path, count))
+        count += len(batch)
     for name in OPTIONAL:
         having = [name in batch for batch in batches]
         if any(having) and not all(having):
@@ -61,6 +51,26 @@ def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[s
             "score": np.zeros(0),
         }
     return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
+
+
+def read_records(path: Path, progress: ProgressCallback = silent) -> Iterator[list[Any]]:
+    """The list's elements as they are in the file, some thousands at a time.
+
+    Raises:
+        InputError: the file is missing, or is not a JSON list.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
+            for batch in _batches(file, path):
+                yield batch
+                progress(f"reading {path.name} (MB)", raw.tell() >> 20, size >> 20)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
 class _Reader:

@@ -55,18 +55,22 @@ def test_the_core_needs_no_extra(tiny_data: Path):
     annotation = json.loads(truth.read_text())["annotations"][0]
     record = {name: annotation[name] for name in ("image_id", "category_id", "bbox")} | {"score": 0.5}
     (tiny_data / "found.json").write_text(json.dumps([record]))
-    outputs = [tiny_data / name for name in ("diagnosis.json", "report.html", "figures", "check.json")]
+    files = ["--detections", str(tiny_data / "found.json")]
+    names = ("diagnosis.json", "report.html", "figures", "check.json", "map.json", "calibrated.json")
+    outputs = [tiny_data / name for name in names]
     options = ["--json", str(outputs[0]), "--report", str(outputs[1]), "--figures", str(outputs[2])]
     helps = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
     wrong = [["nonsense"], ["train", "conf-lite0", "--data", "a", "--out", "b", "--inference.alpha", "3"]]
     work = [
-        ["diagnose", "--detections", str(tiny_data / "found.json"), "--ground-truth", str(truth), *options],
+        ["diagnose", *files, "--ground-truth", str(truth), *options],
+        ["calibrate", *files, "--ground-truth", str(truth), "--out", str(outputs[4])],
+        ["calibrate", *files, "--apply", str(outputs[4]), "--out", str(outputs[5])],
         ["check", "--data", str(tiny_data), "--json", str(outputs[3])],
     ]
     every_extra = tuple(package for packages in EXTRAS.values() for package in packages)
     results = without(every_extra, [*helps, *wrong, *work])
     codes = [code for code, *_ in results]
-    assert codes == [*[0] * len(helps), 2, 2, 0, 0, 0], results
+    assert codes == [*[0] * len(helps), 2, 2, *[0] * (len(work) + 1)], results
     assert not any(numpy for *_, numpy in results[: len(helps) + len(wrong)])  # so that help comes at once
     assert json.loads(outputs[0].read_text())
     assert all(output.exists() for output in outputs)
@@ -85,7 +89,7 @@ def test_what_needs_an_extra_says_which_in_one_line(tiny_data: Path):
         ["import", "weights.pth", *out],
         ["paper", "table1", *data, *out],
     ]
-    assert {words[0] for words in commands} == COMMANDS.keys() - {"check"}
+    assert {words[0] for words in commands} == COMMANDS.keys() - {"calibrate", "check"}
     *results, load = without(EXTRAS["torch"], commands)
     for words, (code, printed, line, _) in zip(commands, results):
         what = "diagnose RUN" if words[0] == "diagnose" else words[0]

@@ -156,3 +156,22 @@ def test_second_annotation(main: Callable[..., str], tmp_path: Path) -> None:
     assert found["across_splits"] == {"train": 1, "val": 1}
     # The object of train is at (36, 54) of val's frame, whose box begins 2 pixels further: IoU 38 / 42.
     assert found["agreement"] == {"iou": {"cell": [round(38 / 42, 4)]}, "other_class": 0, "once": 1}
+
+
+def test_own_map_sees_that_a_class_differs(shared_data: Path) -> None:
+    """A class with scores of its own is read better by its own map, and on YOLOX-nano no class needs one."""
+    from retinaconf.data.ground_truth import read_coco
+    from retinaconf.detections import read_detections
+    from retinaconf.diagnosis.measures.post_processing import PostProcessing
+    from retinaconf.evaluation.calibration import ANY_OVERLAP
+    from retinaconf.evaluation.matching import match_detections
+
+    truth = read_coco(shared_data / "coco-mini" / "annotations" / "instances_val2017.json")
+    candidates = read_detections(shared_data / "yolox-nano" / "candidates-val2017.npz", truth)
+    matches = match_detections(PostProcessing(nms_iou=0.65)(candidates), truth, np.array([ANY_OVERLAP]))
+    own_map = study("own_map")
+    alike, differ = (own_map.compare(truth, matches, 3, differ) for differ in (False, True))
+    few, many = min(alike), max(alike)
+    assert alike[few][1] < alike[few][2]
+    assert differ[many][2] < differ[many][1]
+    assert alike[many][2] == pytest.approx(differ[many][2], rel=0.02)  # an own map undoes the square root

@@ -5,6 +5,7 @@ All work on `MatchedDetections`: COCO's greedy matching, detections on crowd reg
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Reliability:
 def reliability(scores: np.ndarray, iou: np.ndarray, matched: np.ndarray, bins: int = BINS) -> Reliability:
     """Bin D detections: (D,) scores in [0, 1], (D,) IoU with the matched object or 0, (D,) bool matched."""
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
+    place = bin_of(scores, bins)
     count = np.bincount(place, minlength=bins)
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -46,6 +47,11 @@ def reliability(scores: np.ndarray, iou: np.ndarray, matched: np.ndarray, bins: 
         return np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
 
     return Reliability(edges, count, mean(scores), mean(iou), mean(matched))
+
+
+def bin_of(scores: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(D,) int64: the bin (low, high] of each score, the first with 0."""
+    return np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), scores, side="left") - 1, 0, bins - 1)
 
 
 def d_ece(matches: MatchedDetections, level: int, bins: int = BINS) -> float:
@@ -67,13 +73,32 @@ def la_ece(matches: MatchedDetections, level: int, num_classes: int, bins: int =
     """
     labels, scores, iou, matched = _considered(matches, level)
     errors = np.full(num_classes, np.nan)
-    order = np.argsort(labels, kind="stable")
-    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
-    for label in np.unique(labels):
-        rows = order[ends[label] : ends[label + 1]]
+    for label, rows in _by_class(labels, num_classes):
         binned = reliability(scores[rows], iou[rows], matched[rows], bins)
         errors[label] = binned.error(binned.mean_iou)
     return errors
+
+
+def la_ace(matches: MatchedDetections, level: int, num_classes: int) -> np.ndarray:
+    """Localization-aware adaptive calibration error of each class, (K,), each detection being a bin of its own.
+
+    LaACE^c = mean over the class's detections of |score - IoU|, a false positive counting 0 (Kuzucu et al., ECCV 2024,
+    at an IoU threshold of 0). NaN for a class without detections. Their mean is LaACE. Noise does not average out here:
+    the median of the IoUs minimizes it, not the expected IoU.
+    """
+    labels, scores, iou, _ = _considered(matches, level)
+    errors = np.full(num_classes, np.nan)
+    for label, rows in _by_class(labels, num_classes):
+        errors[label] = np.abs(scores[rows] - iou[rows]).mean()
+    return errors
+
+
+def _by_class(labels: np.ndarray, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The classes that occur in (D,) labels, each with its rows."""
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    for label in np.unique(labels):
+        yield int(label), order[ends[label] : ends[label + 1]]
 
 
 def _considered(matches: MatchedDetections, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -136,6 +161,7 @@ class Calibration:
     d_ece: float  # at IoU 0.5
     laece: np.ndarray  # (K,) at IoU 0.5
     laece_0: np.ndarray  # (K,) at IoU 0
+    laace_0: np.ndarray  # (K,) at IoU 0
     lrp: OptimalLRP  # at IoU 0.5
     reliability: Reliability  # all classes together, at IoU 0
 
@@ -148,6 +174,16 @@ class Calibration:
     def mean_laece_0(self) -> float:
         """LaECE_0: the mean over the classes that have detections."""
         return finite_mean(self.laece_0)
+
+    @property
+    def mean_laace_0(self) -> float:
+        """LaACE_0: the mean over the classes that have detections."""
+        return finite_mean(self.laace_0)
+
+    @property
+    def pooled_error(self) -> float:
+        """LaECE_0 of all classes together."""
+        return self.reliability.error(self.reliability.mean_iou)
 
     @property
     def mean_olrp(self) -> float:
@@ -163,6 +199,7 @@ def calibrate(detections: Detections, ground_truth: GroundTruth) -> Calibration:
         d_ece=d_ece(matches, 0),
         laece=la_ece(matches, 0, num_classes),
         laece_0=la_ece(matches, 1, num_classes),
+        laace_0=la_ace(matches, 1, num_classes),
         lrp=optimal_lrp(matches, 0, 0.5, ground_truth),
         reliability=reliability(*_considered(matches, 1)[1:]),
     )

@@ -10,7 +10,7 @@ from planted import random_set, spread_objects, truth
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.calibration import ANY_OVERLAP, calibrate, d_ece, la_ece, optimal_lrp, reliability
+from retinaconf.evaluation.calibration import ANY_OVERLAP, calibrate, d_ece, la_ace, la_ece, optimal_lrp, reliability
 from retinaconf.evaluation.matching import match_detections
 
 uq_detr = pytest.importorskip("uq_detr")
@@ -117,6 +117,39 @@ def test_detections_on_crowds_are_left_out() -> None:
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     assert matches.ignored.tolist() == [[False, False], [True, True], [False, False]]
     assert calibrate(detections, ground_truth).reliability.count.sum() == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_adaptive_error_is_a_mean_over_detections(seed: int) -> None:
+    ground_truth, boxes = random_set(np.random.default_rng(seed))
+    matches = match_detections(boxes, ground_truth, np.array([ANY_OVERLAP]))
+    errors = la_ace(matches, 0, len(ground_truth.classes))
+    for label in range(len(ground_truth.classes)):
+        rows = [row for row in range(len(matches.row)) if matches.labels[row] == label and not matches.ignored[row, 0]]
+        distances = [abs(matches.scores[row] - matches.iou[row, 0]) for row in rows]
+        assert errors[label] == pytest.approx(np.mean(distances), abs=1e-12)
+
+
+def test_where_detection_calibrations_code_does_otherwise() -> None:
+    """The code of Kuzucu et al. leaves out classes of error 0, and its LaACE counts detections on crowds, as wrong.
+
+    Class 0 is right: score and IoU are 1. Class 1 has a score of 0.6 and an IoU of 1; a second detection, score 0.9,
+    lies on a crowd. By the definition the errors are 0 and 0.4, their mean 0.2. The code's LaECE_0 is 0.4, the mean
+    without class 0, and its LaACE_0 is (0.4 + 0.9) / 2 = 0.65.
+    """
+    box, crowd = [0.0, 0, 100, 100], [500.0, 0, 900, 400]
+    ground_truth = truth([[box, [1000.0, 0, 1100, 100], crowd]], labels=[[0, 1, 1]], crowd=[[0, 0, 1]])
+    boxes = np.array([box, [1000.0, 0, 1100, 100], [600, 100, 650, 150]])
+    detections = Detections(np.zeros(3, int), np.array([0, 1, 1]), boxes, np.array([1, 0.6, 0.9]))
+    calibration = calibrate(detections, ground_truth)
+    assert calibration.laece_0 == pytest.approx([0, 0.4])
+    assert calibration.laace_0 == pytest.approx([0, 0.4])
+    assert (calibration.mean_laece_0, calibration.mean_laace_0) == pytest.approx((0.2, 0.2))
+
+    matches = match_detections(detections, ground_truth, np.array([ANY_OVERLAP]))
+    theirs = np.array([np.abs(matches.scores - matches.iou[:, 0])[matches.labels == k].mean() for k in (0, 1)])
+    assert theirs[theirs != 0].mean() == pytest.approx(0.65)
+    assert calibration.laece_0[calibration.laece_0 != 0].mean() == pytest.approx(0.4)
 
 
 def test_bins_close_on_the_right() -> None:

@@ -16,11 +16,11 @@ from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
+from retinaconf.evaluation.score_map import fit_matches, read_by_halves
 from retinaconf.progress import ProgressCallback, silent
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
-KNOTS = 25
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """A map from score to expected IoU, linear between its knots: `np.interp(score, scores, ious)`.
+    """The map from score to expected IoU of all images and classes: `np.interp(score, scores, ious)`.
 
-    Both columns ascend. The errors are means of |score - IoU| over bins of score on the other half of the images.
+    Both columns ascend. The errors are means of |score - IoU| over bins of score, as `retinaconf calibrate` reports
+    them: each half of the images by a map of the other half.
     """
 
     scores: np.ndarray  # (n,)
@@ -111,7 +112,7 @@ def measure_remedies(
         voting=gains.get("voting"),
         shown=None if best is None else _shown(matches, ground_truth, second, best),
         customary=None if best is None else _shown(matches, ground_truth, second, CUSTOMARY),
-        recalibration=_recalibrate(matches, first, second),
+        recalibration=_recalibrate(detections, matches, ground_truth, seed),
         chosen_on=np.sort(first),
         reported_on=np.sort(second),
     )
@@ -180,31 +181,17 @@ def _num_objects(ground_truth: GroundTruth, images: np.ndarray) -> int:
     return int(np.count_nonzero(np.isin(ground_truth.image_index, images) & ~ground_truth.crowd))
 
 
-def _recalibrate(matches: MatchedDetections, first: np.ndarray, second: np.ndarray) -> Recalibration | None:
-    """Means over groups of equally many detections, made to ascend."""
-    counted = ~matches.ignored[:, 1]
-    fit, held_out = (np.flatnonzero(counted & np.isin(matches.image_index, half))[::-1] for half in (first, second))
-    if len(fit) == 0 or len(held_out) == 0:
+def _recalibrate(
+    detections: Detections, matches: MatchedDetections, ground_truth: GroundTruth, seed: int
+) -> Recalibration | None:
+    fitted = fit_matches(matches, 1, ground_truth)
+    unseen = read_by_halves(detections, matches, 1, ground_truth, seed)
+    if fitted is None or unseen is None:
         return None
-    groups = np.array_split(fit, min(KNOTS, len(fit)))  # by ascending score
-    scores = np.array([matches.scores[group].mean() for group in groups])
-    ious = isotonic(
-        np.array([matches.iou[group, 1].mean() for group in groups]), np.array([len(group) for group in groups])
-    )
-    score, iou = matches.scores[held_out], matches.iou[held_out, 1]
+    counted = ~matches.ignored[:, 1]
+    row, iou = matches.row[counted], matches.iou[counted, 1]
     errors = []
-    for read in (score, np.interp(score, scores, ious)):
-        binned = reliability(read, iou, iou > 0)
+    for scores in (detections.scores[row], unseen[row]):
+        binned = reliability(scores, iou, iou > 0)
         errors.append(binned.error(binned.mean_iou))
-    return Recalibration(scores, ious, *errors)
-
-
-def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n,) the ascending values closest to `values` by weighted squares: neighbours that descend share their mean."""
-    blocks: list[tuple[float, float, int]] = []  # value, weight, length
-    for value, weight in zip(values.tolist(), weights.tolist()):
-        blocks.append((value, weight, 1))
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (a, u, m), (b, w, n) = blocks[-2:]
-            blocks[-2:] = [((a * u + b * w) / (u + w), u + w, m + n)]
-    return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])
+    return Recalibration(fitted.common.scores, fitted.common.ious, *errors)

@@ -128,9 +128,10 @@ def _recalibration(diagnosis: Diagnosis) -> str:
     if map_.error_before - map_.error_after < WORTH_MAPPING:
         return f"Keep the scores uncalibrated: a map to the expected IoU would bring the mean distance {change} only."
     return (
-        "To read a score as the IoU to expect, interpolate in the report's table 'The IoU that a score stands for' "
-        "(remedies.recalibration in the --json file). The mean distance between the two, all classes together, falls "
-        f"{change}. AP does not change."
+        "To read a score as the IoU to expect, calibrate the detections: `retinaconf calibrate --detections DT "
+        "--ground-truth GT --out MAP` fits a map, and `--apply MAP` applies it to further files. The mean distance "
+        f"between score and IoU, all classes together, falls {change}. AP does not change. The report's table "
+        "'The IoU that a score stands for' shows such a map."
     )
 
 

@@ -11,7 +11,7 @@ from planted import SIDE, candidates_at, random_set, shifted, spread_objects, tr
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.diagnosis.measures.remedies import isotonic, reach_out
+from retinaconf.diagnosis.measures.remedies import reach_out
 from retinaconf.evaluation.matching import match_detections
 
 
@@ -87,15 +87,6 @@ def test_the_threshold_has_the_best_f1_of_all(seed: int) -> None:
     for at in (shown, remedies.customary):
         right, number, objects = counts(at.score, remedies.reported_on)
         assert (at.precision, at.recall) == (right / number, right / objects)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_isotonic_is_scikit_learns(seed: int) -> None:
-    sklearn = pytest.importorskip("sklearn.isotonic")
-    rng = np.random.default_rng(seed)
-    values, weights = rng.integers(0, 5, 40) / 4 + np.arange(40) / 20, rng.uniform(0.1, 3, 40)
-    expected = sklearn.isotonic_regression(values, sample_weight=weights)
-    assert isotonic(values, weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_map_mends_scores_that_are_off_by_a_factor() -> None:

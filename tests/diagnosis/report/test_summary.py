@@ -74,7 +74,7 @@ def test_the_owner_of_a_yolo_is_told_nothing_that_only_others_can_do(yolox: Diag
     for words in (
         "score of 0.",
         "Keep NMS at IoU 0.65",
-        "table 'The IoU that a score stands for'",
+        "`retinaconf calibrate --detections DT --ground-truth GT --out MAP`",
         "What training could add",
     ):
         assert any(words in line for line in advice), words

@@ -1,0 +1,304 @@
+"""A map from a detector's score to the IoU to expect: fitted, measured on images it has not seen, kept, applied.
+
+Within a class the map ascends, so that calibrated scores rank boxes as the raw ones do and AP stays what it was.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from retinaconf.coco_results import read_coco_results, read_records
+from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.detections import SCORE_SLACK, Detections
+from retinaconf.errors import InputError, reason
+from retinaconf.evaluation.average_precision import image_draws
+from retinaconf.evaluation.calibration import ANY_OVERLAP, BINS, Calibration, bin_of, calibrate
+from retinaconf.evaluation.gains import REPLICATES, halves
+from retinaconf.evaluation.matching import MatchedDetections, match_detections
+from retinaconf.files import write_aside, write_json
+from retinaconf.progress import ProgressCallback, silent
+
+FORMAT = "retinaconf score map"
+VERSION = 1
+RAW_SCORE = "raw_score"  # the key that a calibrated record keeps the detector's own score under
+GROUPS = 100  # of detections, at most: more knots follow the noise
+OWN_MAP = 100  # objects from which a class has a map of its own; docs/diagnosis.md has the measurement
+RAW_WEIGHT = 0.001  # share of the raw score in the calibrated one: where the map is level, the raw order stays
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The expected IoU of a score, linear between n knots and level beyond: `np.interp(score, scores, ious)`."""
+
+    scores: np.ndarray  # (n,) ascending
+    ious: np.ndarray  # (n,) ascending
+
+
+def fit_curve(scores: np.ndarray, ious: np.ndarray) -> Curve:
+    """Isotonic regression (Zadrozny and Elkan, KDD 2002) of D > 0 IoUs, (D,), on their scores, (D,).
+
+    Up to GROUPS groups of about equally many detections, equal scores in one group, are made to ascend by weighted
+    least squares. Each block of equal values becomes one knot at the mean of its scores.
+    """
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    group = ((np.cumsum(count) - count / 2) * GROUPS / len(scores)).astype(np.int64)[place]
+    size = np.bincount(group)
+    filled = size > 0
+    size, score, iou = (np.bincount(group, weights)[filled] for weights in (None, scores, ious))
+    fitted = isotonic_regression(iou / size, weights=size)
+    starts = fitted.blocks[:-1]
+    means = np.add.reduceat(score, starts) / np.add.reduceat(size, starts)
+    return Curve(np.maximum.accumulate(means), fitted.x[starts])  # means of nearly equal scores are rounded
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """One curve for all classes, and one for each class with enough objects."""
+
+    common: Curve
+    by_class: dict[int, Curve]  # by category id
+    classes: dict[int, str]  # names of all classes that are known, by category id
+
+    def __call__(self, category_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Calibrated scores, (D,) in [0, 1], of D raw ones in [0, 1] and their categories, (D,).
+
+        Within a category two raw scores that differ stay different, and in their order.
+        """
+        calibrated = np.empty(len(scores))
+        for category in np.unique(category_ids):
+            rows = np.flatnonzero(category_ids == category)
+            curve = self.by_class.get(int(category), self.common)
+            values, place = np.unique(scores[rows], return_inverse=True)
+            mapped = (1 - RAW_WEIGHT) * np.interp(values, curve.scores, curve.ious) + RAW_WEIGHT * values
+            calibrated[rows] = _strictly_ascending(mapped)[place]
+        return calibrated
+
+
+def _strictly_ascending(values: np.ndarray) -> np.ndarray:
+    """Ascending values in [0, 1], (n,): equal ones, or some that rounding swapped, move on by single floats."""
+    step = np.arange(len(values))
+    # As integers, the bits of floats from 0 on have the order of the floats, and neighbours differ by 1.
+    bits = np.minimum(values.view(np.int64), np.float64(1).view(np.int64) - step[::-1])
+    return (np.maximum.accumulate(bits - step) + step).view(np.float64)
+
+
+def fit(detections: Detections, ground_truth: GroundTruth) -> ScoreMap:
+    """The map of D detections of all images of the ground truth.
+
+    A class has a curve of its own from OWN_MAP objects on, if it has detections.
+
+    Raises:
+        InputError: no detection counts, or there are no objects.
+    """
+    if ground_truth.crowd.all():
+        raise InputError(f"{ground_truth.source}: no objects in it; give ground truth with annotated objects")
+    if len(detections) == 0:
+        raise InputError(f"{detections.source}: no detections in it, so there is nothing to fit")
+    fitted = fit_matches(match_detections(detections, ground_truth, np.array([ANY_OVERLAP])), 0, ground_truth)
+    if fitted is None:
+        raise InputError(f"{detections.source}: all detections lie on crowd regions, so there is nothing to fit")
+    return fitted
+
+
+def fit_matches(
+    matches: MatchedDetections, level: int, ground_truth: GroundTruth, images: np.ndarray | None = None
+) -> ScoreMap | None:
+    """The map on some images, (n,) rows of I, or on all; None without a detection that counts.
+
+    `level` is the column of ANY_OVERLAP in `matches`.
+    """
+    if images is None:
+        images = np.arange(len(ground_truth))
+    rows = ~matches.ignored[:, level] & np.isin(matches.image_index, images)
+    labels, scores, ious = matches.labels[rows], matches.scores[rows], matches.iou[rows, level]
+    if len(scores) == 0:
+        return None
+    objects = num_objects(ground_truth, images)
+    own = np.intersect1d(np.flatnonzero(objects >= OWN_MAP), labels)
+    ids = ground_truth.category_ids
+    return ScoreMap(
+        common=fit_curve(scores, ious),
+        by_class={ids[label]: fit_curve(scores[labels == label], ious[labels == label]) for label in own},
+        classes=dict(zip(ids, ground_truth.classes)),
+    )
+
+
+def num_objects(ground_truth: GroundTruth, images: np.ndarray) -> np.ndarray:
+    """(K,) int64: objects of each class on some images, (n,) rows of I, without crowd regions."""
+    counted = ~ground_truth.crowd & np.isin(ground_truth.image_index, images)
+    return np.bincount(ground_truth.labels[counted], minlength=len(ground_truth.classes))
+
+
+def read_by_halves(
+    detections: Detections, matches: MatchedDetections, level: int, ground_truth: GroundTruth, seed: int = 0
+) -> np.ndarray | None:
+    """(D,) scores on images that the map has not seen: each half of the images by the map of the other half.
+
+    None where a half has no detections to fit a map to. `level` is as in `fit_matches`.
+    """
+    scores = detections.scores.copy()
+    category_ids = np.array(ground_truth.category_ids, dtype=np.int64)[detections.labels]
+    first, second = halves(ground_truth, seed)
+    for fitted_on, read_on in ((first, second), (second, first)):
+        score_map = fit_matches(matches, level, ground_truth, fitted_on)
+        if score_map is None:
+            return None
+        rows = np.isin(detections.image_index, read_on)
+        scores[rows] = score_map(category_ids[rows], scores[rows])
+    return scores
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Calibration before and after, each half of the images with the map of the other half."""
+
+    before: Calibration
+    after: Calibration
+    interval: tuple[float, float]  # 95%, of the change of the pooled error; a bootstrap over the images
+
+
+def measure_unseen(
+    detections: Detections, ground_truth: GroundTruth, replicates: int = REPLICATES, seed: int = 0
+) -> Unseen | None:
+    """What a map changes on images that it has not seen; None where a half has no detections to fit a map to.
+
+    Args:
+        detections: D of all images of the ground truth.
+        ground_truth: I images.
+        replicates: bootstrap draws.
+        seed: of the halves and of the draws.
+    """
+    matches = match_detections(detections, ground_truth, np.array([ANY_OVERLAP]))
+    scores = read_by_halves(detections, matches, 0, ground_truth, seed)
+    if scores is None:
+        return None
+    counted = ~matches.ignored[:, 0]
+    row, image, iou = matches.row[counted], matches.image_index[counted], matches.iou[counted, 0]
+    before, after = (_excess(read[row], iou, image, len(ground_truth)) for read in (detections.scores, scores))
+    count = np.bincount(image, minlength=len(ground_truth))
+    images = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
+    changes = [
+        (np.abs(weights @ after).sum() - np.abs(weights @ before).sum()) / (weights @ count)
+        for weights in image_draws(images, len(ground_truth), replicates, seed)
+        if weights @ count > 0  # a draw without any detection says nothing
+    ]
+    low, high = np.quantile(changes, [0.025, 0.975]) if changes else (np.nan, np.nan)
+    return Unseen(
+        before=calibrate(detections, ground_truth),
+        after=calibrate(replace(detections, scores=scores), ground_truth),
+        interval=(float(low), float(high)),
+    )
+
+
+def _excess(scores: np.ndarray, ious: np.ndarray, image_index: np.ndarray, images: int) -> np.ndarray:
+    """(I, BINS) by image and bin of score, the sum of score - IoU.
+
+    Summed over the images, its absolute values add up to the number of detections times `Reliability.error`.
+    """
+    place = image_index * BINS + bin_of(scores)
+    return np.bincount(place, weights=scores - ious, minlength=images * BINS).reshape(images, BINS)
+
+
+def calibrate_file(score_map: ScoreMap, path: Path, out: Path, progress: ProgressCallback = silent) -> int:
+    """Write COCO results anew with calibrated scores, the raw one as `raw_score`, and return their number.
+
+    Order and all other keys of the records stay.
+
+    Raises:
+        InputError: the file is missing or malformed, a score is NaN or outside [0, 1], the map does not know a
+            category, the records are calibrated already, or `out` cannot be written.
+    """
+    columns = read_coco_results(path, progress)
+    ids, scores = columns["category_id"], columns["score"]
+    for row in np.flatnonzero(~((scores >= 0) & (scores <= 1 + SCORE_SLACK)))[:1]:  # also NaN
+        raise InputError(f"{path}: record {row} has score {scores[row]}; scores must be in [0, 1]")
+    for row in np.flatnonzero(~np.isin(ids, list(score_map.classes)))[:1]:
+        raise InputError(
+            f"{path}: record {row} has category_id {ids[row]}, which the map does not know; fit it with ground "
+            "truth that lists this category"
+        )
+    calibrated = score_map(ids, np.minimum(scores, 1.0)).tolist()
+
+    def write(aside: Path) -> None:
+        row = 0
+        with aside.open("w") as file:
+            file.write("[")
+            for batch in read_records(path):
+                for record in batch:
+                    if RAW_SCORE in record:
+                        raise InputError(
+                            f"{path}: record {row} has '{RAW_SCORE}', so it is calibrated already; give the file with "
+                            "raw scores"
+                        )
+                    file.write(",\n" if row else "\n")
+                    json.dump(record | {"score": calibrated[row], RAW_SCORE: record["score"]}, file)
+                    row += 1
+            file.write("\n]\n")
+
+    write_aside(out, write)
+    return len(calibrated)
+
+
+def write_score_map(path: Path, score_map: ScoreMap) -> None:
+    """Write a map as JSON.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+
+    def lists(curve: Curve) -> dict[str, list[float]]:
+        return {"scores": curve.scores.tolist(), "ious": curve.ious.tolist()}
+
+    own = {id_: lists(curve) for id_, curve in score_map.by_class.items()}
+    classes = [{"id": id_, "name": name, "own": own.get(id_)} for id_, name in score_map.classes.items()]
+    rule = f"{1 - RAW_WEIGHT:g} * interp(score, scores, ious) + {RAW_WEIGHT:g} * score, by its own map or common"
+    header = {"format": FORMAT, "version": VERSION, "calibrated_score": rule}
+    write_json(path, {**header, "common": lists(score_map.common), "classes": classes})
+
+
+def read_score_map(path: Path) -> ScoreMap:
+    """Read what `write_score_map` wrote.
+
+    Raises:
+        InputError: the file is missing, is no such map or one of a later version, or its numbers do not ascend in
+            [0, 1].
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{path}: not a map of scores; retinaconf calibrate --detections DT --out MAP writes one")
+    if document.get("version") != VERSION:
+        version = document.get("version")
+        raise InputError(f"{path}: a map of version {version}; this retinaconf reads version {VERSION}")
+    try:
+        own = {int(entry["id"]): entry["own"] for entry in document["classes"]}
+        return ScoreMap(
+            common=_curve(document["common"]),
+            by_class={id_: _curve(curve) for id_, curve in own.items() if curve is not None},
+            classes={int(entry["id"]): str(entry["name"]) for entry in document["classes"]},
+        )
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: a damaged map: each needs 'scores' and 'ious' that ascend in [0, 1]; fit it again"
+        ) from None
+
+
+def _curve(value: Any) -> Curve:
+    scores, ious = (np.array(value[name], dtype=np.float64) for name in ("scores", "ious"))
+    for column in (scores, ious):
+        inside = column.ndim == 1 and len(column) > 0 and bool(((column >= 0) & (column <= 1)).all())
+        if not inside or len(scores) != len(ious) or (np.diff(column) < 0).any():
+            raise ValueError("not a curve")
+    return Curve(scores, ious)
