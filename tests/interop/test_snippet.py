@@ -59,7 +59,7 @@ def test_the_page_s_inference_needs_no_torch(key: str, exported: Callable[..., A
     given = {name: np.array(values) for name, values in json.loads(report).items()}
 
     (wanted,) = ours.detector.predict(tmp_path / "photo.jpg")
-    assert len(wanted) > 10
+    assert len(wanted) >= 10
     np.testing.assert_array_equal(given["labels"], wanted.labels)
     np.testing.assert_allclose(given["scores"], wanted.scores, atol=1e-5)
     np.testing.assert_allclose(given["boxes"], wanted.boxes, atol=1e-3)

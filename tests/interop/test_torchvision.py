@@ -75,10 +75,9 @@ def assert_same(detector, model, paths, to_theirs=None):
 
 @pytest.fixture(scope="module")
 def photographs(shared_data):
-    """Ten images, of many sizes, upright and lying."""
-    paths = sorted((shared_data / "coco-mini" / "val2017").iterdir())[:10]
-    assert len({Image.open(path).size for path in paths}) >= 5
-    return paths
+    """Four images of different sizes."""
+    paths = {Image.open(path).size: path for path in sorted((shared_data / "coco-mini" / "val2017").iterdir())[:10]}
+    return list(paths.values())[:4]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
