@@ -20,7 +20,7 @@ HEAD = """# Settings
 
 Every setting is a key of a run's `config.json` and an option of `retinaconf train`. Options have hyphens instead of
 underscores (`--data.short-side 480`). A setting that is true or false is switched on by its name, and switched off by
-`no-` before its name (`--data.skip-bad`, `--model.no-freeze-stem`). A setting with several values takes them one after
+`no-` before its name (`--data.skip-bad`, `--model.no-freeze-norm`). A setting with several values takes them one after
 the other (`--schedule.milestones 8 11`). The columns *r50-1x* and *lite0* show the values of the recipes
 `retinanet-r50-1x` and `retinanet-lite0`. The names of the other recipes say how they differ from these two:
 

@@ -35,12 +35,15 @@ class ModelConfig(Section):
     backbone: str = "resnet50.tv_in1k"
     """Name of a timm model that has features at strides 8, 16 and 32."""
     weights: str = "imagenet"
-    """Backbone weights: `imagenet` (fetched by timm, or packaged), `none`, or a .safetensors or .pth file."""
+    """Weights to start from: for the backbone `imagenet` (fetched by timm, or packaged), `none`, or a .safetensors or
+    .pth file; for the whole detector a run, of which all that fits is taken (`train RUN`)."""
     stride_in_1x1: bool = False
     """ResNets halve the resolution in the first 1x1 convolution of a stage, like Caffe's, not in the 3x3
     convolution."""
-    freeze_stem: bool = True
-    """Do not train the stem and the first stage of the backbone (up to stride 4)."""
+    freeze: Literal["none", "stem", "backbone", "all but class"] = "stem"
+    """What does not learn: nothing, the `stem` with the first stage of the backbone (up to stride 4), the whole
+    `backbone` with its norms' statistics, or `all but class`, the last layer of the class score. What the last two
+    freeze must have learned before: they need weights to start from."""
     freeze_norm: bool = True
     """Keep the backbone's batch-norm statistics fixed. Scale and shift still learn."""
     channels: int = Field(256, ge=8)
@@ -328,6 +331,9 @@ def config_from_flat(flat: dict[str, Any], source: str = "") -> Config:
         InputError: an unknown field, or a value that does not fit.
     """
     prefix = f"{source}: " if source else ""
+    if isinstance(stem := flat.get("model.freeze_stem"), bool):  # of version 0.1
+        flat = {name: value for name, value in flat.items() if name != "model.freeze_stem"}
+        flat["model.freeze"] = "stem" if stem else "none"
     known = Config().flat()
     if unknown := [name for name in flat if name not in known]:
         raise InputError(f"{prefix}unknown setting {unknown[0]!r}; `retinaconf train RECIPE --help` lists them")

@@ -25,7 +25,7 @@ COLOURS = {3: (230, 40, 40), 8: (40, 200, 60), 90: (50, 70, 235)}
 TINY = {
     "model.backbone": "test_resnet",
     "model.weights": "none",
-    "model.freeze_stem": False,
+    "model.freeze": "none",
     "model.freeze_norm": False,
     "model.channels": 16,
     "model.head_convs": 1,

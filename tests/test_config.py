@@ -33,7 +33,7 @@ def test_every_field_has_a_help_text():
 # Values that change no other field's validity.
 FLAT = {
     "model.backbone": st.text(min_size=1),
-    "model.freeze_stem": st.booleans(),
+    "model.freeze": st.sampled_from(["none", "stem", "backbone", "all but class"]),
     "model.channels": st.integers(8, 10**6),
     "model.anchor_ratios": st.lists(st.floats(0.05, 20), min_size=1, unique=True).map(tuple),
     "model.anchor_scales": st.lists(st.floats(1, 10), min_size=1, unique=True).map(tuple),
@@ -65,6 +65,14 @@ def test_a_configuration_of_version_0_1_has_the_anchors_that_it_had():
     assert config_from_flat(old) == Config()
     assert Config().model.anchor_ratios == (0.5, 1.0, 2.0)
     assert Config().model.anchor_scales == (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
+
+
+@pytest.mark.parametrize(("stem", "freeze"), [(True, "stem"), (False, "none")])
+def test_a_configuration_of_version_0_1_freezes_what_it_froze(stem: bool, freeze: str):
+    old = {name: value for name, value in Config().flat().items() if name != "model.freeze"}
+    assert config_from_flat(old | {"model.freeze_stem": stem}) == Config().changed(**{"model.freeze": freeze})
+    with pytest.raises(InputError, match=r"unknown setting 'model\.freeze_stem'"):
+        config_from_flat({"model.freeze_stem": "yes"})
 
 
 def test_changed_leaves_the_original_as_it_is():

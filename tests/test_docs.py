@@ -15,6 +15,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,10 +118,14 @@ def commands(document: str) -> Iterator[tuple[int, list[str]]]:
 
 
 @pytest.fixture
-def parse_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], int]:
     """The command line with nothing behind it: the exit code says whether it is understood."""
     monkeypatch.setattr("retinaconf.training.run.train_run", lambda *args: None)
     monkeypatch.setattr("retinaconf.paper.engine.run_paper", lambda *args: None)
+    # A run to start from, whose settings are the defaults.
+    detector = SimpleNamespace(config=recipe("retinanet-lite0"))
+    monkeypatch.setattr("retinaconf.inference.detector.load", lambda name, device: detector)
+    monkeypatch.chdir(tmp_path)
 
     for name in set(cli.COMMANDS) - set(cli.PARSE_THEMSELVES):
         command = cli.load_command(name)

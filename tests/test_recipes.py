@@ -25,7 +25,7 @@ def test_the_papers_setup(name: str):
     expected = {
         "model.backbone": backbone,
         "model.weights": "imagenet",
-        "model.freeze_stem": True,
+        "model.freeze": "stem",
         "model.freeze_norm": True,
         "model.channels": 256,
         "model.head_convs": 4,

@@ -58,6 +58,10 @@ def test_from_a_yolo_folder_to_onnxruntime(run_cli, tiny_data, tiny_flags, tmp_p
     assert report["images"] == 4
     assert 0 <= report["metrics"]["AP"] <= 1
 
+    words = ("train", "run", "--data", tiny_data, "--out", "finer", "--max-steps", 2)
+    line = "backbone, pyramid, towers, box: kept; class: 0 of 3 by name, new: red, green, blue"
+    assert line in retinaconf(*words)
+
     pictures = sorted((data / "images" / "val").iterdir())
     retinaconf("predict", "run", *pictures, "--out", "found", "--score-threshold", 0)
     records = json.loads((tmp_path / "found" / "detections.json").read_text())

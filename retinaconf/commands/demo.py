@@ -19,7 +19,7 @@ CONFIG = recipe("aligned-lite0").changed(
     **{
         "model.channels": 64,
         "model.head_convs": 1,
-        "model.freeze_stem": False,  # digits are far from ImageNet
+        "model.freeze": "none",  # digits are far from ImageNet
         "model.freeze_norm": False,
         "data.short_side": SIZE[0],
         "data.long_side": SIZE[1],

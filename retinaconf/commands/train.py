@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from tyro.conf import Positional
 from retinaconf.commands.options import Device, UsageError, parse
 from retinaconf.config import Config
 from retinaconf.recipes import RECIPES
+from retinaconf.run_folder import CONFIG, read_config
 
 
 @dataclass
@@ -20,7 +22,8 @@ class TrainOptions:
     """Train a detector into a run folder."""
 
     recipe: Positional[str]
-    """A named set-up: {retinanet,iou-aware,joint,conf,aligned}-{r50,r101}-{1x,2x}, or one of the five with -lite0."""
+    """A named set-up: {retinanet,iou-aware,joint,conf,aligned}-{r50,r101}-{1x,2x}, or one of the five with -lite0. Or,
+    as the first word, a run to start from: its folder, its model.safetensors, or its name on the Hugging Face Hub."""
     data: Path
     """The data set's folder."""
     out: Path
@@ -32,12 +35,12 @@ class TrainOptions:
     device: Device = "auto"
     """Where to compute."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]
-    """Any field of the recipe."""
+    """Any setting of the recipe or the run."""
 
 
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
-    options = _with_defaults_of_its_recipe(args)
+    options = _parsed(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
 
@@ -46,12 +49,48 @@ def train(args: Sequence[str]) -> None:
     train_run(options.config, options.data, options.out, options.resume, options.max_steps, options.device)
 
 
-def _with_defaults_of_its_recipe(args: Sequence[str]) -> TrainOptions:
-    """The options of `train`. The recipe, which may stand anywhere, decides the defaults of the others."""
-    for name in dict.fromkeys([*(word for word in args if word in RECIPES), "conf-r50-1x"]):
-        default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=RECIPES[name])
+def _parsed(args: Sequence[str]) -> TrainOptions:
+    """The options of `train`. The recipe or the run decides the defaults of the others.
+
+    A recipe may stand anywhere, as its name is known; a run must be the first word.
+    """
+    first = [word for word in args[:1] if not word.startswith("-")]
+    for name in first or dict.fromkeys([*(word for word in args if word in RECIPES), "conf-r50-1x"]):
+        default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=_defaults(name, args))
         description = f"Train a detector into a run folder. The defaults below are those of {name}."
         options: TrainOptions = parse(TrainOptions, args, "train", default=default, description=description)
         if options.recipe == name:  # and it is not a folder that has the name of a recipe
             return options
-    raise UsageError(f"no recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
+    raise _neither(options.recipe)
+
+
+def _defaults(name: str, args: Sequence[str]) -> Config:
+    """The settings of a recipe, of a run as those of one that starts from it, or of the run in --out to go on with.
+
+    The last makes a run independent of the one that it has started from.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)  # finds two options before the others have defaults
+    parser.add_argument("--out", nargs="?", default="")
+    parser.add_argument("--resume", nargs="?", const=True)
+    words, _ = parser.parse_known_args(args)
+    out = Path(words.out or "")
+    if words.resume and (out / CONFIG).is_file():
+        config = read_config(out / CONFIG)
+        if config.model.weights == name or out.resolve() == Path(name).resolve():
+            return config
+    if not Path(name).exists() and Path(name).parent.exists():  # otherwise it may be a name on the Hub
+        raise _neither(name)
+
+    from retinaconf.inference.detector import load
+    from retinaconf.training.start import settings_from
+
+    return settings_from(load(name, "cpu").config, name)
+
+
+def _neither(name: str) -> UsageError:
+    return UsageError(
+        f"no recipe {name!r}; there are {', '.join(RECIPES)}; or give, as the first word, a run to start from: its "
+        "folder, or its name on the Hugging Face Hub"
+    )

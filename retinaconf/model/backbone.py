@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         self.channels: list[int] = info.channels()
         if freeze_stem:
             if 4 not in reductions:
-                raise InputError(f"backbone {name!r} has no stage at stride 4 to freeze; use --model.no-freeze-stem")
+                raise InputError(f"backbone {name!r} has no stage at stride 4 to freeze; use --model.freeze none")
             stem_end = info.info[len(reductions) - 1 - reductions[::-1].index(4)]["module"]
             _freeze_up_to(self.body, stem_end)
         try:

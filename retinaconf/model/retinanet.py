@@ -38,8 +38,10 @@ class RetinaNet(nn.Module):
 
     def __init__(self, config: ModelConfig, classes: int):
         super().__init__()
+        freezes_backbone = config.freeze in ("backbone", "all but class")
+        freeze_norm = config.freeze_norm or freezes_backbone  # statistics that go on would change its features
         self.backbone = Backbone(
-            config.backbone, config.weights, config.freeze_stem, config.freeze_norm, config.stride_in_1x1
+            config.backbone, config.weights, config.freeze == "stem", freeze_norm, config.stride_in_1x1
         )
         self.fpn = FPN(self.backbone.channels, config.channels, config.p6_from, config.relu_before_p7)
         self.cell_anchors = config.cell_anchors
@@ -53,6 +55,9 @@ class RetinaNet(nn.Module):
             config.box,
             config.level_scale,
         )
+        if freezes_backbone:
+            (self.backbone if config.freeze == "backbone" else self).requires_grad_(False)
+            self.head.class_conv.requires_grad_(True)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 

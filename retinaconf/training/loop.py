@@ -34,6 +34,7 @@ from retinaconf.training.metrics_log import MetricsLog
 from retinaconf.training.precision import depthwise_in_32_bits, memory_format, precision_on, remarks
 from retinaconf.training.progress import Progress
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
+from retinaconf.training.start import begin, is_run
 
 LOG_EVERY = 10  # steps between lines of training metrics
 CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
@@ -71,8 +72,9 @@ def train(
     in all the run ends early, with its schedule as if it went on; within the first epoch, without validation.
 
     Raises:
-        InputError: the batch does not divide among processes and passes, an image cannot be loaded, or the loss or
-            the weights are no longer finite. In the first two cases after a step the run is saved.
+        InputError: the batch does not divide among processes and passes, the weights to start from cannot be had or do
+            not fit, an image cannot be loaded, or the loss or the weights are no longer finite. If an image cannot be
+            loaded after a step, the run is saved.
         Interrupted: SIGINT or SIGTERM came; the run is saved.
     """
     parts = config.optimizer.accumulate
@@ -82,9 +84,14 @@ def train(
             f"optimizer.accumulate {parts}; change one of them"
         )
     torch.manual_seed(config.seed)
-    network = RetinaNet(config.model, len(train_set.classes))
+    resumes = (run / LAST).exists()
+    bare = resumes or is_run(config.model.weights)  # all weights come from there
+    network = RetinaNet(config.model.model_copy(update={"weights": "none"} if bare else {}), len(train_set.classes))
     if config.loss.joint == "product":
         network.head.start_at(class_prior(PRIOR, config.inference.alpha))
+    if not resumes:
+        for line in begin(network, config, train_set.classes):
+            progress.say(line)
     network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
@@ -101,7 +108,7 @@ def train(
         averaged.to(fabric.device)
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
     log, window = MetricsLog(run / METRICS_LOG, fabric, epoch_steps), {}
-    if (run / LAST).exists():
+    if resumes:
         state = read_state(run / LAST)
         see_same_data(run / LAST, state, train_set, val_set)
         if state["step"] > last_step:

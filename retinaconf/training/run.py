@@ -29,6 +29,7 @@ from retinaconf.run_folder import (
 )
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
+from retinaconf.training.start import is_run
 
 MAX_ALPHA = 0.9  # of a product that is trained: beyond, its class score would have to start at less than 1e-17
 DROPPED_SHOWN = 10  # dropped records named on the terminal; all are in log.txt
@@ -52,7 +53,9 @@ def train_run(
             f"the quality or the class score out of it; set it above 0 and up to {MAX_ALPHA} (such as 0.4)"
         )
     # The data first: nothing is written for a run that cannot start.
-    layout, kept = config.data.layout, val_list(run) if (run / CONFIG).exists() else None
+    # A run that starts from another one keeps its `val` where both have the same images.
+    source = run if (run / CONFIG).exists() else Path(config.model.weights) if is_run(config.model.weights) else None
+    layout, kept = config.data.layout, val_list(source) if source is not None else None
     train_set, val_set = read_train_and_val(root, config.data, layout, val_list=kept)
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
 

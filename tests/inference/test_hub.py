@@ -107,7 +107,7 @@ def test_the_card_has_classes_recipe_and_the_best_validation(trained: Any, tmp_p
 def test_the_cards_command_gives_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch):
     from retinaconf.commands.train import train
 
-    changes = {"data.short_side": 480, "data.scale": (0.5, 1.0), "model.freeze_stem": False, "seed": 3}
+    changes = {"data.short_side": 480, "data.scale": (0.5, 1.0), "model.freeze": "none", "seed": 3}
     config = RECIPES[name].changed(**changes, **{"model.weights": "my weights.pth"})
     card = model_card(config, ["cat"], None)
     assert "**Validation:** not recorded" in card

@@ -5,13 +5,18 @@ import json
 import pytest
 import torch
 from PIL import Image
-from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.models.detection import (
+    RetinaNet_ResNet50_FPN_Weights,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 from torchvision.transforms.functional import pil_to_tensor
 
 from retinaconf import load
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import coco_categories
 from retinaconf.interop.import_weights import import_weights
+from retinaconf.training import loop
 
 SHORT, LONG = 200, 333  # instead of 800 and 1333, so that minutes become seconds
 BUILDERS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
@@ -127,6 +132,47 @@ def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
     assert run.classes == ("cat", "dog")
     assert detector.category_ids == (1, 2)
     assert_same(detector, model, photographs[:2], to_theirs=(1, 2))
+
+
+def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, tmp_path, run_cli, monkeypatch):
+    """Of two steps, the weights before the first; one class is of COCO, spelled otherwise."""
+    for file in tiny_data.glob("*.json"):
+        file.write_text(file.read_text().replace('"green"', '"Traffic_Light"'))
+    state = theirs("v2", classes=91).state_dict()
+    imported(state, tmp_path)
+    first = {}
+    build = loop.build_optimizer
+
+    def look(network, config):
+        first.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return build(network, config)
+
+    monkeypatch.setattr(loop, "build_optimizer", look)
+    small = ("--data.short-side", 64, "--data.long-side", 96, "--data.batch-size", 2, "--data.workers", 0)
+    words = ("train", tmp_path / "run", "--data", tiny_data, "--out", tmp_path / "new", *small)
+    result = run_cli(*words, "--max-steps", 2, "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    line = "backbone, pyramid, towers, box: kept; class: 1 of 3 by name (Traffic_Light), new: red, blue"
+    assert line in result.out
+
+    features = {name.replace("backbone.fpn.", "fpn."): t for name, t in state.items() if name.startswith("backbone.")}
+    ours = {name: tensor for name, tensor in first.items() if name.startswith(("backbone.", "fpn."))}
+    assert ours.keys() == {name for name in features if not name.endswith("num_batches_tracked")}  # ours count none
+    assert all(tensor.equal(features[name]) for name, tensor in ours.items())
+    assert first["head.classification_tower.1.weight"].equal(state["head.classification_head.conv.0.1.weight"])
+    assert first["head.localization_tower.9.weight"].equal(state["head.regression_head.conv.3.0.weight"])
+    boxes = state["head.regression_head.bbox_reg.weight"]
+    assert first["head.box_conv.weight"].equal(boxes)
+    label = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"].index("traffic light")
+    rows = state["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)
+    ours = first["head.class_conv.weight"].view(9, 3, 256, 3, 3)
+    assert ours[:, 1].equal(rows[:, label])
+    assert not ours[:, 0].equal(rows[:, 0])
+    torch.testing.assert_close(
+        torch.sigmoid(first["head.class_conv.bias"].view(9, 3)[:, [0, 2]]), torch.full((9, 2), 0.01)
+    )
+    now = load(tmp_path / "new", "cpu").model.state_dict()
+    assert not now["head.box_conv.weight"].equal(boxes)  # it learns
 
 
 def test_too_many_names_are_an_error(tmp_path):

@@ -22,7 +22,7 @@ TINY = {
     "model.backbone": "resnet10t",
     "model.weights": "none",
     "model.freeze_norm": False,
-    "model.freeze_stem": False,
+    "model.freeze": "none",
     "model.channels": 16,
     "model.head_convs": 1,
     "model.quality": "classification",
@@ -274,7 +274,7 @@ def test_overfits_8_real_images(shared_data, tmp_path, detector):
     changes = {
         "model.backbone": "tf_efficientnet_lite0",
         "model.weights": str(shared_data / "backbones" / "tf_efficientnet_lite0.safetensors"),
-        "model.freeze_stem": True,
+        "model.freeze": "stem",
         "model.freeze_norm": True,
         "model.channels": 64,
         "model.head_convs": 2,

@@ -132,6 +132,36 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     assert {name for name in losses if isinstance(losses[name], float)} >= {"class", "box", "distribution", "rank"}
 
 
+@pytest.mark.parametrize("word", ["old", "new"])
+def test_a_run_that_started_from_another_goes_on_without_it(
+    data: Path,
+    write_run: Callable[..., Path],
+    run_cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+):
+    """With the same command or as itself, with its own settings; stopped before it has a model, and after."""
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("old"), **CHANGES)
+    words = ("--data", data, "--device", "cpu")
+    assert run_cli("train", "old", *words, "--out", "whole", "--data.flip", 0).code == 0
+    for step in (5, EPOCH + 3):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+            again = (word, "--resume") if Path("new").exists() else ("old", "--data.flip", 0)
+            result = run_cli("train", *again, *words, "--out", "new")
+            assert f"stopped at step {step} of 16" in result.err
+        if Path("old").exists():
+            Path("old").rename("gone")
+    result = run_cli("train", word, *words, "--out", "new", "--resume")
+    assert (result.code, result.err) == (0, "")
+    assert_same_run(Path("new"), Path("whole"))
+    result = run_cli("train", "gone", *words, "--out", "new", "--resume")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "model.weights is 'old' there and 'gone' here" in result.err
+
+
 # --- runs that end early ---------------------------------------------------------------------------------------------
 
 
