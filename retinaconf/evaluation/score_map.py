@@ -236,8 +236,8 @@ def calibrate_file(score_map: ScoreMap, path: Path, out: Path, progress: Progres
                             f"{path}: record {row} has '{RAW_SCORE}', so it is calibrated already; give the file with "
                             "raw scores"
                         )
-                    file.write(",\n" if row else "\n")
-                    json.dump(record | {"score": calibrated[row], RAW_SCORE: record["score"]}, file)
+                    text = json.dumps(record | {"score": calibrated[row], RAW_SCORE: record["score"]})
+                    file.write((",\n" if row else "\n") + text)
                     row += 1
             file.write("\n]\n")
 
