@@ -100,6 +100,19 @@ def test_a_start_that_fails_leaves_no_list(voc: Path, tmp_path: Path, tiny_confi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["more images", "other images with some of the names"])
+def test_a_run_keeps_the_list_of_the_run_that_it_starts_from(
+    voc: Path, write_run: Callable[..., Path], tmp_path: Path, run_cli: Callable[..., Any], gone: bool
+):
+    base = write_run(tmp_path / "base", dict(enumerate(NAMES, start=1)))
+    (base / "val.txt").write_text("train-3\ntrain-4\n" + "train-99\n" * gone)
+    add_images(voc)
+    result = run_cli("train", base, "--data", voc, "--out", tmp_path / "run", "--max-steps", 1, "--device", "cpu")
+    assert result.code == 0, result.err
+    kept = (tmp_path / "run/val.txt").read_text() == "train-3\ntrain-4\n"
+    assert kept == (f"2 of the 12 images are val, as {base / 'val.txt'} lists" in result.out) == (not gone)
+
+
 def test_a_retrofitted_run_keeps_the_list(voc: Path, write_run: Callable[..., Path], tmp_path: Path):
     plain = {"model.quality": "none", "inference.alpha": 0.0, "loss.quality": "l2", "inference.joint": "cls"}
     base = write_run(tmp_path / "base", dict(enumerate(NAMES, start=1)), **plain)

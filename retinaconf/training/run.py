@@ -53,9 +53,8 @@ def train_run(
             f"the quality or the class score out of it; set it above 0 and up to {MAX_ALPHA} (such as 0.4)"
         )
     # The data first: nothing is written for a run that cannot start.
-    # A run that starts from another one keeps its `val` where both have the same images.
-    source = run if (run / CONFIG).exists() else Path(config.model.weights) if is_run(config.model.weights) else None
-    layout, kept = config.data.layout, val_list(source) if source is not None else None
+    layout = config.data.layout
+    kept = val_list(run) if (run / CONFIG).exists() else _val_list_of_start(config.model.weights, root)
     train_set, val_set = read_train_and_val(root, config.data, layout, val_list=kept)
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
 
@@ -72,6 +71,18 @@ def train_run(
             val_set = None
         report_dropped(dropped, progress)
         train(config, train_set, val_set, run, fabric, progress, max_steps)
+
+
+def _val_list_of_start(weights: str, root: Path) -> Path | None:
+    """The list of `val` of the run that a new one starts from, which has learned from the other images.
+
+    Only where the annotations in `root` (PASCAL VOC, the layout that needs such a list) have all the names in it: other
+    data may share some, as those of images that are numbered.
+    """
+    listing = val_list(Path(weights)) if is_run(weights) else None
+    if listing is None or not {path.stem for path in root.rglob("*.xml")}.issuperset(listing.read_text().splitlines()):
+        return None
+    return listing
 
 
 @contextmanager
