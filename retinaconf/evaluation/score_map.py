@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from retinaconf.coco_results import read_coco_results, read_records
 from retinaconf.data.ground_truth import GroundTruth
@@ -51,10 +50,25 @@ def fit_curve(scores: np.ndarray, ious: np.ndarray) -> Curve:
     size = np.bincount(group)
     filled = size > 0
     size, score, iou = (np.bincount(group, weights)[filled] for weights in (None, scores, ious))
-    fitted = isotonic_regression(iou / size, weights=size)
-    starts = fitted.blocks[:-1]
+    starts, values = isotonic(iou / size, size)
     means = np.add.reduceat(score, starts) / np.add.reduceat(size, starts)
-    return Curve(np.maximum.accumulate(means), fitted.x[starts])  # means of nearly equal scores are rounded
+    return Curve(np.maximum.accumulate(means), values)  # means of nearly equal scores are rounded
+
+
+def isotonic(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the blocks (b,) begin, and their values (b,), of the ascending fit to `values` (n,) by weighted squares.
+
+    Pool adjacent violators: neighbours that descend share their mean. scipy has it, too, and would add half again to
+    the size of an installation without torch.
+    """
+    blocks: list[tuple[float, float, int]] = []  # value, weight, first row
+    for row, (value, weight) in enumerate(zip(values.tolist(), weights.tolist())):
+        blocks.append((value, weight, row))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            (a, u, first), (b, w, _) = blocks[-2:]
+            blocks[-2:] = [((a * u + b * w) / (u + w), u + w, first)]
+    fitted, _, starts = zip(*blocks)
+    return np.array(starts), np.array(fitted)
 
 
 @dataclass(frozen=True)
