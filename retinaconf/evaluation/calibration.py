@@ -5,7 +5,7 @@ All work on `MatchedDetections`: COCO's greedy matching, detections on crowd reg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,29 @@ def la_ece(matches: MatchedDetections, level: int, num_classes: int, bins: int =
         binned = reliability(scores[rows], iou[rows], matched[rows], bins)
         errors[label] = binned.error(binned.mean_iou)
     return errors
+
+
+def weighted_laece(
+    matches: MatchedDetections, level: int, num_classes: int, bins: int = BINS
+) -> Callable[[np.ndarray], float]:
+    """LaECE, the mean over the classes that have detections, under any image weights (I,): what the bootstrap needs.
+
+    Weights of 1 give the mean of `la_ece`. NaN if no detection counts.
+    """
+    labels, scores, iou, _ = _considered(matches, level)
+    image = matches.image_index[~matches.ignored[:, level]]
+    cell = labels * bins + bin_of(scores, bins)
+    excess = scores - iou  # IoU 0 of a false positive
+
+    def laece(image_weights: np.ndarray) -> float:
+        weights = image_weights[image]
+        count = np.bincount(labels, weights=weights, minlength=num_classes)
+        off = np.bincount(cell, weights=weights * excess, minlength=num_classes * bins)
+        total = np.abs(off).reshape(num_classes, bins).sum(axis=1)
+        seen = count > 0
+        return float((total[seen] / count[seen]).mean()) if seen.any() else float("nan")
+
+    return laece
 
 
 def la_ace(matches: MatchedDetections, level: int, num_classes: int) -> np.ndarray:

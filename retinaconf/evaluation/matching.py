@@ -2,12 +2,14 @@
 
 Per image and class, the 100 best detections in descending score each take the free object with the largest IoU of at
 least the threshold. A detection left over that lies on a crowd region (intersection over the detection's own area) is
-ignored: neither right nor wrong. hotcoco computes the metrics; these matches are for what it does not give: bootstrap
-intervals, duplicates, calibration against IoU.
+ignored: neither right nor wrong. For AP by size, objects of other sizes are ignored too, and what lies on them.
+hotcoco computes the metrics; these matches are for what it does not give: bootstrap intervals, duplicates, calibration
+against IoU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +21,7 @@ from retinaconf.evaluation.overlaps import iou, pairs
 
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_PER_CLASS = 100  # COCO's cut, an image and class
+SIZE_AREAS = ((0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # small, medium, large; both ends belong to each
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,25 @@ class MatchedDetections:
     scores: np.ndarray  # (M,) float64
     matched: np.ndarray  # (M, T) int64: the object's row in the ground truth, or -1
     iou: np.ndarray  # (M, T) float64: with that object, 0 where there is none
-    ignored: np.ndarray  # (M, T) bool: lies on a crowd region
+    ignored: np.ndarray  # (M, T) bool: lies on a crowd region, or belongs to another size
     duplicate: np.ndarray  # (M, T) bool: not matched, yet its IoU with an object of its class reaches the threshold
+    objects: np.ndarray  # (B,) bool: the ground-truth boxes that are to be found
 
 
 def match_detections(
-    detections: Detections, ground_truth: GroundTruth, iou_thresholds: np.ndarray = COCO_THRESHOLDS
+    detections: Detections,
+    ground_truth: GroundTruth,
+    iou_thresholds: np.ndarray = COCO_THRESHOLDS,
+    areas: tuple[float, float] | None = None,
 ) -> MatchedDetections:
-    """Match D detections to the ground truth at T IoU thresholds > 0."""
+    """Match D detections to the ground truth at T IoU thresholds > 0.
+
+    With `areas`, objects whose area is not between the two, both included, are ignored. A detection that is left over
+    and then fits such an object, or has such an area itself, is ignored too.
+    """
+    objects = ~ground_truth.crowd
+    if areas is not None:
+        objects &= _between(ground_truth.areas, areas)
     image_id = ground_truth.image_ids[detections.image_index]
     by_id = np.argsort(image_id, kind="stable")  # the evaluation's order of images
     by_score = by_id[descending(detections.scores[by_id])]
@@ -55,23 +69,38 @@ def match_detections(
     shape = (len(detections), len(iou_thresholds))
     matched = np.full(shape, -1, dtype=np.int64)
     matched_iou = np.zeros(shape)
-    crowd = ground_truth.crowd[target]
     free = np.ones((len(ground_truth.boxes), len(iou_thresholds)), dtype=bool)
     thresholds = np.minimum(iou_thresholds, 1 - 1e-10)  # as pycocotools
 
-    b, g, o = box[~crowd], target[~crowd], overlap[~crowd]
-    by_round = np.lexsort((g, b, rank_of[b]))
-    b, g, o = b[by_round], g[by_round], o[by_round]
-    ends = np.searchsorted(rank_of[b], np.arange(MAX_PER_CLASS + 1))
-    for start, end in pairwise(ends):  # one detection of every image and class a round
-        if start < end:
-            _match_round(b[start:end], g[start:end], o[start:end], thresholds, free, matched, matched_iou)
+    def rounds(pairs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """One detection of every image and class a round, the best first: box, target and overlap of its pairs."""
+        b, g, o = box[pairs], target[pairs], overlap[pairs]
+        by_round = np.lexsort((g, b, rank_of[b]))
+        b, g, o = b[by_round], g[by_round], o[by_round]
+        for start, end in pairwise(np.searchsorted(rank_of[b], np.arange(MAX_PER_CLASS + 1))):
+            if start < end:
+                yield b[start:end], g[start:end], o[start:end]
+
+    to_find = objects[target]
+    for b, g, o in rounds(to_find):
+        boxes, chosen, best = _best_allowed(b, g, o, free[g] & (o[:, None] >= thresholds))
+        matched[boxes], matched_iou[boxes] = chosen, best
+        free[chosen[chosen >= 0], np.nonzero(chosen >= 0)[1]] = False
+    # What is left over takes an ignored object: each of these once, but a crowd region any number of times.
+    on_ignored = np.zeros(shape, dtype=bool)
+    for b, g, o in rounds(~to_find):
+        allowed = (matched[b] < 0) & (free[g] | ground_truth.crowd[g][:, None]) & (o[:, None] >= thresholds)
+        boxes, chosen, _ = _best_allowed(b, g, o, allowed)
+        on_ignored[boxes] = chosen >= 0
+        free[chosen[chosen >= 0], np.nonzero(chosen >= 0)[1]] = False
+    if areas is not None:
+        sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
+        on_ignored |= ~_between(sides.prod(axis=1), areas)[:, None]
 
     reached = np.zeros(shape, dtype=bool)
-    np.logical_or.at(reached, b, o[:, None] >= thresholds)
-    on_crowd = np.zeros(shape, dtype=bool)
-    np.logical_or.at(on_crowd, box[crowd], overlap[crowd][:, None] >= thresholds)
-
+    starts = np.flatnonzero(np.diff(box[to_find], prepend=-1))
+    close = overlap[to_find][:, None] >= thresholds
+    reached[box[to_find][starts]] = np.logical_or.reduceat(close, starts, axis=0)
     unmatched = matched[row] < 0
     return MatchedDetections(
         row=row,
@@ -80,9 +109,14 @@ def match_detections(
         scores=detections.scores[row],
         matched=matched[row],
         iou=matched_iou[row],
-        ignored=unmatched & on_crowd[row],
-        duplicate=unmatched & reached[row] & ~on_crowd[row],
+        ignored=unmatched & on_ignored[row],
+        duplicate=unmatched & reached[row] & ~on_ignored[row],
+        objects=objects,
     )
+
+
+def _between(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    return (values >= ends[0]) & (values <= ends[1])
 
 
 def _close_pairs(
@@ -116,27 +150,20 @@ def _share_inside(boxes: np.ndarray, regions: np.ndarray, areas: np.ndarray) -> 
     return np.divide(inside, areas, out=np.zeros_like(inside), where=areas > 0)
 
 
-def _match_round(
-    box: np.ndarray,
-    target: np.ndarray,
-    overlap: np.ndarray,
-    thresholds: np.ndarray,
-    free: np.ndarray,
-    matched: np.ndarray,
-    matched_iou: np.ndarray,
-) -> None:
-    """Match detections of which no two compete for an object; `box` is grouped, its targets ascending."""
+def _best_allowed(
+    box: np.ndarray, target: np.ndarray, overlap: np.ndarray, allowed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each box's best target among the allowed (P, T) of its pairs: the boxes, (boxes, T) target or -1, and overlap.
+
+    `box` is grouped, its targets ascending, and no two boxes compete for a target.
+    """
     starts = np.flatnonzero(np.diff(box, prepend=-1))
     sizes = np.diff(starts, append=len(box))
-    allowed = np.where(free[target] & (overlap[:, None] >= thresholds), overlap[:, None], 0.0)  # (P, T)
-    best = np.maximum.reduceat(allowed, starts, axis=0)
-    is_best = (allowed > 0) & (allowed == np.repeat(best, sizes, axis=0))
+    allowed_overlap = np.where(allowed, overlap[:, None], 0.0)
+    best = np.maximum.reduceat(allowed_overlap, starts, axis=0)
+    is_best = (allowed_overlap > 0) & (allowed_overlap == np.repeat(best, sizes, axis=0))
     # Of equals the last, as pycocotools.
-    chosen = np.maximum.reduceat(np.where(is_best, target[:, None], -1), starts, axis=0)  # (boxes, T)
-    matched[box[starts]] = chosen
-    matched_iou[box[starts]] = best
-    taken = chosen >= 0
-    free[chosen[taken], np.nonzero(taken)[1]] = False
+    return box[starts], np.maximum.reduceat(np.where(is_best, target[:, None], -1), starts, axis=0), best
 
 
 def descending(scores: np.ndarray) -> np.ndarray:

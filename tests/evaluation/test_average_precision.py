@@ -10,9 +10,9 @@ from planted import random_set
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.average_precision import RECALLS, AveragePrecision, _levels_reached, image_draws
 from retinaconf.evaluation.coco import CocoEvaluator
-from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.matching import SIZE_AREAS, match_detections
 
 
 def official(ground_truth: GroundTruth, detections: Detections) -> list[float]:
@@ -30,6 +30,22 @@ def test_equals_the_official_ap(seed: int) -> None:
     ground_truth, detections = random_set(np.random.default_rng(seed))
     result = ours(ground_truth, detections, np.ones(len(ground_truth)))
     assert result == pytest.approx(official(ground_truth, detections), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_the_official_ap_of_each_size_and_class(seed: int) -> None:
+    ground_truth, detections = random_set(np.random.default_rng(seed), ties=False)
+    # Sizes of all kinds, also the official limits, and areas that are not those of the boxes, as masks have.
+    areas = np.random.default_rng(seed).choice([500.0, 32.0**2, 3000.0, 96.0**2, 20000.0], len(ground_truth.areas))
+    ground_truth = replace(ground_truth, areas=np.where(ground_truth.labels == 1, ground_truth.areas, areas))
+    metrics, everywhere = CocoEvaluator(ground_truth)(detections), np.ones(len(ground_truth))
+    for key, size in zip(("AP_S", "AP_M", "AP_L"), SIZE_AREAS):
+        matches = match_detections(detections, ground_truth, areas=size)
+        found = AveragePrecision(matches, ground_truth)(everywhere).mean()
+        assert found == pytest.approx(metrics.overall[key], abs=1e-12, nan_ok=True)
+    matches = match_detections(detections, ground_truth)
+    by_class = AveragePrecision(matches, ground_truth).by_class(everywhere).mean(axis=0)
+    assert by_class == pytest.approx(list(metrics.per_class.values()), abs=1e-12, nan_ok=True)
 
 
 def test_the_best_hundred_of_an_image_and_class_count() -> None:
@@ -50,6 +66,13 @@ def test_weights_equal_repeated_images(seed: int) -> None:
     image_index = np.repeat(np.arange(len(copies)), [len(part) for part in rows])
     again = replace(detections[np.concatenate(rows)], image_index=image_index)
     assert ours(ground_truth, detections, weights.astype(float)) == pytest.approx(official(repeated, again), abs=1e-12)
+
+
+def test_a_recall_at_a_level_has_reached_it() -> None:
+    found, objects = np.meshgrid(np.arange(301), np.arange(1, 301))
+    recall = (found / objects)[found <= objects]
+    recall = np.concatenate([recall, RECALLS, np.nextafter(RECALLS, 0), np.nextafter(RECALLS[:-1], 1)])
+    assert (_levels_reached(recall) == np.searchsorted(RECALLS, recall, side="right")).all()
 
 
 def test_within_equals_weights_of_zero() -> None:
