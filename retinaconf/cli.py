@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "predict",
     "diagnose": "diagnose",
     "calibrate": "calibrate",
+    "compare": "compare",
     "retrofit": "retrofit",
     "check": "check",
     "export": "export",

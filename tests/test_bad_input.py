@@ -466,6 +466,12 @@ OVERWRITING: dict[str, list[str]] = {
         "diagnose --detections dt.json --ground-truth DATA/val.json --images DATA/images --json DATA/images/val-1.png",
         "diagnose RUN --data DATA --report RUN/log.txt",
     ],
+    "compare": [
+        "compare --detections dt.json other.json --ground-truth DATA/val.json --json DATA/val.json",
+        "compare --detections dt.json other.json --ground-truth DATA/val.json --report other.json",
+        "compare RUN other --data DATA --json RUN/log.txt",
+        "compare RUN --against other --data DATA --json new.json --report new.json",
+    ],
     "export": ["export RUN --out model.onnx"],  # a link to the weights
 }
 
@@ -475,7 +481,8 @@ def test_no_command_overwrites_what_it_reads(
     run_cli: Callable[..., Any], finished: Path, tiny_data: Path, tmp_path: Path, monkeypatch: Any, command: str
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dt.json").write_text("[]")
+    for name in ("dt.json", "other.json"):
+        (tmp_path / name).write_text("[]")
     (tmp_path / "model.onnx").symlink_to(finished / "model.safetensors")
     before = contents(tmp_path)
     for line in OVERWRITING[command]:

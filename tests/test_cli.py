@@ -195,6 +195,17 @@ USAGE = {
         ["diagnose", "run", "--data", "d", "--nms-iou", "0.6"],
         "--nms-iou: it is for the diagnosis of files",
     ),
+    "compare what": (["compare"], "give either two runs, A B --data ROOT, or --detections A B"),
+    "compare one": (["compare", "run", "--data", "d"], "compare: 1 runs; give two, A and B"),
+    "compare runs without data": (["compare", "a", "b"], "give the data set with --data ROOT"),
+    "compare files without truth": (
+        ["compare", "--detections", "a", "b"],
+        "give either --ground-truth GT or --data",
+    ),
+    "compare runs on a file": (
+        ["compare", "a", "b", "--data", "d", "--ground-truth", "g"],
+        "--ground-truth: it is for files, and these are runs",
+    ),
     "diagnose without truth": (["diagnose", "--detections", "a.json"], "give the ground truth with --ground-truth"),
 }
 

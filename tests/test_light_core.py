@@ -55,8 +55,18 @@ def test_the_core_needs_no_extra(tiny_data: Path):
     annotation = json.loads(truth.read_text())["annotations"][0]
     record = {name: annotation[name] for name in ("image_id", "category_id", "bbox")} | {"score": 0.5}
     (tiny_data / "found.json").write_text(json.dumps([record]))
+    (tiny_data / "other.json").write_text(json.dumps([record | {"score": 0.6}]))
     files = ["--detections", str(tiny_data / "found.json")]
-    names = ("diagnosis.json", "report.html", "figures", "check.json", "map.json", "calibrated.json")
+    names = (
+        "diagnosis.json",
+        "report.html",
+        "figures",
+        "check.json",
+        "map.json",
+        "calibrated.json",
+        "compared.json",
+        "both.html",
+    )
     outputs = [tiny_data / name for name in names]
     options = ["--json", str(outputs[0]), "--report", str(outputs[1]), "--figures", str(outputs[2])]
     helps = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
@@ -66,6 +76,8 @@ def test_the_core_needs_no_extra(tiny_data: Path):
         ["calibrate", *files, "--ground-truth", str(truth), "--out", str(outputs[4])],
         ["calibrate", *files, "--apply", str(outputs[4]), "--out", str(outputs[5])],
         ["check", "--data", str(tiny_data), "--json", str(outputs[3])],
+        ["compare", *files, str(tiny_data / "other.json"), "--data", str(tiny_data), "--json", str(outputs[6])],
+        ["compare", *files, str(tiny_data / "other.json"), "--ground-truth", str(truth), "--report", str(outputs[7])],
     ]
     every_extra = tuple(package for packages in EXTRAS.values() for package in packages)
     results = without(every_extra, [*helps, *wrong, *work])
@@ -84,6 +96,7 @@ def test_what_needs_an_extra_says_which_in_one_line(tiny_data: Path):
         ["evaluate", "run", *data],
         ["predict", "run", "a.jpg", *out],
         ["diagnose", "run", *data],
+        ["compare", "run", "other", *data],
         ["retrofit", "run", *data, *out],
         ["export", "run", "--out", "a.onnx"],
         ["import", "weights.pth", *out],
@@ -92,7 +105,7 @@ def test_what_needs_an_extra_says_which_in_one_line(tiny_data: Path):
     assert {words[0] for words in commands} == COMMANDS.keys() - {"calibrate", "check"}
     *results, load = without(EXTRAS["torch"], commands)
     for words, (code, printed, line, _) in zip(commands, results):
-        what = "diagnose RUN" if words[0] == "diagnose" else words[0]
+        what = {"diagnose": "diagnose RUN", "compare": "compare A B"}.get(words[0], words[0])
         assert (code, printed) == (1, "")
         assert line == f"retinaconf: {what} needs torch; install it with: pip install 'retinaconf[torch]'\n"
     assert not (tiny_data / "out").exists()

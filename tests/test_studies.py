@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,17 +58,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, trained: Any, tiny_config: A
 def ap(run: Path, data: Path, alpha: float | None = None) -> float:
     metrics: dict[str, float] = evaluate_run(run, data, "val", alpha, device="cpu")["metrics"]
     return metrics["AP"]
-
-
-def test_compare_runs(main: Callable[..., str], trained: Any, plain: Path) -> None:
-    words = ("--data", trained.data, "--split", "val")
-    same = main("compare_runs", "--runs", plain, "--than", plain, *words)
-    assert "AP: +0.00, 95% interval +0.00 to +0.00; seeds +0.00" in same
-    other = main("compare_runs", "--runs", trained.run, "--than", plain, *words)
-    ours, theirs = ap(trained.run, trained.data), ap(plain, trained.data)
-    found = re.findall(r"by \S+: AP (\S+),", other)
-    assert [float(value) for value in found] == pytest.approx([100 * ours, 100 * theirs], abs=0.005)
-    assert f"AP: {100 * (ours - theirs):+.2f}, 95% interval" in other
 
 
 def test_retrofit(main: Callable[..., str], trained: Any, plain: Path, tmp_path: Path) -> None:

@@ -61,18 +61,28 @@ def diagnose_files(
         )
     if max(len(detections), len(candidates)) > 2:
         raise InputError("more than two detectors; compare two at a time")
-    truth = read_coco(ground_truth, images)
-    if images is not None and len(truth) and len(missing_pictures(truth)) == len(truth):
-        raise InputError(
-            f"--images {images}: holds none of the {len(truth):,} pictures that {ground_truth} lists (the first is "
-            f"{truth.file_names[0]}); give the folder that these names are relative to"
-        )
+    truth = read_truth(ground_truth, images)
     found = []
     with terminal_progress() as progress:
         for after, before in zip_longest(detections, candidates):
             columns = [None if path is None else read_detections(path, truth, progress) for path in (after, before)]
             found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
     return found
+
+
+def read_truth(ground_truth: Path, images: Path | None) -> GroundTruth:
+    """A COCO file, and the folder `images` of its pictures.
+
+    Raises:
+        InputError: the file is missing or malformed, or the folder holds none of the pictures.
+    """
+    truth = read_coco(ground_truth, images)
+    if images is not None and len(truth) and len(missing_pictures(truth)) == len(truth):
+        raise InputError(
+            f"--images {images}: holds none of the {len(truth):,} pictures that {ground_truth} lists (the first is "
+            f"{truth.file_names[0]}); give the folder that these names are relative to"
+        )
+    return truth
 
 
 def diagnose_run(

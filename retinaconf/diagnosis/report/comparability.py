@@ -31,11 +31,7 @@ def incomparable(first: Diagnosis, second: Diagnosis) -> list[str]:
         )
     else:
         ordered = [(each.before or each.after).alignment.within.boxes for each in both]
-        if _differ(*ordered):
-            found.append(
-                f"Do not compare the order within objects: it is that of {ordered[0]:.1f} and of {ordered[1]:.1f} "
-                "boxes an object. Where a file was cut, write its candidates down to a lower score."
-            )
+        found += other_order(*ordered)
     given = [_boxes_on_an_object(each) for each in both]
     if _differ(*given):
         found.append(
@@ -43,12 +39,27 @@ def incomparable(first: Diagnosis, second: Diagnosis) -> list[str]:
             "among more boxes there is a better one to lose."
         )
     reported = [len(each.after.boxes) / max(len(each.ground_truth), 1) for each in both]
-    if _differ(*reported):
-        found.append(
-            f"Do not compare calibration: it is that of {reported[0]:.1f} and of {reported[1]:.1f} detections an "
-            "image, and most of those that only one of them has are low scores on nothing."
-        )
-    return found
+    return [*found, *other_calibration(*reported)]
+
+
+def other_order(one: float, other: float) -> list[str]:
+    """A sentence if the order within objects is that of other numbers of boxes an object; else nothing."""
+    if not _differ(one, other):
+        return []
+    return [
+        f"Do not compare the order within objects: it is that of {one:.1f} and of {other:.1f} boxes an object. Where a "
+        "file was cut, write its candidates down to a lower score."
+    ]
+
+
+def other_calibration(one: float, other: float) -> list[str]:
+    """A sentence if calibration is that of other numbers of detections an image; else nothing."""
+    if not _differ(one, other):
+        return []
+    return [
+        f"Do not compare calibration: it is that of {one:.1f} and of {other:.1f} detections an image, and most of "
+        "those that only one of them has are low scores on nothing."
+    ]
 
 
 def _differ(one: float, other: float) -> bool:

@@ -1,0 +1,118 @@
+"""`retinaconf compare`: which of two detectors is better, and how sure that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from retinaconf.commands.options import Device, LayoutKey, UsageError
+from retinaconf.errors import extras_needed_by
+from retinaconf.files import write_json
+from retinaconf.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from retinaconf.diagnosis.measures.comparison import Comparison
+
+
+def compare(
+    runs: Positional[tuple[Path, ...]] = (),
+    /,
+    data: Path | None = None,
+    split: str = "val",
+    detections: tuple[Path, ...] = (),
+    ground_truth: Path | None = None,
+    against: tuple[Path, ...] = (),
+    images: Path | None = None,
+    json: Path | None = None,
+    report: Path | None = None,
+    layout: LayoutKey | None = None,
+    val_fraction: float | None = None,
+    device: Device = "auto",
+) -> None:
+    """Which of two detectors is better, with intervals paired over images and trainings.
+
+    Either of two runs on a data set (A B --data ROOT), or of any two detectors from files (--detections A B
+    --ground-truth GT).
+
+    Args:
+        runs: two run folders, A and B; with --against, those of A only.
+        data: the data set's folder; it may also hold the ground truth of files.
+        split: split of the data set.
+        detections: COCO results or .npz of A and B after NMS, in place of runs; with --against, of A only.
+        ground_truth: COCO ground truth that the files are about.
+        against: several trainings of B, as many runs or files as of A, paired in their order.
+        images: folder of the images that --ground-truth lists, for the report's pictures.
+        json: write every number to this file.
+        report: write the HTML report of `diagnose` on both detectors to this file, on the first training of each.
+        layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        device: where to compute, for runs.
+    """
+    from retinaconf.config import DataConfig
+    from retinaconf.data.layouts import load_split
+    from retinaconf.diagnosis.compare import compare_files, compare_runs
+    from retinaconf.diagnosis.inputs import read_truth
+    from retinaconf.diagnosis.report.comparison import to_json
+    from retinaconf.diagnosis.report.page import write_report
+
+    check_outputs([json, report], [*runs, *detections, *against, data, ground_truth, images])
+    if bool(runs) == bool(detections):
+        raise UsageError("compare: give either two runs, A B --data ROOT, or --detections A B with --ground-truth GT")
+    given = runs or detections
+    if not against and len(given) != 2:
+        what = "runs" if runs else "files"
+        raise UsageError(
+            f"compare: {len(given)} {what}; give two, A and B, or several of A and as many of B with --against"
+        )
+    a, b = (given, against) if against else (given[:1], given[1:])
+    if runs:
+        for option, value in {"--ground-truth": ground_truth, "--images": images}.items():
+            if value is not None:
+                raise UsageError(f"{option}: it is for files, and these are runs; leave it out")
+        if data is None:
+            raise UsageError("compare A B: give the data set with --data ROOT")
+        with extras_needed_by("compare A B"):
+            found, diagnoses = compare_runs(
+                a, b, data, split, layout, val_fraction, device, with_diagnoses=report is not None
+            )
+    else:
+        if (ground_truth is None) == (data is None):
+            raise UsageError("compare --detections: give either --ground-truth GT or --data ROOT with --split")
+        if ground_truth is not None:
+            truth = read_truth(ground_truth, images)
+        elif data is not None:
+            fraction = DataConfig().val_fraction if val_fraction is None else val_fraction
+            truth = load_split(data, split, layout=layout, val_fraction=fraction)
+        found, diagnoses = compare_files(a, b, truth, with_diagnoses=report is not None)
+    _print(found)
+    if json is not None:
+        write_json(json, to_json(found))
+    if report is not None:
+        write_report(report, diagnoses)
+        print(f"report: {report}")
+
+
+def _print(comparison: Comparison) -> None:
+    """The sentence, and the numbers as tables."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from retinaconf.diagnosis.report.comparison import class_rows, interval, notes, points, rows, sentence
+
+    console = Console(width=max(Console().width, 104))
+    lines = [sentence(comparison)]
+    for side, detectors in (("A", comparison.a), ("B", comparison.b)):
+        lines.append(f"{side}: {', '.join(each.name for each in detectors)}")
+    print("\n".join(lines))
+    for title, values in (("all numbers in hundredths", rows(comparison)), ("AP by class", class_rows(comparison))):
+        table = Table("", title=title, box=SIMPLE)
+        for name in ("A", "B", "B - A", "95% interval"):
+            table.add_column(name, justify="right")
+        for label, one, other, found in values:
+            table.add_row(label, points(one), points(other), points(found.mean, signed=True), interval(found))
+        console.print(table)
+    for note in notes(comparison):
+        print(f"note: {note}")
