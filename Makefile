@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: as many processes as there are cores, at most four, already keep the machine busy.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo test test-slow lint format bench clean
 

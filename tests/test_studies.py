@@ -20,6 +20,8 @@ from retinaconf.evaluation import compare
 from retinaconf.paper.quality_statistics import class_ranked
 from retinaconf.training.run import train_run
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"model.quality": "none", "inference.alpha": 0.0, "loss.quality": "l2", "inference.joint": "cls"}
 
 

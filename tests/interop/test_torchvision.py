@@ -85,7 +85,7 @@ def photographs(shared_data):
     return list(paths.values())[:4]
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
 def test_detections_are_torchvisions(photographs, tmp_path, version):
     model = theirs(version, classes=5)
     run, detector = imported(model.state_dict(), tmp_path)

@@ -235,6 +235,7 @@ def test_schedule(base: Config, tiny_data: Path, tmp_path: Path):
     assert Experiments(tmp_path, tiny_data, base, schedule="2x").config(longer, 0).schedule.epochs == 12
 
 
+@pytest.mark.slow  # test_loop.py kills a training, too
 def test_kill_9_and_go_on(tiny_data: Path, tmp_path: Path, tiny_flags: list[str], trainings: list[Path]):
     out = tmp_path / "out"
     flags = " ".join(tiny_flags)

@@ -148,7 +148,7 @@ def _leaves(state, prefix=""):
             yield f"{prefix}{key}", value
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(scenes, uninterrupted, tmp_path, seed):
     run = tmp_path / "killed"
     process = started(command(scenes, run))
@@ -165,6 +165,7 @@ def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(scenes, un
     same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_starts_over(scenes, uninterrupted, tmp_path):
     run = tmp_path / "early"
     process = started(command(scenes, run))
@@ -176,7 +177,7 @@ def test_killed_before_its_first_checkpoint_starts_over(scenes, uninterrupted, t
     same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, uninterrupted, tmp_path, number):
     """Loading processes get the signal, too, as from a terminal or a scheduler."""
     run = tmp_path / "interrupted"
