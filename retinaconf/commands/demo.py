@@ -14,7 +14,7 @@ SIZE = (168, 224)  # height and width of a scene
 PICTURES = 12
 SHOWN = 0.45  # least score of a box in a picture: about as many boxes as digits
 
-# aligned-lite0 for a few minutes: small pictures, a small head, eight epochs.
+# aligned-lite0 for a few minutes: small pictures, a small head, four epochs.
 CONFIG = recipe("aligned-lite0").changed(
     **{
         "model.channels": 64,
@@ -29,7 +29,7 @@ CONFIG = recipe("aligned-lite0").changed(
         "optimizer.lr": 2e-3,
         "optimizer.reference_batch": 4,
         "optimizer.ema": 0.98,
-        "schedule.epochs": 8,
+        "schedule.epochs": 4,
         "schedule.warmup_steps": 25,
     }
 )
