@@ -8,6 +8,7 @@ from typing import Any
 
 STRIDES = (8, 16, 32, 64, 128)  # of P3 ... P7, in pixels
 RATIOS = (0.5, 1.0, 2.0)
+LARGEST = 512  # pixels of an anchor's side on P3; then 8,192 on P7
 SCALES = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))  # three to an octave, as the levels' strides are an octave apart
 
 
@@ -28,6 +29,19 @@ class CellAnchors:
     def count(self) -> int:
         """P, the anchors of a cell."""
         return len(self.ratios) * len(self.scales)
+
+    def fault(self) -> str | None:
+        """Why a detector cannot have these anchors, for a user who sets them."""
+        for name, values in (("ratios", self.ratios), ("scales", self.scales)):
+            if not values or min(values) <= 0 or len(set(values)) < len(values):
+                return f"model.anchor-{name} {values}: give one or more positive numbers, each once"
+        for width, height in self.sides(STRIDES[0]):
+            if min(width, height) < 1 or max(width, height) > LARGEST:
+                return (
+                    f"model.anchor-ratios and model.anchor-scales make an anchor of {width:.3g} x {height:.3g} pixels "
+                    f"on P3; its sides must be from 1 to {LARGEST}"
+                )
+        return None
 
     def sides(self, stride: int) -> list[tuple[float, float]]:
         """Width and height of the P anchors in pixels, on the level of `stride`."""

@@ -5,12 +5,11 @@ A field's docstring is its `--help`. On disk a configuration is flat: `{"model.b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retinaconf.cell_anchors import RATIOS, SCALES, STRIDES, CellAnchors
+from retinaconf.cell_anchors import RATIOS, SCALES, CellAnchors
 from retinaconf.errors import InputError
 
 QualityLoss = Literal[
@@ -19,7 +18,6 @@ QualityLoss = Literal[
 Resize = Literal["antialias", "bilinear", "torchvision"]
 JointMethod = Literal["product", "proportional", "cls", "cls*obj"]
 
-LARGEST_ANCHOR = 512  # pixels on P3; then 8,192 on P7
 VOTE_SIGMA = 0.025  # of score voting, as its paper has it
 
 
@@ -93,15 +91,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _anchors_are_boxes(self) -> ModelConfig:
-        for name, values in (("ratios", self.anchor_ratios), ("scales", self.anchor_scales)):
-            if not values or min(values) <= 0 or len(set(values)) < len(values):
-                raise ValueError(f"model.anchor-{name} {values}: give one or more positive numbers, each once")
-        for sides in self.cell_anchors.sides(STRIDES[0]):
-            if min(sides) < 1 or max(sides) > LARGEST_ANCHOR:
-                raise ValueError(
-                    f"model.anchor-ratios and model.anchor-scales make an anchor of {sides[0]:.3g} x {sides[1]:.3g} "
-                    f"pixels on P3; its sides must be from 1 to {LARGEST_ANCHOR}"
-                )
+        if fault := self.cell_anchors.fault():
+            raise ValueError(fault)
         return self
 
     @property
@@ -287,9 +278,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:
-        inference = self.inference
-        uses_quality = inference.alpha > 0 or inference.joint == "cls*obj" or inference.min_quality > 0
-        if self.model.quality == "none" and uses_quality:
+        asked = self.inference
+        if self.model.quality == "none" and (asked.alpha > 0 or asked.joint == "cls*obj" or asked.min_quality > 0):
             raise ValueError(
                 "inference.alpha, joint and min-quality need a quality branch, and model.quality is none; leave them "
                 "out, or take a detector with a branch (iou-aware, conf)"
@@ -313,7 +303,10 @@ class Config(Section):
 
     def flat(self) -> dict[str, Any]:
         """The fields by dotted name, in order."""
-        return dict(_flatten(self.model_dump(mode="json"), ""))
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, dict) else {name: value}
+        return flat
 
     def changed(self, **changes: Any) -> Config:
         """A validated copy with dotted fields changed: `config.changed(**{"optimizer.lr": 0.005})`.
@@ -355,11 +348,3 @@ def validation_message(error: ValidationError) -> str:
     field = ".".join(str(part) for part in [sections.get(error.title), *first["loc"]] if part is not None)
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}, not {first['input']!r}" if field and first["type"] != "value_error" else message
-
-
-def _flatten(nested: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -16,7 +16,7 @@ from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
-from retinaconf.evaluation.score_map import fit_matches, read_by_halves
+from retinaconf.evaluation.score_map import fit_matches, num_objects, read_by_halves
 from retinaconf.progress import ProgressCallback, silent
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -165,7 +165,7 @@ def _best_threshold(matches: MatchedDetections, ground_truth: GroundTruth, image
     scores, right = matches.scores[rows], matches.matched[rows, 0] >= 0  # in descending score
     if not right.any():
         return None
-    f1 = 2 * np.cumsum(right) / (np.arange(len(scores)) + 1 + _num_objects(ground_truth, images))
+    f1 = 2 * np.cumsum(right) / (np.arange(len(scores)) + 1 + num_objects(ground_truth, images).sum())
     f1[:-1][scores[1:] == scores[:-1]] = 0  # equal scores are shown together
     return float(scores[np.argmax(f1)])
 
@@ -173,12 +173,8 @@ def _best_threshold(matches: MatchedDetections, ground_truth: GroundTruth, image
 def _shown(matches: MatchedDetections, ground_truth: GroundTruth, images: np.ndarray, score: float) -> Shown:
     rows = np.isin(matches.image_index, images) & ~matches.ignored[:, 0] & (matches.scores >= score)
     right = np.count_nonzero(matches.matched[rows, 0] >= 0)
-    shown, objects = np.count_nonzero(rows), _num_objects(ground_truth, images)
+    shown, objects = np.count_nonzero(rows), num_objects(ground_truth, images).sum()
     return Shown(score, right / shown if shown else float("nan"), right / objects if objects else float("nan"))
-
-
-def _num_objects(ground_truth: GroundTruth, images: np.ndarray) -> int:
-    return int(np.count_nonzero(np.isin(ground_truth.image_index, images) & ~ground_truth.crowd))
 
 
 def _recalibrate(
