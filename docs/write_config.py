@@ -1,4 +1,4 @@
-"""Writes config.md from the settings in retinaconf/config.py: `.venv/bin/python docs/write_config.py`."""
+"""Writes config.md from the settings in retinaconf/config/: `.venv/bin/python docs/write_config.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retinaconf.recipes import BACKBONES, DETECTORS, LITE0, RECIPES, SCHEDULES
 
 HEAD = """# Settings
 
-`docs/write_config.py` writes this page from `retinaconf/config.py`. Change the text there.
+`docs/write_config.py` writes this page from `retinaconf/config/`. Change the text there.
 
 Every setting is a key of a run's `config.json` and an option of `retinaconf train`. Options have hyphens instead of
 underscores (`--data.short-side 480`). A setting that is true or false is switched on by its name, and switched off by

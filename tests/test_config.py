@@ -1,6 +1,6 @@
+import inspect
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +23,8 @@ def test_a_configuration_is_flat_on_disk():
 
 
 def test_every_field_has_a_help_text():
-    source = Path(__import__("retinaconf.config").config.__file__).read_text().splitlines()
     for section in (type(value) for _, value in Config() if hasattr(type(value), "model_fields")):
+        source = inspect.getsource(section).splitlines()
         for field in section.model_fields:
             line = next(n for n, text in enumerate(source) if text.startswith(f"    {field}: "))
             assert source[line + 1].strip().startswith('"""'), field
