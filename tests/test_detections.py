@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +272,34 @@ def test_coco_records_have_ids_and_xywh() -> None:
     assert [record["image_id"] for record in of_split] == [7, 2**53 + 1, 2**53 + 1]
 
 
+def test_the_classes_of_chosen_rows() -> None:
+    found = detections()
+    assert found[found.labels == 2].class_names.tolist() == ["blue", "blue"]
+    assert [row.class_names.tolist() for row in found] == [["blue"], ["red"], ["blue"]]
+    assert isinstance(found, Iterable)
+    assert detections(rows=0).class_names.tolist() == []
+
+
+def test_pandas_gets_the_same_numbers() -> None:
+    pytest.importorskip("pandas")
+    ours = detections()
+    table = ours.to_pandas()
+    assert len(table) == len(ours)
+    assert table["class_name"].tolist() == [ours.classes[label] for label in ours.labels]
+    np.testing.assert_array_equal(table[["x1", "y1", "x2", "y2"]], ours.boxes)
+    for name in ("image_index", "label", "score", "class_score", "quality"):
+        column = {"label": "labels", "score": "scores", "class_score": "class_scores"}.get(name, name)
+        np.testing.assert_array_equal(table[name], getattr(ours, column))
+    assert "quality" not in detections(quality=False).to_pandas()
+    assert len(detections(rows=0).to_pandas()) == 0
+
+
+def test_pandas_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"^to_pandas needs pandas; .*'retinaconf\[pandas\]'$"):
+        detections().to_pandas()
+
+
 def test_supervision_gets_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     supervision = pytest.importorskip("supervision")
     ours = detections()
@@ -297,18 +325,3 @@ def test_drawing_leaves_the_image_as_it_is() -> None:
     assert image.getbbox() is None  # still black
     assert picture.getbbox() is not None
     assert detections(rows=0).draw(image).getbbox() is None
-
-
-def test_the_readmes_way_into_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pandas = pytest.importorskip("pandas")
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    from_records, from_file = re.findall(r"`(pandas\.[^`]+)`", readme)
-    records = detections().to_coco(7)
-    (tmp_path / "found").mkdir()
-    (tmp_path / "found/detections.json").write_text(json.dumps(records))
-    monkeypatch.chdir(tmp_path)
-    for expression in (from_records, from_file):
-        table = eval(expression, {"pandas": pandas, "records": records})
-        assert list(table.columns) == ["image_id", "category_id", "bbox", "score", "class_score", "quality"]
-        for key in table.columns:
-            np.testing.assert_allclose(table[key].tolist(), [record[key] for record in records], rtol=1e-12)

@@ -38,7 +38,7 @@ _JPEG = ("JPEG", "MPO")  # MPO: a JPEG with further pictures after it, from phon
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 
 
-def read_image(source: Any, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(source: Any, size: tuple[int, int] | None = None, bgr: bool = False) -> Image.Image:
     """An upright picture in mode RGB.
 
     Transparent parts become white, as in a viewer; 16 bits become 8 by scaling; of an animation or a multi-page file
@@ -48,6 +48,7 @@ def read_image(source: Any, size: tuple[int, int] | None = None) -> Image.Image:
         source: a path; a PIL image; a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB order; or a torch
             tensor (C, H, W) with 1, 3 or 4 channels. Arrays and tensors are bool, uint8, uint16, or float in [0, 1].
         size: height and width as the annotation declares them, in pixels; a 0 means that it does not.
+        bgr: the channels of an array or a tensor are blue, green, red (and alpha), as OpenCV has them.
 
     Raises:
         InputError: the file is missing, truncated or not an image; the picture does not have the declared size; the
@@ -71,7 +72,10 @@ def read_image(source: Any, size: tuple[int, int] | None = None) -> Image.Image:
         tensor = source.detach().cpu()
         source = (tensor.float() if tensor.is_floating_point() else tensor).movedim(0, -1).numpy()
     if isinstance(source, np.ndarray):
-        return _upright_rgb(Image.fromarray(_to_uint8(source)), size, "array")
+        pixels = _to_uint8(source)
+        if bgr and pixels.ndim == 3:
+            pixels = np.ascontiguousarray(pixels[:, :, (2, 1, 0, 3)[: pixels.shape[2]]])
+        return _upright_rgb(Image.fromarray(pixels), size, "array")
     if isinstance(source, bytes | bytearray | memoryview):
         raise InputError("cannot read an image from bytes; open an encoded one by PIL.Image.open(io.BytesIO(them))")
     if hasattr(source, "read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Detector(ModelHubMixin):
         return ModelCard(model_card(self.config, self.classes, self.metrics))
 
     def predict(
-        self, images: Any, alpha: float | None = None, score_threshold: float | None = None
+        self, images: Any, alpha: float | None = None, score_threshold: float | None = None, bgr: bool = False
     ) -> list[Detections]:
         """Detections of each image, in the order of `images`.
 
@@ -142,22 +142,36 @@ class Detector(ModelHubMixin):
 
         Args:
             images: a path, a PIL image, an array (H, W, 3), a tensor (3, H, W), or an iterable of these, such as a list
-                or a generator; or a folder, of which all images at any depth are taken, sorted by path. The channels
-                of arrays and tensors are red, green, blue: turn OpenCV's by `image[:, :, ::-1]`.
+                or a generator; or a folder, of which all images at any depth are taken, or a pattern such as
+                `photos/**/*.jpg`, both sorted by path. The channels of arrays and tensors are red, green, blue.
             alpha: exponent of the quality in the joint score, instead of the run's own.
             score_threshold: joint score that a detection must exceed, instead of the run's own.
+            bgr: the channels of arrays and tensors are blue, green, red, as OpenCV has them.
 
         Raises:
             InputError: an image cannot be read, or `alpha` is not in [0, 1] or has no quality branch to weigh. All
                 files of a list are read once before the first detection, so that no work is lost to a bad one.
         """
+        return list(self.stream(images, alpha, score_threshold, bgr))
+
+    def stream(
+        self, images: Any, alpha: float | None = None, score_threshold: float | None = None, bgr: bool = False
+    ) -> Iterator[Detections]:
+        """As `predict`, but one by one: images are read, in batches of 8, as their detections are asked for.
+
+        A generator may have no end, and memory does not grow with the number of images.
+
+        Raises:
+            InputError: as `predict`, at once. An image of a generator or a folder that cannot be read: when it comes.
+        """
         changes = {"alpha": alpha, "score_threshold": score_threshold}
         config = self.inference_config(**{name: value for name, value in changes.items() if value is not None})
-        sources = iter(find_images(images))
-        found: list[Detections] = []
+        return self._stream(find_images(images), config, bgr)
+
+    def _stream(self, images: Iterable[Any], config: InferenceConfig, bgr: bool) -> Iterator[Detections]:
+        sources = iter(images)
         while part := list(islice(sources, BATCH)):
-            found += self._predict([read_image(source) for source in part], config)
-        return found
+            yield from self._predict([read_image(source, bgr=bgr) for source in part], config)
 
     def inference_config(self, **changes: Any) -> InferenceConfig:
         """The run's inference settings with some changed. An `alpha` asks for equation (11) where the run's joint score

@@ -31,9 +31,9 @@ _TO_OKLAB = np.array(
 )
 
 
-def draw_detections(image: Any, detections: Detections) -> Image.Image:
+def draw_detections(image: Any, detections: Detections, bgr: bool = False) -> Image.Image:
     """A copy of `image` with boxes and labels, worst first so that the best lie on top; sizes follow the image's."""
-    picture = read_image(image).copy()
+    picture = read_image(image, bgr=bgr).copy()
     canvas = ImageDraw.Draw(picture)
     side = max(picture.size)
     width = max(1, round(side / 400))

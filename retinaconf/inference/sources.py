@@ -64,10 +64,11 @@ def find_images(images: Any) -> Iterable[Any]:
     """The single images of `images`, which `Detector.predict` describes, each as `read_image` takes it.
 
     Raises:
-        InputError: a folder has no image, a file of a list cannot be read, or it is a batch in one array.
+        InputError: a folder or a pattern has no image, a file of a list cannot be read, or it is a batch in one array.
     """
     if isinstance(images, str | os.PathLike):
-        return find_files([os.fspath(images)]) if Path(images).is_dir() else [images]
+        path = os.fspath(images)
+        return find_files([path]) if Path(path).is_dir() or glob.has_magic(path) else [images]
     if isinstance(images, np.ndarray | Tensor):
         if images.ndim == 4:
             raise InputError(

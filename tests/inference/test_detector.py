@@ -69,9 +69,48 @@ def test_one_image_in_any_form(detector: Detector, image: Image.Image, tmp_path:
         tmp_path,
         str(tmp_path),
         tmp_path.glob("*.png"),
+        f"{tmp_path}/*.png",
+        tmp_path / "?.png",
     ):
         (found,) = detector.predict(form)
         assert_same(found, expected)
+
+
+def test_channels_of_opencv(detector: Detector, image: Image.Image, tmp_path: Path):
+    """`bgr` is about arrays and tensors; files and PIL images know their own order."""
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)[:, :, ::-1]
+    with_alpha = np.concatenate([array, np.full_like(array[:, :, :1], 255)], axis=2)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    (expected,) = detector.predict(image)
+    for form in (array, array / 255, with_alpha, tensor, [image], tmp_path / "a.png"):
+        assert_same(detector.predict(form, bgr=True)[0], expected)
+    assert not np.array_equal(detector.predict(array)[0].scores, expected.scores)
+    grey = np.asarray(image.convert("L"))
+    assert_same(detector.predict(grey, bgr=True)[0], detector.predict(grey)[0])
+    drawn = expected.draw(array, bgr=True)
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected.draw(image)))
+
+
+def test_a_stream_reads_no_further_than_it_must(detector: Detector, image: Image.Image):
+    given = 0
+
+    def camera() -> Iterator[Image.Image]:
+        nonlocal given
+        while True:
+            given += 1
+            yield image
+
+    stream = detector.stream(camera())
+    assert given == 0
+    (expected,) = detector.predict(image)
+    for _ in range(BATCH):
+        assert_same(next(stream), expected, atol=1e-5)
+    assert given == BATCH
+    next(stream)
+    assert given == 2 * BATCH
+    with pytest.raises(InputError, match="alpha"):
+        detector.stream(camera(), alpha=2)  # at once
 
 
 def test_a_folder_is_its_images_sorted_by_path(detector: Detector, trained: Any, tmp_path: Path):
@@ -257,13 +296,31 @@ def test_settings_that_do_not_fit(detector: Detector, image: Image.Image, change
             r"^a batch of shape \(2, 3, 8, 8\) in one Tensor is not taken; give a list of images",
         ),
         (np.full((8, 8, 3), np.nan), "nan"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            r"^array of shape \(3, 8, 8\) is not an image; give \(H, W\) or \(H, W, 1, 3 or 4\)",
+        ),
+        (np.zeros((8, 8, 3), np.int64), "^array has type int64; give bool, uint8, uint16, or float in"),
+        ("tests/*.png", r"^tests/\*\.png: no image matches this pattern"),
         (b"\xff\xd8\xff", r"^cannot read an image from bytes; open an encoded one by PIL.Image.open\(io.BytesIO"),
         (io.BytesIO(b"\xff\xd8\xff"), "^cannot read an image from BytesIO; open it by PIL.Image.open, or give a path"),
         ([Path("tests")], "^tests: is a folder, not an image; give the path of an image"),
         ("tests/inference", "^tests/inference: no images in this folder"),
     ],
     ids=[
-        *("missing file", "number", "None", "batch of arrays", "batch of tensors", "NaN", "bytes", "file object"),
+        *(
+            "missing file",
+            "number",
+            "None",
+            "batch of arrays",
+            "batch of tensors",
+            "NaN",
+            "channels first",
+            "integers",
+            "pattern",
+            "bytes",
+            "file object",
+        ),
         *("folder in a list", "folder without images"),
     ],
 )
