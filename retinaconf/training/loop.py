@@ -89,14 +89,19 @@ def train(
     network = RetinaNet(config.model.model_copy(update={"weights": "none"} if bare else {}), len(train_set.classes))
     if config.loss.joint == "product":
         network.head.start_at(class_prior(PRIOR, config.inference.alpha))
-    if not resumes:
-        for line in begin(network, config, train_set.classes):
+    if resumes:
+        state = read_state(run / LAST)
+        see_same_data(run / LAST, state, train_set, val_set)
+        from_start = state.get("kept", ())  # names of the parameters of the detector that the run started from
+    else:
+        lines, from_start = begin(network, config, train_set.classes)
+        for line in lines:
             progress.say(line)
     network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
         depthwise_in_32_bits(network)
-    optimizer = build_optimizer(network, config)
+    optimizer = build_optimizer(network, config, from_start)
 
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
@@ -109,8 +114,6 @@ def train(
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
     log, window = MetricsLog(run / METRICS_LOG, fabric, epoch_steps), {}
     if resumes:
-        state = read_state(run / LAST)
-        see_same_data(run / LAST, state, train_set, val_set)
         if state["step"] > last_step:
             raise InputError(
                 f"{run / LAST}: the run has taken {state['step']} steps already, more than the {last_step} of "
@@ -147,6 +150,7 @@ def train(
         state |= {"categories": categories, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"precision": fabric.strategy.precision.state_dict(), "window": log.window()}
         state |= {"averaged": averaged.state_dict()} if averaged is not None else {}
+        state |= {"kept": sorted(from_start)} if from_start else {}
         if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
             if state["window"]:  # the curve up to here
                 log.write_losses(step, rate)
@@ -201,7 +205,7 @@ def train(
 
             rate = learning_rate(config, step, epoch_steps)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
             assign = assigner_at(config, step // epoch_steps)
             sums: dict[str, Tensor] = {}
             normaliser = torch.zeros((), device=fabric.device)

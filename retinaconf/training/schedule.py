@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +16,31 @@ COSINE_END = 0.01  # share of the learning rate that is left at the end
 LONGEST_WARMUP = 0.1  # share of a run: a longer one would leave a short run no steps at its full learning rate
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that learn; AdamW decays weights, not norms and biases."""
+def build_optimizer(model: nn.Module, config: Config, kept: Collection[str] = ()) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that learn; AdamW decays weights, not norms and biases.
+
+    The parameters named in `kept` have groups of their own if their learning rate differs: `rate` is its share there.
+    """
     settings = config.optimizer
-    learning = [p for p in model.parameters() if p.requires_grad]
+    slow = set(kept) if settings.kept_lr != 1 else set()
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = _groups([p for name, p in learning if name not in slow], config)
+    if slow:
+        slower = _groups([p for name, p in learning if name in slow], config)
+        groups += [group | {"rate": settings.kept_lr} for group in slower]
     if settings.name == "sgd":
-        return torch.optim.SGD(learning, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=0.0)
+
+
+def _groups(parameters: list[nn.Parameter], config: Config) -> list[dict[str, Any]]:
+    decay = config.optimizer.weight_decay
+    if config.optimizer.name == "sgd":
+        return [{"params": parameters, "weight_decay": decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def peak_learning_rate(config: Config) -> float:

@@ -25,6 +25,7 @@ PARTS = {
 CLASS_WEIGHT, CLASS_BIAS = "head.class_conv.weight", "head.class_conv.bias"
 NAMED = 10  # classes in a line
 OF_THE_DATA = ("data.layout", "data.val_fraction", "data.skip_bad", "data.max_skipped")
+OF_THE_START = ("optimizer.kept_lr",)
 
 
 class Start(NamedTuple):
@@ -50,19 +51,21 @@ def is_run(weights: str) -> bool:
 
 
 def settings_from(trained: Config, run: str) -> Config:
-    """The defaults of a run that starts from `run`: its settings `trained`, but for what they say of its data."""
+    """The defaults of a run that starts from `run`: its settings `trained`, but those of its data and its own start."""
     new = Config().flat()
-    return trained.changed(**{name: new[name] for name in OF_THE_DATA}, **{"model.weights": run})
+    return trained.changed(**{name: new[name] for name in OF_THE_DATA + OF_THE_START}, **{"model.weights": run})
 
 
-def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> list[str]:
-    """Give the new `network` the weights of the run that `model.weights` names, if it does; lines that say so.
+def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
+    """Give the new `network` the weights of the run that `model.weights` names, if it does.
+
+    Returns lines that say so, and the names of the tensors that are the run's.
 
     Raises:
-        InputError: there is no such run, it is broken, it has another backbone, or `model.freeze` would freeze what
-            has learned nothing.
+        InputError: there is no such run, it is broken, it has another backbone, `model.freeze` would freeze what has
+            learned nothing, or `optimizer.kept_lr` is set and nothing that is kept learns.
     """
-    weights, lines = config.model.weights, []
+    weights, rate, lines, kept = config.model.weights, config.optimizer.kept_lr, [], frozenset[str]()
     learned = frozenset(name for name in network.state_dict() if name.startswith("backbone.") and weights != "none")
     if is_run(weights):
         trained = load(weights, "cpu")
@@ -75,7 +78,14 @@ def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> list[
         fresh = network.state_dict()
         start = start_from(trained.model.state_dict(), fresh, trained.classes, classes, _unlike(old, new))
         network.load_state_dict(start.state)
-        lines, learned = [f"starts from {weights}; {describe(start, classes)}"], start.kept
+        learned = kept = start.kept
+        slower = f"; what is kept learns at {rate:g} x the learning rate" if rate != 1 else ""
+        lines = [f"starts from {weights}; {describe(start, classes)}{slower}"]
+    if rate != 1 and not any(name in kept for name, parameter in network.named_parameters() if parameter.requires_grad):
+        raise InputError(
+            f"optimizer.kept_lr {rate:g}: no layer that learns is kept from a run (model.weights {weights}, "
+            f"model.freeze {config.model.freeze!r}); start from a run, freeze less, or leave it out"
+        )
     if config.model.freeze in ("backbone", "all but class"):
         frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
         if parts := [part for part, begins in PARTS.items() if any(n.startswith(begins) for n in frozen - learned)]:
@@ -83,7 +93,7 @@ def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> list[
                 f"model.freeze {config.model.freeze!r} would freeze what has learned nothing yet ({', '.join(parts)}); "
                 "start from a run that has it, or freeze less"
             )
-    return lines
+    return lines, kept
 
 
 def start_from(

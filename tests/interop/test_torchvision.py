@@ -143,9 +143,9 @@ def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, 
     first = {}
     build = loop.build_optimizer
 
-    def look(network, config):
+    def look(network, *args):
         first.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return build(network, config)
+        return build(network, *args)
 
     monkeypatch.setattr(loop, "build_optimizer", look)
     small = ("--data.short-side", 64, "--data.long-side", 96, "--data.batch-size", 2, "--data.workers", 0)

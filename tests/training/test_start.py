@@ -53,9 +53,9 @@ def train(monkeypatch: pytest.MonkeyPatch, config: Config, data: Path, out: Path
     first: dict[str, Tensor] = {}
     build = loop.build_optimizer
 
-    def look(network: RetinaNet, config: Config) -> Any:
+    def look(network: RetinaNet, *args: Any) -> Any:
         first.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return build(network, config)
+        return build(network, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "build_optimizer", look)
@@ -186,6 +186,53 @@ def test_what_is_frozen_does_not_change(old: Path, new_data: Path, tmp_path: Pat
     assert "backbone.body" in changed("none")
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_is_kept_learns_at_a_share_of_the_learning_rate(old: Path, new_data: Path, tmp_path: Path, name: str):
+    """The first step of both optimizers is proportional to the learning rate; a second run goes on to the last bit."""
+    plain = {"optimizer.name": name, "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.0, "model.head_convs": 2}
+    start = started(old, **plain, **{"optimizer.clip_norm": 0.0})
+    trained = load_file(old / "model.safetensors")
+
+    def after(kept_lr: float, *steps: int) -> dict[str, Tensor]:
+        out = tmp_path / f"{kept_lr}-{steps}"
+        for last in steps:
+            train_run(start.changed(**{"optimizer.kept_lr": kept_lr}), new_data, out, True, last, "cpu")
+        return load_file(out / "model.safetensors")
+
+    whole, part = after(1.0, 1), after(0.25, 1)
+    fresh = {"head.classification_tower.2", "head.localization_tower.2"}  # the second convolution of each tower
+    for key, before in trained.items():
+        if "running_" in key or "num_batches" in key:
+            continue
+        full, slow = whole[key] - before, part[key] - before
+        if key.startswith("head.class_conv"):
+            torch.testing.assert_close(part[key], whole[key], msg=key)
+        else:
+            torch.testing.assert_close(slow, 0.25 * full, rtol=0.05, atol=2e-7, msg=key)
+    assert any((whole[key] - trained[key]).abs().max() > 1e-5 for key in trained if key.startswith("backbone"))
+    new = [key for key in whole if key not in trained]
+    assert {key.rpartition(".")[0] for key in new} == fresh
+    assert all(torch.equal(whole[key], part[key]) for key in new)
+    said = (tmp_path / "0.25-(1,)/log.txt").read_text()
+    assert "; what is kept learns at 0.25 x the learning rate\n" in said
+
+    once, twice = after(0.25, 4), after(0.25, 2, 4)
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model.weights": "none"}, {"model.freeze": "all but class"}],
+    ids=["no run", "all frozen"],
+)
+def test_a_share_for_nothing_that_learns_is_refused(old: Path, new_data: Path, tmp_path: Path, changes: dict[str, Any]):
+    config = started(old, **{"optimizer.kept_lr": 0.1}, **changes)
+    with pytest.raises(InputError, match=r"^optimizer.kept_lr 0.1: no layer that learns is kept from a run") as caught:
+        train_run(config, new_data, tmp_path / "new", max_steps=1, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -217,6 +264,7 @@ def test_a_run_and_a_backbones_weights_are_told_apart(old: Path, tmp_path: Path)
 
 def test_the_settings_are_the_runs_but_for_those_of_its_data():
     data = {"data.layout": "voc", "data.skip_bad": True, "data.max_skipped": 0.5, "data.val_fraction": 0.1}
+    data |= {"optimizer.kept_lr": 0.1}  # it is about what that run has started from
     own = {"optimizer.lr": 0.5, "data.short_side": 333, "loss.rank": 0.5, "schedule.epochs": 3, "seed": 4}
     assert settings_from(Config().changed(**data, **own), "r") == Config().changed(**own, **{"model.weights": "r"})
 
