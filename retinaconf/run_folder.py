@@ -6,7 +6,7 @@
 `model.safetensors`          the best weights; classes, category ids, config as metadata
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
 `log.txt`                    what was printed
-`val.txt`                    names of the images of `val`, if the data set does not name its splits
+`val.txt`                    names of the images held out as `val`, if the data set has none
 ============================ ==============================================================
 
 Files are written aside and renamed, so that a run that is killed leaves the old or the new one, never half of one.
@@ -75,6 +75,19 @@ def val_list(run: Path) -> Path | None:
 def metrics_line(record: dict[str, Any]) -> str:
     """A line of `metrics.jsonl`; what is not finite becomes null."""
     return json.dumps(finite(record)) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, none where there is no such file; without half a line of a killed run."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            records.append(record)
+    return records
 
 
 def write_weights(

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from retinaconf.commands.retrofit import retrofit
+from retinaconf.data.layouts import load_split
 from retinaconf.training.run import train_run
 
 NAMES = ("blue", "green", "red")  # as PASCAL VOC orders them, by name
@@ -82,10 +84,17 @@ def test_a_run_without_its_list(voc: Path, tmp_path: Path, tiny_flags: list[str]
     (run / "val.txt").unlink()
     result = run_cli(*words, "--resume")
     assert result.code == 1
+    assert "the run's data had boxes in a split 'val', and these have none (nor has the run a val.txt)" in result.err
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    del state["data"]  # as version 0.1
+    torch.save(state, run / "last.ckpt")
+    (run / "metrics.jsonl").write_text('{"kind": "val", "step": 1, "AP": 0.5}\n')
+    result = run_cli(*words, "--resume")
+    assert result.code == 1
     assert "not known which images of these data it validates on (val.txt is missing" in result.err
     result = run_cli("evaluate", run, "--data", voc, "--val-fraction", "0.5")
     assert "4 of the 8 images are val, drawn in balance of the classes; " in result.out
-    assert f"{run} keeps no list of those that it was trained on" in result.out
+    assert f"{run} keeps no list of them, and may have been trained on them" in result.out
 
     (tmp_path / "new").mkdir()
     (tmp_path / "new/val.txt").write_text("mine")
@@ -125,10 +134,77 @@ def test_a_retrofitted_run_keeps_the_list(voc: Path, write_run: Callable[..., Pa
 
 def test_check_says_what_is_drawn(voc: Path, tmp_path: Path, run_cli: Callable[..., Any]):
     result = run_cli("check", "--data", voc, "--val-fraction", "0.5", "--json", tmp_path / "check.json")
-    said = "4 images, {} boxes, 3 classes; no splits named there: "
+    said = "4 images, {} boxes, 3 classes; no split 'val' there: "
     said += "4 of the 8 images are val, drawn in balance of the classes"
     report = json.loads((tmp_path / "check.json").read_text())
     for split in ("train", "val"):
         line = said.format(report["splits"][split]["boxes"])
         assert report["found"][split].endswith(line)
         assert report["found"][split] in result.out
+
+
+def as_roboflow(flat: Path, root: Path) -> Path:
+    (root / "train").mkdir(parents=True)
+    document = json.loads((flat / "train.json").read_text())
+    for image in document["images"]:
+        shutil.copy(flat / "images" / image["file_name"], root / "train")
+    (root / "train/_annotations.coco.json").write_text(json.dumps(document))
+    return root
+
+
+def as_flat(flat: Path, root: Path) -> Path:
+    shutil.copytree(flat, root)
+    (root / "val.json").unlink()
+    return root
+
+
+@pytest.mark.parametrize("layout", [as_flat, as_roboflow])
+def test_a_tenth_of_train_is_held_out_where_there_is_no_val(
+    make_data: Callable[..., Path],
+    layout: Callable[[Path, Path], Path],
+    tmp_path: Path,
+    tiny_flags: list[str],
+    run_cli: Callable[..., Any],
+):
+    data, run = layout(make_data(tmp_path / "made", train=20), tmp_path / "data"), tmp_path / "run"
+    words = ["train", "conf-r50-1x", "--data", data, "--out", run, *tiny_flags, "--max-steps"]
+    result = run_cli(*words, "5")
+    assert result.code == 0, result.err
+    assert result.out.count("no split 'val' there: 2 of the 20 images are val, drawn in balance of the classes") == 2
+    held_out = (run / "val.txt").read_text().split()
+    record = next(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"val"' in line)
+
+    # What anybody adds later belongs to `train`, and is not validated on.
+    result = run_cli("evaluate", run, "--data", data, "--json", tmp_path / "val.json")
+    report = json.loads((tmp_path / "val.json").read_text())
+    assert (report["images"], report["metrics"]["AP"]) == (2, record["AP"])
+    assert f"2 of the 20 images are val, as {run / 'val.txt'} lists" in result.out
+    run_cli("diagnose", run, "--data", data, "--json", tmp_path / "diagnosis.json")
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["data"]["images"] == 2
+    run_cli("evaluate", run, "--data", data, "--split", "train", "--json", tmp_path / "train.json")
+    assert json.loads((tmp_path / "train.json").read_text())["images"] == 18
+    (run / "val.txt").write_text("".join(f"{name}.png\n" for name in held_out))  # as a person may write it
+    result = run_cli(*words, "6", "--resume")
+    assert (result.code, result.err) == (0, "")
+
+
+def test_files_that_are_listed_twice_are_on_one_side(tiny_data: Path):
+    document = json.loads((tiny_data / "train.json").read_text())
+    copies = [image | {"id": image["id"] + 5000} for image in document["images"]]
+    (tiny_data / "train.json").write_text(json.dumps(document | {"images": document["images"] + copies}))
+    (tiny_data / "val.json").unlink()
+    train, val = (load_split(tiny_data, split, val_fraction=0.3) for split in ("train", "val"))
+    assert (len(train), len(val)) == (12, 4)
+    assert not set(train.file_names) & set(val.file_names)
+
+
+def test_a_run_that_held_nothing_out_goes_on_so(tiny_data: Path, tmp_path: Path, tiny_config: Any):
+    """As all runs without a split `val` before images were held out; their configuration said 0.2."""
+    (tiny_data / "val.json").unlink()
+    run, config = tmp_path / "run", tiny_config()
+    train_run(config.changed(**{"data.val_fraction": 0.0}), tiny_data, run, max_steps=2, device="cpu")
+    flat = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(flat | {"data.val_fraction": 0.2}))
+    train_run(config, tiny_data, run, resume=True, max_steps=3, device="cpu")
+    assert not (run / "val.txt").exists()
+    assert (run / "log.txt").read_text().count("no split 'val'; training without validation") == 2

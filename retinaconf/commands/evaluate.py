@@ -115,8 +115,8 @@ def evaluate_run(
 
     report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split}
     found = describe(root, ground_truth, layout)
-    if ground_truth.val_split is not None and ground_truth.val_split.kept_in is None:
-        found += f"; {run} keeps no list of those that it was trained on"
+    if ground_truth.val_split is not None:
+        found += ground_truth.val_split.unknown_to(run)
     report |= {"found": found, "images": len(ground_truth)}
     report["left_out"] = asdict(ground_truth.left_out)
     report |= {"joint": configured.name, **_as_json(metrics[configured])}

@@ -89,7 +89,8 @@ def retrofit(
         progress = Progress(folder / LOG)
         progress.say(describe(data, train_set, layout))
         if val_set is not None:
-            progress.say(describe(data, val_set, layout))
+            doubt = val_set.val_split.unknown_to(run) if val_set.val_split is not None else ""
+            progress.say(describe(data, val_set, layout) + doubt)
         report_dropped([*train_set.dropped, *(() if val_set is None else val_set.dropped)], progress)
         try:
             branch = _learn(detector, quality, train_set, seed, progress)

@@ -82,6 +82,12 @@ class Config(Section):
             flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, dict) else {name: value}
         return flat
 
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide a run's result, by dotted name: without how images are loaded, and without the share
+        of `val`, as a run keeps which images it holds out.
+        """
+        return {name: value for name, value in self.flat().items() if name not in ("data.workers", "data.val_fraction")}
+
     def changed(self, **changes: Any) -> Config:
         """A validated copy with dotted fields changed: `config.changed(**{"optimizer.lr": 0.005})`.
 

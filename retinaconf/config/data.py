@@ -36,9 +36,9 @@ class DataConfig(Section):
     workers: int = Field(2, ge=0)
     """Processes that load images, for each training process. More load faster and need more memory; 0 loads in the
     training process."""
-    val_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the images that becomes `val`, balanced by class, where the data set names no splits. A higher value
-    leaves fewer images for training."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the images of `train` that is held out as `val`, balanced by class, where the data set has no `val`. A
+    higher value leaves fewer images for training; 0 trains on all of them, without validation."""
     skip_bad: bool = False
     """Leave out and list unreadable images and unusable annotations instead of stopping."""
     max_skipped: float = Field(0.01, ge=0, le=1)

@@ -37,16 +37,19 @@ def check(root: Path, config: Config = RECIPES["conf-lite0"]) -> Report:
     layout = find_layout(root, config.data.layout)
     splits = layout.splits(root)
     findings = Findings()
-    for split in ("train", "val"):
-        if split not in splits:
-            what = f"{root}: has {', '.join(splits)}"
-            findings.add("error" if split == "train" else "warning", "missing-split", split, [what])
     truths: dict[str, GroundTruth] = {}
     found: dict[str, str] = {}
-    for split in [split for split in ("train", "val", "test") if split in splits] or splits:
-        truth = _usable_part(root, split, layout, config.data.val_fraction, findings)
-        if truth is not None:
-            truths[split], found[split] = truth, describe(root, truth, layout.key)
+    known = ("train", "val", "test")
+    for split in known if set(known) & set(splits) else splits:
+        held_out = split == "val" and "train" in truths and truths["train"].val_split is not None
+        if split in splits or held_out:
+            truth = _usable_part(root, split, layout, config.data.val_fraction, findings)
+            if truth is not None:
+                truths[split], found[split] = truth, describe(root, truth, layout.key)
+    for split in ("train", "val"):
+        if split not in splits and split not in truths:
+            what = f"{root}: has {', '.join(splits)}"
+            findings.add("error" if split == "train" else "warning", "missing-split", split, [what])
     truths = _compare_images(truths, findings)
     _compare_classes(truths, findings)
     statistics, proposal = check_boxes(truths, config, findings)

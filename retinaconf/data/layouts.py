@@ -17,8 +17,10 @@ one place holds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from retinaconf.data.coco_layouts import (
     coco_2017_splits,
@@ -31,7 +33,8 @@ from retinaconf.data.coco_layouts import (
     read_roboflow,
     roboflow_splits,
 )
-from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.ground_truth import Fault, GroundTruth
+from retinaconf.data.val_split import ValSplit, draw_val, name_of, read_list
 from retinaconf.data.voc import is_usual_voc, read_voc, voc_splits
 from retinaconf.data.yolo import is_usual_yolo, read_yolo, yolo_splits
 from retinaconf.errors import InputError
@@ -54,7 +57,7 @@ def load_split(
     split: str,
     skip_bad: bool = False,
     layout: str | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float = 0.0,
     val_list: Path | None = None,
 ) -> GroundTruth:
     """Ground truth of one split of the data set in `root`.
@@ -64,20 +67,51 @@ def load_split(
         split: `train`, `val`, `test`, or what else the layout names; `val` is also found as `valid`.
         skip_bad: drop records that cannot be used and list them in `dropped`; otherwise the first one raises.
         layout: a key of `LAYOUTS`; by default the one that the folder has.
-        val_fraction: of VOC without lists of splits, the share of the images that becomes `val`, balanced by class.
-        val_list: likewise, a file that lists the images of `val`, as a run keeps it; it goes before `val_fraction`.
+        val_fraction: where there is `train` and no `val`, the share of its images that is held out as `val`, balanced
+            by class; 0 holds none out.
+        val_list: likewise, a file that lists these images, as a run keeps it; it goes before `val_fraction` if it names
+            any image of `train`.
 
     Raises:
         InputError: no such folder or split, no layout or several recognised, or a bad file or record.
     """
     root = Path(root)
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction = {val_fraction:g}: give a share of at least 0 and below 1")
     found = find_layout(root, layout)
     splits = found.splits(root)
+    if "train" in splits and "val" not in splits and split in ("train", "val"):
+        part = _part_of_train(found.read(root, "train", skip_bad), split == "val", skip_bad, val_fraction, val_list)
+        if part is not None:
+            return part
     if split not in splits:
         raise InputError(f"{root}: no split '{split}' in this {found.name} layout; it has {', '.join(splits)}")
-    if found.read is read_voc:
-        return read_voc(root, split, skip_bad, val_fraction, val_list)
     return found.read(root, split, skip_bad)
+
+
+def _part_of_train(
+    train: GroundTruth, is_val: bool, skip_bad: bool, fraction: float, listing: Path | None
+) -> GroundTruth | None:
+    """The images of `train` that are held out as `val`, None where none are, or those that are left."""
+    objects: dict[str, list[str]] = {name_of(name): [] for name in train.file_names}
+    names, missing = ([], []) if listing is None else read_list(listing, objects)
+    kept_in = listing if names else None  # else there is no list, or it is of other data
+    if kept_in is None:
+        for index, label in zip(train.image_index[~train.crowd], train.labels[~train.crowd]):
+            objects[name_of(train.file_names[index])].append(train.classes[label])
+        names, missing = draw_val(objects, fraction) if fraction else [], []
+    if not names:
+        return None if is_val else train
+    lost = [f"{listing}: names {name}, and {train.source} has no such image" for name in missing]
+    if is_val and lost and not skip_bad:
+        raise InputError(f"{lost[0]}; restore it, or leave such images out with --data.skip-bad")
+    held_out = np.isin([name_of(name) for name in train.file_names], names)
+    return replace(
+        train.subset(np.flatnonzero(held_out == is_val)),
+        val_split=ValSplit(tuple(names), len(objects), kept_in),
+        # Records that `train` has lost are counted there, whichever part they would have been in.
+        dropped=tuple(Fault("bad-annotation", line, image=True) for line in lost) if is_val else train.dropped,
+    )
 
 
 def find_layout(root: Path, layout: str | None = None) -> Layout:

@@ -43,7 +43,7 @@ def read_split(
     Args:
         root: the data set's folder.
         split: as `load_split` takes it.
-        data: which records may be left out, and the share of the images that is `val` where nothing else says it.
+        data: which records may be left out, and the share of `train` that is held out where there is no `val`.
         layout: of the folder, instead of the one found by looking.
         val_fraction: that share, instead of the one in `data`.
         val_list: a run's list of the images of `val`.
@@ -78,7 +78,9 @@ def read_train_and_val(
     like: HasCategories | None = None,
     whose: Path | str = "",
 ) -> tuple[GroundTruth, GroundTruth | None]:
-    """The splits `train`, which must have boxes, and `val`, None where there is none. Arguments as of `read_split`.
+    """The splits `train`, which must have boxes, and `val`, held out of `train` where the data set has none.
+
+    `val` is None where nothing is held out. Arguments as of `read_split`.
 
     Raises:
         InputError: as `read_split`; nothing to learn from; or the two have different categories.
@@ -86,6 +88,6 @@ def read_train_and_val(
     train = read_split(root, "train", data, layout, val_fraction, val_list, like, whose)
     if train.crowd.all():  # also where there are no boxes
         raise InputError(f"{train.source}: no boxes to learn from; give a split with annotated objects")
-    if "val" not in find_layout(root, layout).splits(root):
+    if train.val_split is None and "val" not in find_layout(root, layout).splits(root):
         return train, None
     return train, read_split(root, "val", data, layout, val_fraction, val_list, train, train.source)

@@ -1,25 +1,43 @@
-"""Which images become `val` where a data set does not say."""
+"""Which images of `train` are held out as `val` where a data set has no such split."""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class ValSplit:
-    """A `val` that the data set does not name; `str()` says where it is from."""
+    """A `val` that the data set does not have; `str()` says where it is from."""
 
-    names: tuple[str, ...]  # of its images
-    images: int  # in the data set
+    names: tuple[str, ...]  # of its images, without suffix
+    images: int  # of which they were taken
     kept_in: Path | None  # the file of a run that lists it; None: it was drawn
 
     def __str__(self) -> str:
         source = f"as {self.kept_in} lists" if self.kept_in else "drawn in balance of the classes"
-        return f"no splits named there: {len(self.names):,} of the {self.images:,} images are val, {source}"
+        return f"no split 'val' there: {len(self.names):,} of the {self.images:,} images are val, {source}"
+
+    def unknown_to(self, run: Path) -> str:
+        """What is to be said where the images were drawn, and not kept by `run`; else nothing."""
+        return "" if self.kept_in else f"; {run} keeps no list of them, and may have been trained on them"
+
+
+def name_of(file_name: str) -> str:
+    """What a list of images calls an image file."""
+    return Path(file_name).with_suffix("").as_posix()
+
+
+def read_list(listing: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
+    """Those of `names` that the lines of a list of images are, and those lines that are none of them."""
+    found, missing = [], []
+    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+        name = next((name for name in (line, name_of(line)) if name in names), None) if line else ""
+        (missing if name is None else found).append(name or line)
+    return list(dict.fromkeys(filter(None, found))), missing
 
 
 def draw_val(objects: Mapping[str, Sequence[str]], fraction: float) -> list[str]:

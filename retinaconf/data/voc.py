@@ -20,7 +20,6 @@ from typing import Any
 
 from retinaconf.data.folders import ANNOTATION_SUFFIXES, JUDGED, find_images, folders_in, taken, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
-from retinaconf.data.val_split import ValSplit, draw_val
 from retinaconf.errors import InputError, reason
 
 USUAL_ANNOTATIONS, USUAL_IMAGES, USUAL_LISTS = "Annotations", ("JPEGImages", "images"), Path("ImageSets/Main")
@@ -45,8 +44,8 @@ class _Annotation:
 def voc_splits(root: Path) -> list[str]:
     """Splits of the data set; empty if the folder is not VOC.
 
-    With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, they are
-    `train` and `val`, of which `read_voc` says more.
+    With `ImageSets/Main/` they are its files, less the lists of single classes (`cat_train.txt`). Without, all images
+    are `train`.
 
     Raises:
         InputError: several folders hold annotations, or lists of images, and none has the usual name.
@@ -55,7 +54,7 @@ def voc_splits(root: Path) -> list[str]:
     if folder is None:
         return []
     lists = _image_sets(root, folder)
-    return _splits_in(lists) if lists is not None else ["train", "val"]
+    return _splits_in(lists) if lists is not None else ["train"]
 
 
 def is_usual_voc(root: Path) -> bool:
@@ -63,13 +62,7 @@ def is_usual_voc(root: Path) -> bool:
     return any((root / USUAL_ANNOTATIONS).glob("*.xml"))
 
 
-def read_voc(
-    root: Path,
-    split: str,
-    skip_bad: bool = False,
-    val_fraction: float = 0.2,
-    val_list: Path | None = None,
-) -> GroundTruth:
+def read_voc(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     """Read one split. Classes are the names that occur anywhere in the folder, sorted, with category ids from 1.
 
     Annotations, images and lists of images that are not in folders of the usual names are found by their content.
@@ -78,16 +71,11 @@ def read_voc(
         root: the folder that holds `Annotations`.
         split: one of `voc_splits(root)`.
         skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
-        val_fraction: without `ImageSets/Main/`, the share of the images that `draw_val` makes `val`.
-        val_list: a file that lists these, as `ImageSets/Main/val.txt` would; taken instead where it names any image of
-            the folder.
 
     Raises:
         InputError: an annotation is missing, is not XML, or holds a bad object; or what is not in a folder of the usual
             name is in several others.
     """
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction = {val_fraction:g}: give a share between 0 and 1")
     folder = _annotations(root) or root / USUAL_ANNOTATIONS
     annotations: dict[str, _Annotation] = {}
     unreadable: dict[str, Fault] = {}
@@ -115,22 +103,9 @@ def read_voc(
     on_disk = {path.stem: path.name for path in pictures.glob("*.*") if path.suffix not in ANNOTATION_SUFFIXES}
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    val_split = None
     lists = _image_sets(root, folder)
-    if lists is not None:
-        source = lists / f"{split}.txt"
-        stems, missing = _listed(source, folder, image_ids)
-    else:
-        source = folder
-        val_split, missing = _val_split(folder, annotations, image_ids, val_fraction, val_list)
-        val = set(val_split.names)
-        stems = [stem for stem in image_ids if (stem in val) == (split == "val")]
-        missing = missing if split == "val" else []
-        if not stems:
-            raise InputError(
-                f"{root}: too few images to split; list those of '{split}' in {root / USUAL_LISTS / split}.txt, one "
-                "name without suffix a line"
-            )
+    source = folder if lists is None else lists / f"{split}.txt"
+    stems, missing = (list(image_ids), []) if lists is None else _listed(source, folder, image_ids)
     if missing and not skip_bad:
         raise InputError(f"{missing[0]}; restore it, or leave such images out with --data.skip-bad")
     dropped = missing
@@ -165,7 +140,7 @@ def read_voc(
         splits=(lists or root / USUAL_LISTS, [root / USUAL_LISTS]),
     )
     ground_truth = ground_truth_from_coco(document, pictures, str(source))
-    return replace(ground_truth, dropped=tuple(dropped), val_split=val_split, taken=found)
+    return replace(ground_truth, dropped=tuple(dropped), taken=found)
 
 
 class _BadFileError(Exception):
@@ -207,22 +182,6 @@ def _image_sets(root: Path, annotations: Path) -> Path | None:
 def _splits_in(lists: Path) -> list[str]:
     names = {file.stem for file in lists.glob("*.txt")}
     return sorted(name for name in names if not any(name.endswith(f"_{other}") for other in names))
-
-
-def _val_split(
-    folder: Path,
-    annotations: dict[str, _Annotation],
-    files: Collection[str],
-    val_fraction: float,
-    val_list: Path | None,
-) -> tuple[ValSplit, list[Fault]]:
-    """The images that are `val`, and faults for those that `val_list` names and the folder has no more."""
-    if val_list is not None:
-        names, missing = _listed(val_list, folder, files)
-        if names:
-            return ValSplit(tuple(names), len(files), val_list), missing
-    objects = {stem: [one.name for one in annotation.objects] for stem, annotation in annotations.items()}
-    return ValSplit(tuple(draw_val(objects, val_fraction)), len(files), None), []
 
 
 def _listed(listing: Path, folder: Path, files: Collection[str]) -> tuple[list[str], list[Fault]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from retinaconf.config import Config
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.recipes import RECIPES
-from retinaconf.run_folder import METRICS_LOG
+from retinaconf.run_folder import METRICS_LOG, read_metrics
 
 _SHOWN_CLASSES = 100
 _CARD = """\
@@ -73,15 +72,10 @@ def _detector(config: Config) -> str:
 def best_metrics(run: Path) -> dict[str, float] | None:
     """The best validation in a run's `metrics.jsonl`: the one that chose its weights. None where none is recorded."""
     best: dict[str, float] | None = None
-    try:
-        lines = (run / METRICS_LOG).read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+    for record in read_metrics(run / METRICS_LOG):
         try:
-            record = json.loads(line)
             judged = {name: float(record[name]) for name in METRICS if record[name] is not None}
-        except (ValueError, TypeError, KeyError):  # a line of training, or the last one of a run that was killed
+        except (ValueError, TypeError, KeyError):  # a line of training
             continue
         if "AP" in judged and (best is None or judged["AP"] >= best["AP"]):
             best = judged

@@ -107,9 +107,9 @@ class Experiments:
 
     def finished(self, training: Training, seed: int) -> Path | None:
         """The folder of a run with these settings and its weights, if there is one."""
-        settings = _settings(self.config(training, seed))
+        settings = self.config(training, seed).deciding()
         for path in sorted(self.folder.glob(f"*/{CONFIG}")):
-            it_is = (path.parent / MODEL).exists() and _settings(read_config(path)) == settings
+            it_is = (path.parent / MODEL).exists() and read_config(path).deciding() == settings
             if it_is and _steps_taken(path.parent) == self._steps(training, seed):
                 return path.parent
         return None
@@ -120,7 +120,7 @@ class Experiments:
 
     def _train(self, training: Training, seed: int) -> Path:
         config = self.config(training, seed)
-        key = json.dumps([_settings(config), self.max_steps], sort_keys=True)
+        key = json.dumps([config.deciding(), self.max_steps], sort_keys=True)
         name = f"{training.name}-seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         print(f"training {name}", flush=True)
         train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
@@ -170,12 +170,12 @@ class Experiments:
     def lines(self, training: Training, seed: int) -> list[dict[str, Any]]:
         """What has been measured of a run with these settings and steps, and with the weights that it has, if any."""
         path = self.kept / f"{training.name}.jsonl"
-        settings, steps = _settings(self.config(training, seed)), self._steps(training, seed)
+        settings, steps = self.config(training, seed).deciding(), self._steps(training, seed)
         found = []
         for text in path.read_text().splitlines() if path.exists() else []:
             try:
                 line = json.loads(text)
-                is_it = _settings(config_from_flat(line["config"])) == settings and line["steps"] == steps
+                is_it = config_from_flat(line["config"]).deciding() == settings and line["steps"] == steps
                 weights = line["weights"]
             except (ValueError, KeyError, TypeError, InputError):  # half a line of a command that was killed
                 continue
@@ -233,11 +233,6 @@ def _with_weights_at_hand(base: Config) -> Config:
 
 def _evaluation(kept: dict[str, Any]) -> Evaluation:
     return Evaluation(kept["metrics"], np.array(kept["draws"], dtype=np.float64))  # null becomes NaN
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What decides a result: loading does not."""
-    return {name: value for name, value in config.flat().items() if name != "data.workers"}
 
 
 def _steps_taken(run: Path) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError
 from retinaconf.files import write_aside
+from retinaconf.run_folder import VAL
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ def see_same_data(path: Path, state: Mapping[str, Any], train_set: GroundTruth, 
     now = data_of_run(train_set, val_set)
     before = state.get("data", now)
     if bool(before["val"]) != bool(now["val"]):
-        had, have = ("boxes", "none") if before["val"] else ("no boxes", "some")
+        had, have = ("boxes", f"none (nor has the run a {VAL})") if before["val"] else ("no boxes", "some")
         refuse(f"the run's data had {had} in a split 'val', and these have {have}")
     for split, ground_truth in (("train", train_set), ("val", val_set)):
         for part, value in before[split].items():

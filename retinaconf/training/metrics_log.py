@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from retinaconf.evaluation.coco import Metrics
 from retinaconf.files import write_aside
-from retinaconf.run_folder import metrics_line
+from retinaconf.run_folder import metrics_line, read_metrics
 
 
 class MetricsLog:
@@ -41,15 +40,8 @@ class MetricsLog:
         self._shares = [dict(zip(window, row)) for row in zip(*columns)]
         if not (self.fabric.is_global_zero and self.path.exists()):
             return
-        lines = []
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-                if record["step"] <= steps[record["kind"]]:
-                    lines.append(line + "\n")
-            except (ValueError, TypeError, KeyError):
-                continue
-        write_aside(self.path, lambda aside: aside.write_text("".join(lines)))
+        kept = [record for record in read_metrics(self.path) if record["step"] <= steps.get(record["kind"], -1)]
+        write_aside(self.path, lambda aside: aside.write_text("".join(map(metrics_line, kept))))
 
     def write_losses(self, step: int, rate: float) -> dict[str, float]:
         """A line with the means of the losses since the last line, and their total `loss`; returns these."""

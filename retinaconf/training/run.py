@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from retinaconf.config import Config
-from retinaconf.data.ground_truth import Fault
-from retinaconf.data.layouts import describe
+from retinaconf.data.ground_truth import Fault, GroundTruth
+from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.splits import read_train_and_val
-from retinaconf.data.val_split import ValSplit
+from retinaconf.data.val_split import name_of, read_list
 from retinaconf.errors import InputError, reason
 from retinaconf.files import asides, locked
 from retinaconf.run_folder import (
@@ -23,6 +23,7 @@ from retinaconf.run_folder import (
     RUN_FILES,
     VAL,
     read_config,
+    read_metrics,
     val_list,
     write_config,
     write_val_list,
@@ -54,12 +55,17 @@ def train_run(
         )
     # The data first: nothing is written for a run that cannot start.
     layout = config.data.layout
-    kept = val_list(run) if (run / CONFIG).exists() else _val_list_of_start(config.model.weights, root)
-    train_set, val_set = read_train_and_val(root, config.data, layout, val_list=kept)
+    begun = (run / CONFIG).exists()
+    kept = val_list(run) if begun else _val_list_of_start(config, root)
+    # A run that keeps no list has held nothing out.
+    fraction = 0.0 if begun and kept is None else config.data.val_fraction
+    train_set, val_set = read_train_and_val(
+        root, config.data.model_copy(update={"val_fraction": fraction}), layout, val_list=kept
+    )
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
 
     fabric = launch(config, device)
-    with _opened(run, config, train_set.val_split, resume) if fabric.is_global_zero else nullcontext():
+    with _opened(run, config, train_set, val_set, resume) if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         progress = Progress(run / LOG, silent=not fabric.is_global_zero)
         progress.say(describe(root, train_set, layout))
@@ -73,25 +79,28 @@ def train_run(
         train(config, train_set, val_set, run, fabric, progress, max_steps)
 
 
-def _val_list_of_start(weights: str, root: Path) -> Path | None:
+def _val_list_of_start(config: Config, root: Path) -> Path | None:
     """The list of `val` of the run that a new one starts from, which has learned from the other images.
 
-    Only where the annotations in `root` (PASCAL VOC, the layout that needs such a list) have all the names in it: other
-    data may share some, as those of images that are numbered.
+    Only where `train` has all the images in it: other data may share some names, as those of images that are numbered.
     """
-    listing = val_list(Path(weights)) if is_run(weights) else None
-    if listing is None or not {path.stem for path in root.rglob("*.xml")}.issuperset(listing.read_text().splitlines()):
+    listing = val_list(Path(config.model.weights)) if is_run(config.model.weights) else None
+    if listing is None:
         return None
-    return listing
+    names = load_split(root, "train", config.data.skip_bad, config.data.layout).file_names
+    _, missing = read_list(listing, {name_of(name) for name in names})
+    return None if missing else listing
 
 
 @contextmanager
-def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool) -> Iterator[None]:
+def _opened(
+    run: Path, config: Config, train_set: GroundTruth, val_set: GroundTruth | None, resume: bool
+) -> Iterator[None]:
     """The folder of a new run or of the one to go on with, held against other processes.
 
     If a new run cannot begin, its files are removed again; no file that was there before is removed or replaced.
     """
-    _see_that_it_fits(run, config, val_split, resume)
+    _see_that_it_fits(run, config, train_set, val_set, resume)
     is_new, had_folder = not (run / CONFIG).exists(), run.exists()
     with ExitStack() as stack:
         try:
@@ -104,8 +113,8 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
                 left.unlink()
         try:
             if is_new:
-                if val_split is not None:
-                    write_val_list(run / VAL, val_split.names)
+                if train_set.val_split is not None:
+                    write_val_list(run / VAL, train_set.val_split.names)
                 write_config(run / CONFIG, config)
             yield
         except InputError:
@@ -118,7 +127,9 @@ def _opened(run: Path, config: Config, val_split: ValSplit | None, resume: bool)
             raise
 
 
-def _see_that_it_fits(run: Path, config: Config, val_split: ValSplit | None, resume: bool) -> None:
+def _see_that_it_fits(
+    run: Path, config: Config, train_set: GroundTruth, val_set: GroundTruth | None, resume: bool
+) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
         if found := [name for name in (LAST, MODEL, METRICS_LOG, LOG, VAL) if os.path.lexists(run / name)]:
@@ -131,14 +142,15 @@ def _see_that_it_fits(run: Path, config: Config, val_split: ValSplit | None, res
         raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
     if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
         raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
-    if val_split is not None and val_split.kept_in is None:  # version 0.1 did not keep it, and drew others
+    has_validated = any(record["kind"] == "val" for record in read_metrics(run / METRICS_LOG))
+    drawn_anew = train_set.val_split is not None and train_set.val_split.kept_in is None
+    if drawn_anew or (has_validated and val_set is None):  # version 0.1 did not keep which images it drew
         raise InputError(
             f"{run}: it is not known which images of these data it validates on ({VAL} is missing or of other data); "
             "restore the file, or choose another --out"
         )
-    old, new = read_config(run / CONFIG).flat(), config.flat()
-    # Loading is no part of the result: another machine may resume with other workers.
-    different = [name for name in new if new[name] != old[name] and name != "data.workers"]
+    old, new = read_config(run / CONFIG).deciding(), config.deciding()  # another machine may load otherwise
+    different = [name for name in new if new[name] != old[name]]
     if different:
         raise InputError(
             f"{run / CONFIG}: {different[0]} is {old[different[0]]!r} there and {new[different[0]]!r} here; "

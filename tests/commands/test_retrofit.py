@@ -144,7 +144,7 @@ def test_without_validation_alpha_is_the_papers(base: Any, tmp_path: Path, what:
         val.unlink()
     else:
         val.write_text(json.dumps(json.loads(val.read_text()) | {"annotations": []}))
-    retrofit(base.run, tmp_path / "data", tmp_path / "run", device="cpu")
+    retrofit(base.run, tmp_path / "data", tmp_path / "run", val_fraction=0.0, device="cpu")
     assert read_config(tmp_path / "run/config.json").inference.alpha == 0.4
     assert f"{what} to choose alpha on; it is the paper's, 0.4" in (tmp_path / "run/log.txt").read_text()
 

@@ -422,8 +422,11 @@ def test_the_printed_report(folder: Folder):
 def test_missing_and_unreadable_splits(folder: Folder):
     folder.check()
     (folder.root / "val.json").unlink()
-    report = check(folder.root, SMALL)
+    report = check(folder.root, SMALL.changed(**{"data.val_fraction": 0.0}))
     compare(report, {("warning", "missing-split", "val"): ["has train"]})
+    report = check(folder.root, SMALL)
+    assert ("val", "missing-split") not in {(one.split, one.kind) for one in report.findings}
+    assert report.splits["train"].images + report.splits["val"].images == len(folder.train["images"])
     (folder.root / "val.json").write_text("{")
     compare(check(folder.root, SMALL), {("error", "unreadable-split", "val"): ["val.json: not valid JSON"]})
     (folder.root / "images").rename(folder.root.parent / "pictures")

@@ -167,13 +167,13 @@ def yolo(root: Path) -> None:
             lambda root: voc(root, "annots", "imgs"),
             [4, 1],
             "PASCAL VOC layout in {}: annots, 1 images, 1 boxes, 1 classes; annotations from annots, images from imgs; "
-            "no splits named there: 1 of the 5 images are val, drawn in balance of the classes",
+            "no split 'val' there: 1 of the 5 images are val, drawn in balance of the classes",
         ),
         (
             lambda root: voc(root, "all", "all"),
             [4, 1],
             "PASCAL VOC layout in {}: all, 1 images, 1 boxes, 1 classes; annotations from all, images from all; "
-            "no splits named there: 1 of the 5 images are val, drawn in balance of the classes",
+            "no split 'val' there: 1 of the 5 images are val, drawn in balance of the classes",
         ),
         (
             voc_with_lists,
@@ -208,7 +208,7 @@ def yolo(root: Path) -> None:
 )
 def test_content_decides_where_names_are_otherwise(tmp_path: Path, make, images: list[int], line: str):
     make(tmp_path)
-    splits = [check_images(load_split(tmp_path, split)) for split in ("train", "val")]
+    splits = [check_images(load_split(tmp_path, split, val_fraction=0.2)) for split in ("train", "val")]
     assert [len(truth) for truth in splits] == [len(truth.boxes) for truth in splits] == images
     assert describe(tmp_path, splits[1]) == line.format(tmp_path)
 

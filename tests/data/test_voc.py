@@ -96,19 +96,21 @@ def test_without_image_sets_a_share_of_the_images_is_val(tmp_path: Path):
         annotate(tmp_path, f"p{i:03d}", element("dog", (1, 1, 9, 9)), size=(16, 16))
     for i in (11, 23):
         annotate(tmp_path, f"p{i:03d}", element("emu", (1, 1, 9, 9)), size=(16, 16))
-    train, val = (load_split(tmp_path, split) for split in ("train", "val"))
+    train, val = (load_split(tmp_path, split, val_fraction=0.2) for split in ("train", "val"))
     assert (len(train), len(val)) == (30, 7)
     assert not set(train.file_names) & set(val.file_names)
     assert [(truth.classes, set(truth.labels)) for truth in (train, val)] == [(("dog", "emu"), {0, 1})] * 2
     assert describe(tmp_path, val) == (
-        f"PASCAL VOC layout in {tmp_path}: Annotations, 7 images, 7 boxes, 2 classes; no splits named there: 7 of the "
+        f"PASCAL VOC layout in {tmp_path}: Annotations, 7 images, 7 boxes, 2 classes; no split 'val' there: 7 of the "
         "37 images are val, drawn in balance of the classes"
     )
     assert len(load_split(tmp_path, "val", val_fraction=0.5)) == 18
-    with pytest.raises(InputError, match="it has train, val"):
-        load_split(tmp_path, "test")
-    for share in (0.0, 1.0, float("nan")):
-        with pytest.raises(InputError, match=r"val_fraction = .*: give a share between 0 and 1"):
+    assert len(load_split(tmp_path, "train", val_fraction=0)) == 37
+    for split in ("test", "val"):
+        with pytest.raises(InputError, match=f"no split '{split}' in this PASCAL VOC layout; it has train"):
+            load_split(tmp_path, split, val_fraction=0)
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InputError, match=r"val_fraction = .*: give a share of at least 0 and below 1"):
             load_split(tmp_path, "val", val_fraction=share)
 
 
@@ -126,12 +128,13 @@ def test_a_list_of_val_stays_what_it_is_when_images_come_and_go(tmp_path: Path):
 
     (tmp_path / "Annotations/g.xml").unlink()
     assert len(load_split(tmp_path, "train", val_list=kept)) == 7
-    with pytest.raises(InputError, match=r"val\.txt: line 2 names g, and there is no Annotations/g\.xml; restore"):
+    with pytest.raises(InputError, match=r"val\.txt: names g, and .*Annotations has no such image; restore"):
         load_split(tmp_path, "val", val_list=kept)
     assert str(load_split(tmp_path, "val", True, val_list=kept).left_out) == "1 image left out"
 
     kept.write_text("of\nother\ndata\n")
-    assert load_split(tmp_path, "val", val_list=kept).val_split == load_split(tmp_path, "val").val_split
+    drawn = [load_split(tmp_path, "val", val_fraction=0.2, val_list=listing).val_split for listing in (kept, None)]
+    assert drawn[0] == drawn[1]
     image_set(tmp_path, "val", "a\n")  # what the data set says goes first
     kept.write_text("b\n")
     assert load_split(tmp_path, "val", val_list=kept).file_names.tolist() == ["a.jpg"]
@@ -139,8 +142,9 @@ def test_a_list_of_val_stays_what_it_is_when_images_come_and_go(tmp_path: Path):
 
 def test_too_few_images_to_split(tmp_path: Path):
     annotate(tmp_path, "a", element("dog", (1, 1, 9, 9)))
-    with pytest.raises(InputError, match=r"too few images to split; list those of '\w+' in .*ImageSets/Main/"):
-        [load_split(tmp_path, split) for split in ("train", "val")]
+    assert len(load_split(tmp_path, "train", val_fraction=0.2)) == 1
+    with pytest.raises(InputError, match="no split 'val' in this PASCAL VOC layout; it has train"):
+        load_split(tmp_path, "val", val_fraction=0.2)
 
 
 def test_images_are_found_by_the_annotations_name(tmp_path: Path):

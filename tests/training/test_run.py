@@ -246,7 +246,7 @@ def test_without_validation_the_last_weights_are_kept(tiny_data: Path, tiny_conf
     else:
         change(tiny_data / "val.json", lambda document: document["annotations"].clear())
     run = tmp_path / "run"
-    train_run(tiny_config(**{"schedule.epochs": 2}), tiny_data, run, device="cpu")
+    train_run(tiny_config(**{"schedule.epochs": 2, "data.val_fraction": 0.0}), tiny_data, run, device="cpu")
     assert f"{what}; training without validation, the last weights are kept" in (run / "log.txt").read_text()
     assert lines(run, "val") == []
     last = torch.load(run / "last.ckpt", weights_only=True)
