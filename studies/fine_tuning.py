@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     IMAGENET: {},
     "detector": {},
     "detector, backbone frozen": {"model.freeze": "backbone"},
+    "detector, kept weights at a tenth of the rate": {"optimizer.kept_lr": 0.1},
 }
 MEASURED = "measured.jsonl"
 
