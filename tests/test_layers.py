@@ -25,7 +25,7 @@ FILES = {
 # A module imports only from its own room and from rooms before it.
 ROOMS = (
     *("errors", "files", "progress", "cell_anchors", "config", "recipes", "run_folder", "device", "data", "outputs"),
-    *("coco_results", "detections", "evaluation", "model", "inference", "training"),
+    *("pages", "coco_results", "detections", "evaluation", "model", "inference", "training"),
     *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "commands", "cli", "__main__"),
 )
 # What may import packages of the extra `torch` as it is imported: these rooms, and the batches of `data`.

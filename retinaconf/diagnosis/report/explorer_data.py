@@ -7,17 +7,15 @@ Boxes and scores are packed as float32. The page's NMS works on those values in 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.own_score import OwnScore
+from retinaconf.pages.pictures import encode_jpeg, load_picture
 
 # 50 images stay below 15 MB: at most 70 kB and 5,000 x 30 bytes each, a third more in base64.
 MAX_SIDE = 640
@@ -102,33 +100,6 @@ def pack_candidates(candidates: Detections, image: int, most: int) -> dict[str, 
         return packed
     class_scores = shown.scores if shown.class_scores is None else shown.class_scores
     return packed | {"class_scores": _column(class_scores, np.float32), "quality": _column(shown.quality, np.float32)}
-
-
-def load_picture(ground_truth: GroundTruth, index: int) -> Image.Image | None:
-    """The image in RGB, turned as its annotations see it; None where there is no readable file."""
-    if ground_truth.image_folder is None:
-        return None
-    path: Path = ground_truth.path(index)
-    height, width = (int(side) for side in ground_truth.image_sizes[index])
-    try:
-        picture: Image.Image = Image.open(path)
-        if (width, height) not in ((0, 0), picture.size):
-            picture = ImageOps.exif_transpose(picture)
-        return picture.convert("RGB")
-    except OSError:
-        return None
-
-
-def encode_jpeg(picture: Image.Image, max_side: int, max_bytes: int) -> bytes:
-    """JPEG of at most `max_side` pixels a side and `max_bytes`, as good as fits (shrunk where quality 40 does not)."""
-    small = picture.copy()
-    small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    for quality in (85, 70, 55, 40):
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=quality)
-        if stream.tell() <= max_bytes or max_side < 32:
-            return stream.getvalue()
-    return encode_jpeg(small, max_side * 3 // 4, max_bytes)
 
 
 def _column(values: np.ndarray, dtype: type[np.generic]) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
-from retinaconf.diagnosis.report import asset, svg
 from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.tables import GROUPS, Named, percent_text, points_text
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.outputs import check_outputs
+from retinaconf.pages import asset, svg
 
 ORACLES = {  # what is said of a step of the ladder beside its bar
     "as_is": "As it is",
@@ -55,7 +55,7 @@ def save_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
 
 def _alone(title: str, drawing: str) -> str:
     """A figure of the page as a file of its own: below its title, in colours that need no page and no browser."""
-    light = dict(re.findall(r"--([\w-]+): light-dark\(([^,]+),", asset("report.css")))
+    light = dict(re.findall(r"--([\w-]+): light-dark\(([^,]+),", asset("page.css")))
     style = re.sub(r"var\(--([\w-]+)\)", lambda name: light[name[1]], asset("figures.css"))
 
     def opened(tag: re.Match[str]) -> str:

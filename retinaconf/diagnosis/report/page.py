@@ -21,7 +21,7 @@ import numpy as np
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.casualties import nms_casualties
 from retinaconf.diagnosis.measures.nms import nms
-from retinaconf.diagnosis.report import asset, sections, tables
+from retinaconf.diagnosis.report import sections, tables
 from retinaconf.diagnosis.report.comparability import incomparable
 from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.explorer_data import explorer_data
@@ -30,6 +30,7 @@ from retinaconf.diagnosis.report.worst_objects import MOST, worst_objects
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.outputs import check_outputs
+from retinaconf.pages import asset
 
 if TYPE_CHECKING:
     from retinaconf.diagnosis.measures.diagnose import Diagnosis
@@ -106,7 +107,7 @@ def _page(diagnoses: Sequence[Diagnosis], names: Sequence[str], max_images: int)
     named = list(zip(names, results))
     return Template(asset("report.html")).substitute(
         script_hash=f"sha256-{digest}",
-        style=asset("report.css") + asset("figures.css"),
+        style=asset("page.css") + asset("report.css") + asset("figures.css"),
         title=escape(" and ".join(names)),
         subject=escape(sections.subject(named)),
         verdict=sections.verdict(named),

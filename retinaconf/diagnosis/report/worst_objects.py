@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retinaconf.diagnosis.report.explorer_data import encode_jpeg, load_picture
+from retinaconf.pages.pictures import corners, encode_jpeg, load_picture, rectangle, stroke
 
 if TYPE_CHECKING:
     from retinaconf.diagnosis.measures.diagnose import Diagnosis
@@ -67,9 +67,9 @@ def _figure(diagnosis: Diagnosis, row: int, place: dict[int, int]) -> str:
     shown = boxes - [left, top, left, top]
     unit = max(width, height) / MAX_SIDE  # a line one unit wide is about a pixel on the page
     if rivals:
-        shapes += _stroke(_rectangle(shown[1]), "kept-line", 2.2 * unit)
-    shapes += _stroke(_rectangle(shown[-1]), "suppressed-line", 2.2 * unit, dash=(7 * unit, 5 * unit))
-    shapes += _stroke(_corners(shown[0]), "truth-line", 3 * unit)
+        shapes += stroke(rectangle(shown[1]), "kept-line", 2.2 * unit)
+    shapes += stroke(rectangle(shown[-1]), "suppressed-line", 2.2 * unit, dash=(7 * unit, 5 * unit))
+    shapes += stroke(corners(shown[0]), "truth-line", 3 * unit)
 
     name = truth.classes[truth.labels[row]]
     fate = f"kept IoU {casualties.kept_iou[row]:.2f}"
@@ -111,27 +111,3 @@ def _crop(boxes: np.ndarray, image_size: np.ndarray) -> tuple[int, int, int, int
         high = low + side
     high = np.maximum(high, low + 1)
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
-
-
-def _rectangle(box: np.ndarray) -> str:
-    x1, y1, x2, y2 = box
-    return f"M{x1:.1f} {y1:.1f}H{x2:.1f}V{y2:.1f}H{x1:.1f}z"
-
-
-def _corners(box: np.ndarray) -> str:
-    x1, y1, x2, y2 = box
-    arm = min(x2 - x1, y2 - y1) / 4
-    return "".join(
-        f"M{x + dx:.1f} {y:.1f}H{x:.1f}V{y + dy:.1f}"
-        for x, dx in ((x1, arm), (x2, -arm))
-        for y, dy in ((y1, arm), (y2, -arm))
-    )
-
-
-def _stroke(path: str, css: str, width: float, dash: tuple[float, float] | None = None) -> list[str]:
-    """The path twice: an edge that sets it off from any picture, and itself."""
-    dashes = "" if dash is None else f";stroke-dasharray:{dash[0]:.2f} {dash[1]:.2f}"
-    return [
-        f'<path class="halo-line" style="stroke-width:{1.9 * width:.2f}" d="{path}"/>',
-        f'<path class="{css}" style="stroke-width:{width:.2f}{dashes}" d="{path}"/>',
-    ]

@@ -25,10 +25,11 @@ from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.report.document import to_json
-from retinaconf.diagnosis.report.explorer_data import MAX_CANDIDATES, encode_jpeg, explorer_data, pack_candidates
+from retinaconf.diagnosis.report.explorer_data import MAX_CANDIDATES, explorer_data, pack_candidates
 from retinaconf.diagnosis.report.page import image_losses, inline_json, opening_threshold, write_report
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.errors import InputError
+from retinaconf.pages.pictures import encode_jpeg
 
 
 class Elements(HTMLParser):

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG: plain shapes whose classes the page's style sheet colours, light or dark."""
+"""Figures as inline SVG: plain shapes whose classes the page's style sheet colours, light or dark."""
 
 from __future__ import annotations
 
