@@ -19,7 +19,7 @@ def test_a_configuration_is_flat_on_disk():
     assert not any(isinstance(value, dict) for value in flat.values())
     sections = {name: type(section) for name, section in Config() if hasattr(type(section), "model_fields")}
     complete = {f"{section}.{field}" for section, kind in sections.items() for field in kind.model_fields}
-    assert set(flat) == complete | {"seed", "precision"}
+    assert set(flat) == complete | {"seed", "precision", "compile"}
 
 
 def test_every_field_has_a_help_text():
@@ -47,6 +47,7 @@ FLAT = {
     "inference.detections": st.integers(1, 10**6),
     "seed": st.integers(0, 2**63),
     "precision": st.sampled_from(["32", "bf16-mixed", "16-mixed"]),
+    "compile": st.booleans(),
 }
 
 

@@ -49,6 +49,9 @@ class Config(Section):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Arithmetic of the network; losses always use 32 bits. Mixed precision is faster on GPUs and on CPUs with bfloat16
     instructions (AVX512-BF16, AMX), and several times slower on other CPUs."""
+    compile: bool = False
+    """Translate the network by `torch.compile` for training. The first steps then take up to some minutes, and the
+    others less time on a GPU. It changes results by rounding, and needs a C++ compiler."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:

@@ -16,7 +16,7 @@ def cell_boxes(stride: int, cell_anchors: CellAnchors) -> Tensor:
     return torch.cat([-corner, corner], dim=1).float()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)  # more than a run has canvases: what is new is copied to the device
 def anchor_boxes(shapes: tuple[tuple[int, int], ...], device: torch.device, cell_anchors: CellAnchors) -> Tensor:
     """(A, 4) anchors of levels with `shapes` (H, W), level by level, row by row, cell by cell.
 

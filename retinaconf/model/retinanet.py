@@ -63,9 +63,7 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
         """Images (N, 3, H, W), 0 to 255, H and W multiples of 32, image n filling the top left `sizes[n]` (h, w)."""
-        features = self.fpn(self.backbone(self.normalise(images, sizes)))
-        class_logits, box_deltas, quality_logits, box_logits = self.head(features)
-        shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+        (class_logits, box_deltas, quality_logits, box_logits), shapes = self.head_outputs(images, sizes)
         return Outputs(
             class_logits,
             box_deltas,
@@ -74,6 +72,13 @@ class RetinaNet(nn.Module):
             tuple(height * width * self.cell_anchors.count for height, width in shapes),
             box_logits,
         )
+
+    def head_outputs(
+        self, images: Tensor, sizes: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], tuple[tuple[int, int], ...]]:
+        """What the head says of a batch, and (H, W) of P3 ... P7; `torch.compile` translates this as one graph."""
+        features = self.fpn(self.backbone(self.normalise(images, sizes)))
+        return self.head(features), tuple((feature.shape[2], feature.shape[3]) for feature in features)
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Zero mean and unit variance in the image, 0 outside it, as if padded after normalising."""

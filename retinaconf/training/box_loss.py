@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
-from retinaconf.model.boxes import encode
+from retinaconf.model.boxes import area, encode
 from retinaconf.model.distances import BINS, distances_to
 from retinaconf.model.retinanet import Outputs
+
+EPSILON = 1e-7  # square pixels, so that a box without area divides nothing by 0; as torchvision
 
 
 def l1(outputs: Outputs, image: Tensor, anchor: Tensor, objects: Tensor) -> Tensor:
@@ -21,7 +22,14 @@ def l1(outputs: Outputs, image: Tensor, anchor: Tensor, objects: Tensor) -> Tens
 
 def giou(outputs: Outputs, image: Tensor, anchor: Tensor, objects: Tensor) -> Tensor:
     """(P, 1) 1 - generalized IoU of the decoded boxes (Rezatofighi et al. 2019)."""
-    losses: Tensor = generalized_box_iou_loss(outputs.boxes(image, anchor), objects)
+    boxes = outputs.boxes(image, anchor)
+    # torchvision's `generalized_box_iou_loss` picks the boxes that overlap by a mask, and so waits for a GPU twice.
+    width, height = (torch.min(boxes[:, 2:], objects[:, 2:]) - torch.max(boxes[:, :2], objects[:, :2])).unbind(1)
+    shared = torch.where((width > 0) & (height > 0), width * height, 0)
+    union = area(boxes) + area(objects) - shared
+    around = torch.cat([torch.min(boxes[:, :2], objects[:, :2]), torch.max(boxes[:, 2:], objects[:, 2:])], dim=1)
+    hull = area(around)
+    losses = 1 - (shared / (union + EPSILON) - (hull - union) / (hull + EPSILON))
     return losses[:, None]
 
 

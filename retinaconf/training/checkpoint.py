@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError
@@ -41,6 +42,20 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"step", "best", "categories", "model", "optimizer"} <= set(state):
         raise InputError(f"{path}: not a checkpoint of this version's training; train anew")
     return state
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer the state of a checkpoint, which may be of another device.
+
+    Whether a step is fused, this device says. A fused step needs each tensor laid out in memory like its parameter.
+    """
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved["fused"] = group["fused"]
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if name != "step" and value is not None:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def data_of_run(train_set: GroundTruth, val_set: GroundTruth | None) -> dict[str, dict[str, int | str]]:

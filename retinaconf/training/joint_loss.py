@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retinaconf.model.boxes import iou
 from retinaconf.model.retinanet import Outputs
-from retinaconf.training.matching import NEGATIVE
+from retinaconf.training.matching import NEGATIVE, Matches
 
 ALMOST_ONE = -1e-30  # largest log p; p / (1 - p) is still a float32
 CANDIDATE_IOU = 0.5  # a box is a candidate of an object from this IoU on, and ...
@@ -39,18 +39,18 @@ def class_prior(joint_prior: float, alpha: float) -> float:
 
 
 def product_focal_loss(
-    class_logits: Tensor, quality_logits: Tensor, labels: Tensor, target: Tensor, alpha: float, beta: float
+    class_logits: Tensor, quality_logits: Tensor, matches: Matches, target: Tensor, alpha: float, beta: float
 ) -> Tensor:
     """Quality focal loss of the product, summed (Generalized Focal Loss, equation 4, in probabilities).
 
     With p the product, an entry has the loss |y - p|^beta times the cross entropy of p with y. y is `target` (P,) at
-    the class of each positive (in row-major order of `labels`), elsewhere 0. Ignored anchors do not count.
+    the class of each positive (in the order of `matches.index`), elsewhere 0. Ignored anchors do not count.
 
-    `class_logits` are (N, A, K), `quality_logits` (N, A), `labels` (N, A) as in `Matches`. The gradient flows into both
-    logits and stays finite however large they are.
+    `class_logits` are (N, A, K), `quality_logits` (N, A). The gradient flows into both logits and stays finite however
+    large they are.
     """
-    image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
-    log_p = log_score(class_logits[image, anchor, labels[image, anchor]], quality_logits[image, anchor], alpha)
+    index, labels = matches.index, matches.labels
+    log_p = log_score(class_logits[*index, labels[index]], quality_logits[index], alpha)
     p, log_1_p = log_p.exp(), _log_of_rest(log_p)
     everywhere: Tensor = _BackgroundProduct.apply(class_logits, quality_logits, labels >= NEGATIVE, alpha, beta)
     at_positives = (target - p).abs() ** beta * -(target * log_p + (1 - target) * log_1_p)
@@ -67,25 +67,31 @@ def rank_loss(outputs: Outputs, boxes: Tensor, labels: Tensor, alpha: float) -> 
 
     This is what NMS does with an object's boxes, as a RankNet loss (Burges et al. 2005). No gradient flows into boxes.
     """
-    image, row = torch.nonzero(labels >= 0, as_tuple=True)  # (O,) objects
-    if not len(image):
-        return outputs.class_logits.new_zeros((), dtype=torch.float32)
-    images, anchors = (torch.arange(n, device=labels.device) for n in (len(labels), len(outputs.anchors)))
+    # Padding is computed with the objects and has no candidates: to leave it out, the step would wait for a GPU.
+    image, anchors = (torch.arange(n, device=labels.device) for n in (len(labels), len(outputs.anchors)))
+    classes = labels.clamp(min=0)  # (N, G)
+
+    def log_p(anchor: Tensor) -> Tensor:
+        """(N, G, C) log of the score of each object's class at `anchor`, which broadcasts to this shape."""
+        at = image[:, None, None], anchor
+        quality_logits = None if outputs.quality_logits is None else outputs.quality_logits[at]
+        return log_score(outputs.class_logits[*at, classes[:, :, None]], quality_logits, alpha)
+
     with torch.no_grad():
-        predicted = outputs.boxes(images[:, None], anchors)  # (N, A, 4)
-        overlaps = iou(predicted[image], boxes[image, row][:, None])  # (O, A)
-    quality = None if outputs.quality_logits is None else outputs.quality_logits[image]
-    log_p = log_score(outputs.class_logits[image, :, labels[image, row]], quality, alpha)  # (O, A)
-    ranking = torch.where(overlaps >= CANDIDATE_IOU, log_p.detach(), -torch.inf)
-    best, anchor = ranking.topk(min(CANDIDATES, ranking.shape[1]), dim=1)  # (O, C)
-    log_p, overlap = log_p.gather(1, anchor), overlaps.gather(1, anchor)
-    log_odds = log_p - _log_of_rest(log_p)
-    difference = overlap[:, :, None] - overlap[:, None]  # (O, C, C): of the row's box over the column's
-    exists = best > -torch.inf
-    weight = torch.where((difference > CLEAR) & exists[:, :, None] & exists[:, None], difference, 0)
-    losses = F.softplus(log_odds[:, None] - log_odds[:, :, None])
-    pairs = weight.sum(dim=(1, 2))
-    return ((weight * losses).sum(dim=(1, 2)) / pairs.clamp(min=CLEAR)).sum()
+        predicted = outputs.boxes(image[:, None], anchors)  # (N, A, 4)
+        overlaps = iou(predicted[:, None], boxes[:, :, None])  # (N, G, A)
+        candidate = (overlaps >= CANDIDATE_IOU) & (labels >= 0)[:, :, None]
+        ranking = torch.where(candidate, log_p(anchors), -torch.inf)
+        best, anchor = ranking.topk(min(CANDIDATES, len(anchors)), dim=2)  # (N, G, C)
+        overlap, exists = overlaps.gather(2, anchor), best > -torch.inf
+        difference = overlap[..., :, None] - overlap[..., None, :]  # (N, G, C, C): of the row's box over the column's
+        clear = (difference > CLEAR) & exists[..., :, None] & exists[..., None, :]
+        weight = torch.where(clear, difference, 0)
+    of_candidates = log_p(anchor)
+    log_odds = of_candidates - _log_of_rest(of_candidates)
+    losses = F.softplus(log_odds[..., None, :] - log_odds[..., :, None])
+    pairs = weight.sum(dim=(2, 3))
+    return ((weight * losses).sum(dim=(2, 3)) / pairs.clamp(min=CLEAR)).sum()
 
 
 def _log_of_rest(log_p: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
@@ -27,14 +26,22 @@ from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, write_weights
 from retinaconf.training.assigners import assigner_at
-from retinaconf.training.checkpoint import data_of_run, read_state, see_same_data, write_state
+from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_state, see_same_data, write_state
+from retinaconf.training.ema import MovingAverage
 from retinaconf.training.joint_loss import class_prior
-from retinaconf.training.losses import detection_losses
 from retinaconf.training.metrics_log import MetricsLog
-from retinaconf.training.precision import depthwise_in_32_bits, memory_format, precision_on, remarks
+from retinaconf.training.precision import (
+    compile_network,
+    depthwise_in_32_bits,
+    fused_on,
+    memory_format,
+    precision_on,
+    remarks,
+)
 from retinaconf.training.progress import Progress
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
 from retinaconf.training.start import begin, is_run
+from retinaconf.training.step import take_step
 
 LOG_EVERY = 10  # steps between lines of training metrics
 CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
@@ -98,10 +105,11 @@ def train(
         for line in lines:
             progress.say(line)
     network.to(memory_format=memory_format(network, config, fabric.device))
-    averaged = AveragedModel(network, multi_avg_fn=_ema(config.optimizer.ema)) if config.optimizer.ema else None
+    averaged = MovingAverage(network, config.optimizer.ema) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
         depthwise_in_32_bits(network)
-    optimizer = build_optimizer(network, config, from_start)
+    fused = fused_on(fabric.device, config.precision)
+    optimizer = build_optimizer(network, config, from_start, fused)
 
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
@@ -109,8 +117,10 @@ def train(
     categories, data = (train_set.category_ids, train_set.classes), data_of_run(train_set, val_set)
     # Weights and optimizer state are loaded where setup has put the parameters: it moves no optimizer state.
     model, optimizer = fabric.setup(network, optimizer)
+    if config.compile:
+        compile_network(network)
     if averaged is not None:
-        averaged.to(fabric.device)
+        averaged.module.to(fabric.device)
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
     log, window = MetricsLog(run / METRICS_LOG, fabric, epoch_steps), {}
     if resumes:
@@ -120,7 +130,7 @@ def train(
                 "this command; give a larger --max-steps, or the data of the run"
             )
         network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
         if state.get("precision"):  # of fp16: the gradient scaler
@@ -140,6 +150,8 @@ def train(
         train_set, config.data, config.seed, step, last_step, parts, fabric.global_rank, fabric.world_size
     )
 
+    # Processes agree on what happens between steps through their CPUs, which need not wait for a GPU's step for that.
+    cpus = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
     network.train()
     first_step, saved_at = step, time.monotonic()
 
@@ -190,8 +202,10 @@ def train(
             except InputError as error:
                 failure, passes = error, []
             late = fabric.is_global_zero and time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            events = torch.tensor([stop_wanted(), late, failure is not None], dtype=torch.int, device=fabric.device)
-            stop, overdue, failures = (int(n) for n in fabric.all_reduce(events, reduce_op="sum"))
+            events = torch.tensor([stop_wanted(), late, failure is not None], dtype=torch.int)
+            if cpus is not None:
+                torch.distributed.all_reduce(events, group=cpus)
+            stop, overdue, failures = events.tolist()
             if failures:
                 failure = failure or InputError("another process failed")
                 if step == first_step:  # there is nothing to save
@@ -207,33 +221,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
             assign = assigner_at(config, step // epoch_steps)
-            sums: dict[str, Tensor] = {}
-            normaliser = torch.zeros((), device=fabric.device)
-            for part, batch in enumerate(passes, 1):
-                with fabric.no_backward_sync(model, enabled=part < parts):
-                    outputs = model(batch.images, batch.sizes)
-                    matches = assign(outputs, batch.boxes, batch.labels, config)
-                    # Losses are divided by the normaliser of the whole batch, so that it may be split among processes
-                    # and passes in any way. What earlier passes gave was divided by less.
-                    counted: Any = fabric.all_reduce(matches.normaliser, reduce_op="sum")
-                    before, normaliser = normaliser, normaliser + counted
-                    if part > 1:
-                        share = before.clamp(min=1) / normaliser.clamp(min=1)
-                        torch._foreach_mul_([p.grad for p in network.parameters() if p.grad is not None], share)
-                        sums = {name: loss * share for name, loss in sums.items()}
-                    losses = detection_losses(
-                        outputs, matches, batch.boxes, batch.labels, config, normaliser.clamp(min=1)
-                    )
-                    # Gradients are averaged over processes; the losses are already shares of the whole batch's.
-                    fabric.backward(torch.stack(list(losses.values())).sum() * fabric.world_size)
-                for name, loss in losses.items():
-                    sums[name] = sums.get(name, torch.zeros((), device=fabric.device)) + loss.detach()
-            if config.optimizer.clip_norm:
-                fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
+            sums = take_step(fabric, model, optimizer, passes, assign, config)
             if averaged is not None:
-                averaged.update_parameters(network)
+                averaged.update(network)
             step += 1
 
             log.add(sums)
@@ -278,17 +268,6 @@ def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, conf
     detector = Detector(Weights(config, gt.classes, gt.category_ids, state), fabric.device)
     (table,) = detector.detect(gt, config.inference)
     return evaluator(table)
-
-
-def _ema(decay: float) -> Any:
-    """Exponential moving average; early on its decay is less, so that it forgets the first weights."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-        n = float(updates)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 @contextmanager

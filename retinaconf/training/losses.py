@@ -40,12 +40,12 @@ def detection_losses(
     if loss.joint == "product":
         assert outputs.quality_logits is not None
         terms["class"] = product_focal_loss(
-            outputs.class_logits, outputs.quality_logits, matches.labels, joint_target, alpha, loss.focal_gamma
+            outputs.class_logits, outputs.quality_logits, matches, joint_target, alpha, loss.focal_gamma
         )
     elif config.model.class_target == "iou":
-        terms["class"] = quality_focal_loss(outputs.class_logits, matches.labels, joint_target, loss.focal_gamma)
+        terms["class"] = quality_focal_loss(outputs.class_logits, matches, joint_target, loss.focal_gamma)
     else:
-        terms["class"] = focal_loss(outputs.class_logits, matches.labels, loss.focal_alpha, loss.focal_gamma)
+        terms["class"] = focal_loss(outputs.class_logits, matches, loss.focal_alpha, loss.focal_gamma)
     box = BOX_LOSSES[loss.box](outputs, image, anchor, objects)
     terms["box"] = loss.box_weight * _weighted_sum(box, aligned)
     if outputs.box_logits is not None:
@@ -64,43 +64,41 @@ def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:
     return losses.sum() if weight is None else (losses * weight[:, None]).sum()
 
 
-def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+def focal_loss(logits: Tensor, matches: Matches, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (RetinaNet, equation 5), equation (4) of the paper, summed.
 
-    `logits` are (N, A, K), `labels` (N, A) as in `Matches`. Ignored anchors do not count. With p = sigmoid(x) the
-    loss of an entry is alpha (1 - p)^gamma (-log p) at the class of a positive, (1 - alpha) p^gamma (-log(1 - p))
-    elsewhere.
+    `logits` are (N, A, K). Ignored anchors do not count. With p = sigmoid(x) the loss of an entry is
+    alpha (1 - p)^gamma (-log p) at the class of a positive, (1 - alpha) p^gamma (-log(1 - p)) elsewhere.
     """
-    positive = _at_labels(logits, labels)
-    return (1 - alpha) * _background_loss(logits, labels, gamma) + alpha * (
+    positive = _at_labels(logits, matches)
+    return (1 - alpha) * _background_loss(logits, matches, gamma) + alpha * (
         torch.sigmoid(-positive) ** gamma * F.softplus(-positive)
     ).sum()
 
 
-def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float) -> Tensor:
+def quality_focal_loss(logits: Tensor, matches: Matches, quality: Tensor, beta: float) -> Tensor:
     """Quality focal loss (Generalized Focal Loss, equation 4), summed: the joint head's classification loss.
 
-    At the class of the i-th positive (in row-major order of `labels`) the target is `quality[i]` (P,), elsewhere 0:
+    At the class of the i-th positive (in the order of `matches.index`) the target is `quality[i]` (P,), elsewhere 0:
     |y - p|^beta times the cross entropy of p = sigmoid(x) with y. Ignored anchors do not count.
     """
-    positive = _at_labels(logits, labels)
-    return _background_loss(logits, labels, beta) + gfocal(positive, quality, beta).sum()
+    positive = _at_labels(logits, matches)
+    return _background_loss(logits, matches, beta) + gfocal(positive, quality, beta).sum()
 
 
-def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
+def _at_labels(logits: Tensor, matches: Matches) -> Tensor:
     """(P,) float32 logits at the class of each positive."""
-    image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
-    return logits[image, anchor, labels[image, anchor]].float()
+    return logits[*matches.index, matches.labels[matches.index]].float()
 
 
-def _background_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+def _background_loss(logits: Tensor, matches: Matches, gamma: float) -> Tensor:
     """Sum of p^gamma (-log(1 - p)) over the entries whose target is 0.
 
     Those are all but a few: it sums over all classes of all anchors that count, and takes back the few. So nothing
     of size N x A x K but the logits takes part, no one-hot target among them.
     """
-    everywhere: Tensor = _FocalOfBackground.apply(logits, labels >= NEGATIVE, gamma)
-    positive = _at_labels(logits, labels)
+    everywhere: Tensor = _FocalOfBackground.apply(logits, matches.labels >= NEGATIVE, gamma)
+    positive = _at_labels(logits, matches)
     return everywhere - (torch.sigmoid(positive) ** gamma * F.softplus(positive)).sum()
 
 

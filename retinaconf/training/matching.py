@@ -6,6 +6,7 @@ Other ways to decide it: `retinaconf.training.assigners`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,9 +38,12 @@ class Matches:
         """() float32 by which the losses are divided: the number of positives, or the sum of their alignments."""
         return (self.labels >= 0).sum().float() if self.alignments is None else self.alignments.sum()
 
-    @property
+    @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
-        """Image and anchor, (P,) each, of the positives of the batch: image by image, anchors in their order."""
+        """Image and anchor, (P,) each, of the positives of the batch: image by image, anchors in their order.
+
+        Found once and kept: their number is the one thing for which a training step waits for a GPU.
+        """
         image, anchor = torch.nonzero(self.labels >= 0, as_tuple=True)
         return image, anchor
 

@@ -45,7 +45,8 @@ class MetricsLog:
 
     def write_losses(self, step: int, rate: float) -> dict[str, float]:
         """A line with the means of the losses since the last line, and their total `loss`; returns these."""
-        means = {name: float(column.mean()) for name, column in self.window().items()}
+        window = self.window()
+        means = dict(zip(window, torch.stack([column.mean() for column in window.values()]).tolist()))
         means = {"loss": sum(means.values()), **means}
         self._shares = []
         self._append("train", step, {"lr": rate, **means})

@@ -1,13 +1,17 @@
-"""What mixed precision and the device ask of a network."""
+"""What the device, the precision and `compile` ask of a network and its optimizer."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from retinaconf.config import Config
+from retinaconf.errors import InputError
+from retinaconf.model.retinanet import RetinaNet
 
 # Of x86 and of ARM; the names are those of `torch.cpu.get_capabilities`.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -41,6 +45,28 @@ def memory_format(network: nn.Module, config: Config, device: torch.device) -> t
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     tensor_cores = device.type == "cuda" and config.precision != "32"
     return torch.channels_last if depthwise or tensor_cores else torch.contiguous_format
+
+
+def fused_on(device: torch.device, precision: str) -> bool | None:
+    """Whether the optimizer takes its step in one kernel: on CUDA GPUs. None leaves it to torch.
+
+    Not in fp16: there a fused step undoes the scaling of the gradients by itself, too late to clip them.
+    """
+    return True if device.type == "cuda" and precision != "16-mixed" else None
+
+
+def compile_network(network: RetinaNet) -> None:
+    """Let `torch.compile` translate the network, in place; the names of its weights stay.
+
+    One graph from the images to what the head says. Canvases of a second height or width are translated once more, for
+    any size.
+
+    Raises:
+        InputError: there is no C++ compiler, which torch needs for it.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise InputError("--compile needs a C++ compiler, such as g++, and finds none; install one, or leave it out")
+    network.head_outputs = torch.compile(network.head_outputs)  # type: ignore[method-assign]
 
 
 def depthwise_in_32_bits(network: nn.Module) -> None:

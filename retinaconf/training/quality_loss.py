@@ -57,22 +57,21 @@ def beyond_positives(outputs: Outputs, matches: Matches, boxes: Tensor, config: 
 
 
 def _weighted_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
-    return config.quality_negative_weight * F.softplus(_at_negatives(outputs, matches)).sum()
+    return config.quality_negative_weight * _over_negatives(F.softplus, outputs, matches)
 
 
 def _focal_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
-    logits = _at_negatives(outputs, matches)
-    return gfocal(logits, torch.zeros_like(logits), config.focal_gamma).sum()
+    return _over_negatives(lambda x: gfocal(x, torch.zeros_like(x), config.focal_gamma), outputs, matches)
 
 
 def _varifocal_negatives(outputs: Outputs, matches: Matches, boxes: Tensor, config: LossConfig) -> Tensor:
     return VARIFOCAL_ALPHA * _focal_negatives(outputs, matches, boxes, config)
 
 
-def _at_negatives(outputs: Outputs, matches: Matches) -> Tensor:
-    """Float32 quality logits of all negatives of the batch."""
+def _over_negatives(loss: Callable[[Tensor], Tensor], outputs: Outputs, matches: Matches) -> Tensor:
+    """Sum of `loss`, of float32 quality logits, over all negatives of the batch."""
     assert outputs.quality_logits is not None
-    return outputs.quality_logits[matches.labels == NEGATIVE].float()
+    return torch.where(matches.labels == NEGATIVE, loss(outputs.quality_logits.float()), 0).sum()
 
 
 def _chosen_others(

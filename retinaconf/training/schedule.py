@@ -16,10 +16,13 @@ COSINE_END = 0.01  # share of the learning rate that is left at the end
 LONGEST_WARMUP = 0.1  # share of a run: a longer one would leave a short run no steps at its full learning rate
 
 
-def build_optimizer(model: nn.Module, config: Config, kept: Collection[str] = ()) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: Config, kept: Collection[str] = (), fused: bool | None = None
+) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that learn; AdamW decays weights, not norms and biases.
 
     The parameters named in `kept` have groups of their own if their learning rate differs: `rate` is its share there.
+    `fused` is torch's: all of a step in one kernel; None leaves the choice to torch.
     """
     settings = config.optimizer
     slow = set(kept) if settings.kept_lr != 1 else set()
@@ -29,8 +32,8 @@ def build_optimizer(model: nn.Module, config: Config, kept: Collection[str] = ()
         slower = _groups([p for name, p in learning if name in slow], config)
         groups += [group | {"rate": settings.kept_lr} for group in slower]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=0.0)
+        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 
 def _groups(parameters: list[nn.Parameter], config: Config) -> list[dict[str, Any]]:

@@ -32,6 +32,10 @@ def random_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return class_logits.requires_grad_(), quality_logits.requires_grad_(), labels, target
 
 
+def matches_of(labels: Tensor) -> Matches:
+    return Matches(labels, torch.zeros_like(labels))
+
+
 def dense_product_loss(
     class_logits: Tensor, quality_logits: Tensor, labels: Tensor, target: Tensor, alpha: float, beta: float
 ) -> Tensor:
@@ -51,7 +55,8 @@ def dense_product_loss(
 @pytest.mark.parametrize(("alpha", "beta"), [(0.4, 2.0), (0.4, 1.0), (0.8, 2.0), (0.1, 1.5), (0.5, 0.0)])
 def test_product_loss_and_both_gradients_against_a_dense_one(seed: int, alpha: float, beta: float) -> None:
     case = random_case(seed)
-    loss = product_focal_loss(*case, alpha, beta)
+    class_logits, quality_logits, labels, target = case
+    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), target, alpha, beta)
     assert loss.dtype == torch.float32
     doubled = [tensor.detach().double().requires_grad_() for tensor in case[:2]]
     expected = dense_product_loss(*doubled, *case[2:], alpha, beta)
@@ -65,7 +70,7 @@ def test_product_loss_and_both_gradients_against_a_dense_one(seed: int, alpha: f
 @pytest.mark.parametrize("labels", [torch.full((N, A), NEGATIVE), torch.full((N, A), IGNORED)])
 def test_product_loss_without_positives(labels: Tensor) -> None:
     class_logits, quality_logits, _, target = random_case()
-    loss = product_focal_loss(class_logits, quality_logits, labels, target[:0], 0.4, 2.0)
+    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), target[:0], 0.4, 2.0)
     expected = dense_product_loss(class_logits.double(), quality_logits.double(), labels, target[:0], 0.4, 2.0)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient in torch.autograd.grad(loss, (class_logits, quality_logits)):
@@ -84,7 +89,7 @@ def test_product_loss_of_extreme_logits_is_finite(target: float | None, dtype: t
     quality_logits = quality_logits[None].to(dtype).requires_grad_()
     labels = torch.full(quality_logits.shape, NEGATIVE if target is None else 0)
     targets = torch.zeros(0) if target is None else torch.full((labels.numel(),), target)
-    loss = product_focal_loss(class_logits, quality_logits, labels, targets, 0.4, 2.0)
+    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), targets, 0.4, 2.0)
     assert torch.isfinite(loss)
     for gradient in torch.autograd.grad(loss, (class_logits, quality_logits)):
         assert gradient.dtype == dtype
@@ -99,7 +104,7 @@ def test_a_confident_mistake_still_has_a_gradient() -> None:
             torch.tensor([[[class_logit]]], requires_grad=True),
             torch.tensor([[quality_logit]], requires_grad=True),
         ]
-        loss = product_focal_loss(*logits, torch.tensor([[0]]), torch.tensor([target]), 0.4, 2.0)
+        loss = product_focal_loss(*logits, matches_of(torch.tensor([[0]])), torch.tensor([target]), 0.4, 2.0)
         class_slope, quality_slope = (gradient.item() for gradient in torch.autograd.grad(loss, logits))
         assert sign * class_slope > 0.3
         assert sign * quality_slope > 0.3
@@ -291,9 +296,7 @@ def test_the_product_replaces_class_and_quality_and_learns_the_iou() -> None:
     assert set(losses) == {"class", "box", "rank"}
     predicted, objects = outputs.boxes(*matches.index), matches.objects(boxes)
     overlaps = box_iou(predicted, objects).diagonal()
-    expected = product_focal_loss(
-        outputs.class_logits, outputs.quality_logits, matches.labels, overlaps.detach(), 0.4, 2.0
-    )
+    expected = product_focal_loss(outputs.class_logits, outputs.quality_logits, matches, overlaps.detach(), 0.4, 2.0)
     torch.testing.assert_close(losses["class"], expected / 5)
     assert torch.autograd.grad(losses["class"], outputs.box_deltas, allow_unused=True) == (None,)
     torch.testing.assert_close(losses["rank"], 0.5 * rank_loss(outputs, boxes, labels, 0.4) / 5)
@@ -305,7 +308,7 @@ def test_alignments_are_the_target_and_weigh_the_boxes() -> None:
     losses = detection_losses(outputs, matches, boxes, labels, config, 5.0)
     assert matches.alignments is not None
     aligned = matches.alignments[matches.labels >= 0]
-    expected = product_focal_loss(outputs.class_logits, outputs.quality_logits, matches.labels, aligned, 0.4, 2.0)
+    expected = product_focal_loss(outputs.class_logits, outputs.quality_logits, matches, aligned, 0.4, 2.0)
     torch.testing.assert_close(losses["class"], expected / 5)
     predicted, objects = outputs.boxes(*matches.index), matches.objects(boxes)
     giou = 1 - generalized_box_iou(predicted, objects).diagonal()
@@ -326,7 +329,7 @@ def test_a_joint_head_with_distributions(aligned: bool) -> None:
     image, anchor = matches.index
     objects = matches.objects(boxes)
     target = weight if aligned else box_iou(outputs.boxes(image, anchor), objects).diagonal()
-    torch.testing.assert_close(losses["class"], quality_focal_loss(outputs.class_logits, matches.labels, target, 2.0))
+    torch.testing.assert_close(losses["class"], quality_focal_loss(outputs.class_logits, matches, target, 2.0))
     distribution = distribution_focal_loss(box_logits[image, anchor], outputs.anchors[anchor], objects)[:, 0]
     torch.testing.assert_close(losses["distribution"], 0.25 * (distribution * weight).sum())
     l1 = (outputs.box_deltas[image, anchor] - encode(outputs.anchors[anchor], objects)).abs().sum(1)

@@ -23,6 +23,10 @@ def random_case(seed=0):
     return logits.requires_grad_(), labels
 
 
+def matches_of(labels):
+    return Matches(labels, torch.zeros_like(labels))
+
+
 def one_hot(labels):
     return F.one_hot(labels.clamp(min=0), K).float() * (labels >= 0)[..., None]
 
@@ -31,7 +35,7 @@ def one_hot(labels):
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
 def test_focal_loss_and_gradient_are_torchvisions(seed, gamma):
     logits, labels = random_case(seed)
-    loss = focal_loss(logits, labels, 0.25, gamma)
+    loss = focal_loss(logits, matches_of(labels), 0.25, gamma)
     theirs = (sigmoid_focal_loss(logits, one_hot(labels), 0.25, gamma) * (labels != IGNORED)[..., None]).sum()
     torch.testing.assert_close(loss, theirs)
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -43,7 +47,7 @@ def test_focal_loss_and_gradient_are_torchvisions(seed, gamma):
 def test_quality_focal_loss_and_gradient_against_its_definition(beta):
     logits, labels = random_case()
     quality = torch.rand(int((labels >= 0).sum()), generator=torch.Generator().manual_seed(1))
-    loss = quality_focal_loss(logits, labels, quality, beta)
+    loss = quality_focal_loss(logits, matches_of(labels), quality, beta)
     target = one_hot(labels)
     target[labels >= 0] *= quality[:, None]
     p = torch.sigmoid(logits)
@@ -58,7 +62,7 @@ def test_quality_focal_loss_and_gradient_against_its_definition(beta):
 @pytest.mark.parametrize("labels", [torch.full((N, A), NEGATIVE), torch.full((N, A), IGNORED)])
 def test_no_positives(labels):
     logits = random_case()[0]
-    loss = focal_loss(logits, labels, 0.25, 2.0)
+    loss = focal_loss(logits, matches_of(labels), 0.25, 2.0)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(loss)
     assert gradient.any() == bool((labels == NEGATIVE).any())
@@ -67,7 +71,7 @@ def test_no_positives(labels):
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[[-1e4, 1e4], [1e4, -1e4], [200.0, -200.0]]], requires_grad=True)
     for labels in ([[0, 1, NEGATIVE]], [[1, 0, 0]]):
-        loss = focal_loss(logits, torch.tensor(labels), 0.25, 2.0)
+        loss = focal_loss(logits, matches_of(torch.tensor(labels)), 0.25, 2.0)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
@@ -121,7 +125,7 @@ def test_box_and_quality_losses_against_loops(kind, weight):
     box, quality = slow_losses(outputs, matches, boxes, weight)
     torch.testing.assert_close(losses["box"], box / 7)
     torch.testing.assert_close(losses["quality"], quality / 7)
-    torch.testing.assert_close(losses["class"], focal_loss(outputs.class_logits, matches.labels, 0.25, 2.0) / 7)
+    torch.testing.assert_close(losses["class"], focal_loss(outputs.class_logits, matches, 0.25, 2.0) / 7)
 
 
 def test_the_box_branch_hears_of_the_quality_loss_unless_detached():
@@ -151,7 +155,7 @@ def test_joint_head_learns_the_iou_and_sends_no_gradient_through_it():
     overlap = iou(
         decode(outputs.anchors[anchor], outputs.box_deltas[image, anchor]), boxes[image, matches.boxes[image, anchor]]
     )
-    expected = quality_focal_loss(outputs.class_logits, matches.labels, overlap.detach(), 2.0)
+    expected = quality_focal_loss(outputs.class_logits, matches, overlap.detach(), 2.0)
     torch.testing.assert_close(losses["class"], expected)
     assert set(losses) == {"class", "box"}
     assert torch.autograd.grad(losses["class"], outputs.box_deltas, allow_unused=True)[0] is None

@@ -1,0 +1,61 @@
+"""`compile`: the same training up to rounding, in few graphs, and files that do not tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from retinaconf.errors import InputError
+from retinaconf.model.retinanet import RetinaNet
+from retinaconf.training.precision import compile_network
+from retinaconf.training.run import train_run
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "train"]
+
+
+def names(run: Path) -> set[str]:
+    with safe_open(run / "model.safetensors", framework="pt") as weights:
+        return set(weights.keys())
+
+
+@pytest.mark.slow
+def test_a_compiled_training_follows_a_plain_one_and_goes_on(
+    make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path
+) -> None:
+    data = make_data(tmp_path / "data", train=20, val=4)
+    plain = tiny_config(**{"schedule.epochs": 2, "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.ema": 0.9})
+    train_run(plain, data, tmp_path / "plain", device="cpu")
+    compiled = plain.changed(compile=True)
+    train_run(compiled, data, tmp_path / "compiled", max_steps=7, device="cpu")
+    train_run(compiled, data, tmp_path / "compiled", resume=True, device="cpu")
+    assert names(tmp_path / "compiled") == names(tmp_path / "plain")
+    for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)  # of float32, after up to ten steps
+    states = [torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("compiled", "plain")]
+    for part in ("model", "averaged"):
+        assert states[0][part].keys() == states[1][part].keys()
+
+
+@pytest.mark.slow
+def test_a_canvas_of_another_size_is_seldom_compiled_anew(tiny_config: Any) -> None:
+    network = RetinaNet(tiny_config().model, 3).train()
+    compile_network(network)
+    torch._dynamo.utils.counters.clear()
+    for height, width in ((64, 96), (64, 128), (128, 64), (96, 96), (96, 160), (160, 128), (128, 192), (192, 192)):
+        images, sizes = torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.tensor([[height, width]] * 2)
+        assert network(images, sizes).class_logits.shape[1] == len(network(images, sizes).anchors)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+def test_without_a_compiler_a_user_reads_what_to_install(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
+        compile_network(RetinaNet(tiny_config().model, 3))
