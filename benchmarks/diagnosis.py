@@ -126,11 +126,11 @@ def make_files(case: str, folder: Path) -> tuple[Path, Path]:
 
 def measure(case: str, truth: Path, boxes: Path) -> None:
     """What is timed; prints seconds and peak memory as JSON."""
-    from retinaconf.diagnosis.inputs import diagnose_files
+    from retinaconf.api import diagnose
     from retinaconf.diagnosis.report.document import to_json
 
     start = time.perf_counter()
-    (diagnosis,) = diagnose_files(truth, **{"detections" if case == "detections" else "candidates": [boxes]})
+    (diagnosis,) = diagnose(ground_truth=truth, **{"detections" if case == "detections" else "candidates": [boxes]})
     boxes.with_suffix(".out").write_text(json.dumps(to_json(diagnosis)))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

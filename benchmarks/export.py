@@ -23,7 +23,7 @@ import torch
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
-from retinaconf.interop.export import export_run
+from retinaconf.interop.export import export
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.run_folder import MODEL, write_weights
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         run, out = Path(name), Path(name) / "model.onnx"
         write_weights(run / MODEL, state, config, tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
-        print(export_run(run, out))
+        print(export(run, out))
         detector = load(run, "cpu")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = options.threads, 3

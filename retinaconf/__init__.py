@@ -23,10 +23,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retinaconf.api import compare, diagnose, train
     from retinaconf.inference.detector import Detector, load
+    from retinaconf.inference.evaluate import evaluate
+    from retinaconf.interop.export import export
 
-__all__ = ["Detector", "load"]
+__all__ = ["Detector", "compare", "diagnose", "evaluate", "export", "load", "train"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    **dict.fromkeys(("compare", "diagnose", "train"), "api"),
+    **dict.fromkeys(("Detector", "load"), "inference.detector"),
+    "evaluate": "inference.evaluate",
+    "export": "interop.export",
+}
 
 
 def __dir__() -> list[str]:
@@ -35,11 +45,11 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a detector is asked for: `retinaconf diagnose` on two JSON files does without it."""
-    if name in __all__:
+    if name in _HOMES:
+        from importlib import import_module
+
         from retinaconf.errors import extras_needed_by
 
         with extras_needed_by(f"retinaconf.{name}"):
-            from retinaconf.inference import detector
-
-        return getattr(detector, name)
+            return getattr(import_module(f"retinaconf.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'retinaconf' has no attribute {name!r}")

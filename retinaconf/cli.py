@@ -11,8 +11,8 @@ from typing import Any
 
 from retinaconf import __doc__ as purpose
 from retinaconf import __version__
-from retinaconf.commands.options import UsageError, parse
-from retinaconf.errors import InputError, Interrupted, extras_needed_by, reason
+from retinaconf.commands.options import parse
+from retinaconf.errors import InputError, Interrupted, UsageError, extras_needed_by, reason
 
 # Each is the function of this name in the module of this name in `commands`.
 COMMANDS = {

@@ -39,6 +39,10 @@ class InputError(Exception):
         self.kind = kind
 
 
+class UsageError(InputError):
+    """Options of a command, or arguments of its function, that are not understood or do not go together."""
+
+
 def reason(error: Exception) -> str:
     """What went wrong, as part of one line: the system's words, else the library's, else the name of the error."""
     text = getattr(error, "strerror", None) or str(error).strip()

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from retinaconf.commands.evaluate import evaluate_run
-from retinaconf.diagnosis.inputs import diagnose_files
+from retinaconf.api import diagnose
 from retinaconf.diagnosis.report.figures import save_figures
 from retinaconf.diagnosis.report.page import write_report
 from retinaconf.errors import InputError
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.inference.predict import predict_files
 from retinaconf.run_folder import read_weights, write_weights
 
@@ -496,12 +496,12 @@ def test_no_function_overwrites_what_it_read(finished: Path, tiny_data: Path, tm
     (tmp_path / "density-after-nms.svg").symlink_to(tiny_data / "images/val-1.png")
     before = contents(tmp_path)
     truth = tiny_data / "val.json"
-    (diagnosis,) = diagnose_files(truth, [tmp_path / "dt.json"], images=tiny_data / "images")
+    (diagnosis,) = diagnose(ground_truth=truth, detections=[tmp_path / "dt.json"], images=tiny_data / "images")
     for overwrite in (
         lambda: write_report(truth, [diagnosis]),
         lambda: write_report(tmp_path / "dt.json", [diagnosis]),
         lambda: save_figures(diagnosis, tmp_path),
-        lambda: evaluate_run(finished, tiny_data, "val", detections=tiny_data / "train.json"),
+        lambda: evaluate(finished, tiny_data, "val", detections=tiny_data / "train.json"),
         lambda: predict_files(finished, [tiny_data / "images/val-1.png"], tmp_path / "same"),
     ):
         (tmp_path / "same").mkdir(exist_ok=True)

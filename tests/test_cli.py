@@ -206,7 +206,15 @@ USAGE = {
         ["compare", "a", "b", "--data", "d", "--ground-truth", "g"],
         "--ground-truth: it is for files, and these are runs",
     ),
-    "diagnose without truth": (["diagnose", "--detections", "a.json"], "give the ground truth with --ground-truth"),
+    "diagnose without truth": (["diagnose", "--detections", "a.json"], "give either --ground-truth GT or --data ROOT"),
+    "pictures twice": (
+        ["compare", "--detections", "a", "b", "--data", "d", "--images", "i"],
+        "--images: it is for --ground-truth, and --data has the images; leave it out",
+    ),
+    "a layout of a file": (
+        ["diagnose", "--detections", "a", "--ground-truth", "b", "--layout", "yolo"],
+        "--layout: it is for --data; leave it out",
+    ),
 }
 
 

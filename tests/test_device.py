@@ -7,12 +7,12 @@ import torch
 
 import retinaconf
 from retinaconf.cli import COMMANDS, load_command
-from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.commands.paper import PaperOptions
 from retinaconf.commands.train import TrainOptions
 from retinaconf.device import find_device
 from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.errors import InputError
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.inference.predict import predict_files
 from retinaconf.paper.engine import run_paper
 from retinaconf.training import loop
@@ -93,7 +93,7 @@ def test_the_default_is_auto_everywhere():
     assert len(commands) == 6
     for function in (
         *(*commands, TrainOptions, PaperOptions),
-        *(retinaconf.load, retinaconf.Detector, loop.launch, train_run, evaluate_run, diagnose_run, predict_files),
+        *(retinaconf.load, retinaconf.Detector, loop.launch, train_run, evaluate, diagnose_run, predict_files),
         run_paper,
     ):
         assert inspect.signature(function).parameters["device"].default == "auto", function

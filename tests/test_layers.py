@@ -19,14 +19,14 @@ PACKAGE = Path(__file__).parents[1] / "retinaconf"
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
-    if path != PACKAGE / "__init__.py"  # it imports the detector when it is asked for one
+    if path != PACKAGE / "__init__.py"  # it imports each public name when it is asked for
 }
 
 # A module imports only from its own room and from rooms before it.
 ROOMS = (
     *("errors", "files", "progress", "cell_anchors", "config", "recipes", "run_folder", "device", "data", "outputs"),
     *("pages", "coco_results", "detections", "evaluation", "model", "inference", "training"),
-    *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "commands", "cli", "__main__"),
+    *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "api", "commands", "cli", "__main__"),
 )
 # What may import packages of the extra `torch` as it is imported: these rooms, and the batches of `data`.
 WITH_TORCH = ("device", "data.loader", "data.workers", "model", "inference", "training", "interop", "paper")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import retinaconf
-from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.data.layouts import load_split
 from retinaconf.evaluation import compare
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.paper.quality_statistics import class_ranked
 from retinaconf.training.run import train_run
 
@@ -58,7 +58,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, trained: Any, tiny_config: A
 
 
 def ap(run: Path, data: Path, alpha: float | None = None) -> float:
-    metrics: dict[str, float] = evaluate_run(run, data, "val", alpha, device="cpu")["metrics"]
+    metrics: dict[str, float] = evaluate(run, data, "val", alpha=alpha, device="cpu")["metrics"]
     return metrics["AP"]
 
 

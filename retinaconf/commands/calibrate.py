@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retinaconf.commands.options import UsageError
+from retinaconf.errors import UsageError
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
 

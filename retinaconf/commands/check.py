@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from retinaconf.commands.options import LayoutKey, UsageError
-from retinaconf.errors import InputError
+from retinaconf.commands.options import LayoutKey
+from retinaconf.errors import InputError, UsageError
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
 from retinaconf.recipes import RECIPES

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from retinaconf.commands.options import Device, LayoutKey, UsageError
-from retinaconf.errors import extras_needed_by
+from retinaconf.commands.options import Device, LayoutKey
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
 
@@ -50,47 +49,27 @@ def compare(
         val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute, for runs.
     """
-    from retinaconf.config import DataConfig
-    from retinaconf.data.layouts import load_split
-    from retinaconf.diagnosis.compare import compare_files, compare_runs
-    from retinaconf.diagnosis.inputs import read_truth
+    from retinaconf import api
     from retinaconf.diagnosis.report.comparison import to_json
-    from retinaconf.diagnosis.report.page import write_report
 
     check_outputs([json, report], [*runs, *detections, *against, data, ground_truth, images])
-    if bool(runs) == bool(detections):
-        raise UsageError("compare: give either two runs, A B --data ROOT, or --detections A B with --ground-truth GT")
-    given = runs or detections
-    if not against and len(given) != 2:
-        what = "runs" if runs else "files"
-        raise UsageError(
-            f"compare: {len(given)} {what}; give two, A and B, or several of A and as many of B with --against"
-        )
-    a, b = (given, against) if against else (given[:1], given[1:])
-    if runs:
-        for option, value in {"--ground-truth": ground_truth, "--images": images}.items():
-            if value is not None:
-                raise UsageError(f"{option}: it is for files, and these are runs; leave it out")
-        if data is None:
-            raise UsageError("compare A B: give the data set with --data ROOT")
-        with extras_needed_by("compare A B"):
-            found, diagnoses = compare_runs(
-                a, b, data, split, layout, val_fraction, device, with_diagnoses=report is not None
-            )
-    else:
-        if (ground_truth is None) == (data is None):
-            raise UsageError("compare --detections: give either --ground-truth GT or --data ROOT with --split")
-        if ground_truth is not None:
-            truth = read_truth(ground_truth, images)
-        elif data is not None:
-            fraction = DataConfig().val_fraction if val_fraction is None else val_fraction
-            truth = load_split(data, split, layout=layout, val_fraction=fraction)
-        found, diagnoses = compare_files(a, b, truth, with_diagnoses=report is not None)
+    found = api.compare(
+        *runs,
+        data=data,
+        split=split,
+        detections=detections,
+        ground_truth=ground_truth,
+        against=against,
+        images=images,
+        report=report,
+        layout=layout,
+        val_fraction=val_fraction,
+        device=device,
+    )
     _print(found)
     if json is not None:
         write_json(json, to_json(found))
     if report is not None:
-        write_report(report, diagnoses)
         print(f"report: {report}")
 
 

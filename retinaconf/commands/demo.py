@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retinaconf.commands.evaluate import evaluate_run, print_report
+from retinaconf.commands.evaluate import print_report
 from retinaconf.commands.options import Device
 from retinaconf.files import write_json
 from retinaconf.recipes import recipe
@@ -51,6 +51,7 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     from retinaconf.diagnosis.inputs import diagnose_run
     from retinaconf.diagnosis.report.page import write_report
     from retinaconf.diagnosis.report.summary import summarize
+    from retinaconf.inference.evaluate import evaluate
     from retinaconf.inference.predict import predict_files
     from retinaconf.training.run import train_run
 
@@ -60,7 +61,7 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     print(f"2. training aligned-lite0, made small, on them: {run}")
     train_run(CONFIG, data, run, resume=True, device=device)
     print("3. evaluating every joint score of class and quality, from one pass of the network")
-    report = evaluate_run(run, data, "val", with_sweep=True, device=device)
+    report = evaluate(run, data, sweep=True, device=device)
     print_report(report)
     write_json(out / "sweep.json", report)
     best = max(report["sweep"], key=lambda row: row["metrics"]["AP"])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from retinaconf.commands.options import Device, LayoutKey, UsageError
-from retinaconf.errors import extras_needed_by
+from retinaconf.commands.options import Device, LayoutKey
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
 
@@ -37,8 +36,8 @@ def diagnose(
 
     Args:
         run: a run folder; its candidates are made on the spot.
-        data: the data set's folder, for a run.
-        split: split of the data set, for a run.
+        data: the data set's folder; it may also hold the ground truth of files.
+        split: split of the data set.
         detections: COCO results of a detector after NMS; two files compare two detectors.
         candidates: boxes before NMS, COCO results or .npz; two files compare two detectors.
         ground_truth: COCO ground truth that the files are about.
@@ -53,43 +52,30 @@ def diagnose(
         val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
         device: where to compute, for a run.
     """
-    from retinaconf.diagnosis.inputs import diagnose_files, diagnose_run
-    from retinaconf.diagnosis.measures.post_processing import PostProcessing
+    from retinaconf import api
     from retinaconf.diagnosis.report.advice import advise
     from retinaconf.diagnosis.report.comparability import incomparable
     from retinaconf.diagnosis.report.document import to_json
     from retinaconf.diagnosis.report.figures import save_figures
-    from retinaconf.diagnosis.report.page import write_report
     from retinaconf.diagnosis.report.summary import summarize
 
     check_outputs([json, report], [run, data, ground_truth, *detections, *candidates, images])
-    from_files = bool(detections or candidates)
-    if (run is not None) == from_files:
-        raise UsageError("diagnose: give either RUN --data ROOT, or --detections or --candidates with --ground-truth")
-    of_runs = {"--data": data, "--alpha": alpha, "--layout": layout, "--val-fraction": val_fraction}
-    of_files = {
-        "--ground-truth": ground_truth,
-        "--images": images,
-        "--nms-iou": nms_iou,
-        "--score-threshold": score_threshold,
-    }
-    for option, value in (of_runs if from_files else of_files).items():
-        if value is not None:
-            only, here = ("a run", "files") if from_files else ("files", "a run")
-            raise UsageError(f"{option}: it is for the diagnosis of {only}, and this is one of {here}; leave it out")
-    if run is not None:
-        if data is None:
-            raise UsageError("diagnose RUN: give the data set with --data ROOT")
-        with extras_needed_by("diagnose RUN"):
-            diagnoses = [diagnose_run(run, data, split, alpha, layout=layout, device=device, val_fraction=val_fraction)]
-    else:
-        if ground_truth is None:
-            raise UsageError("diagnose --detections: give the ground truth with --ground-truth GT")
-        process = PostProcessing(
-            PostProcessing.score_threshold if score_threshold is None else score_threshold,
-            PostProcessing.nms_iou if nms_iou is None else nms_iou,
-        )
-        diagnoses = diagnose_files(ground_truth, detections, candidates, images, process)
+    diagnoses = api.diagnose(
+        run,
+        data,
+        split,
+        detections=detections,
+        candidates=candidates,
+        ground_truth=ground_truth,
+        images=images,
+        report=report,
+        alpha=alpha,
+        nms_iou=nms_iou,
+        score_threshold=score_threshold,
+        layout=layout,
+        val_fraction=val_fraction,
+        device=device,
+    )
     for diagnosis in diagnoses:
         notes = (f"note: {note}" for note in diagnosis.notes)
         print("\n".join([*summarize(diagnosis), *notes, "What to do:", *(f"- {line}" for line in advise(diagnosis))]))
@@ -103,5 +89,4 @@ def diagnose(
         for number, diagnosis in enumerate(diagnoses, 1):
             save_figures(diagnosis, figures if len(diagnoses) == 1 else figures / str(number))
     if report is not None:
-        write_report(report, diagnoses)
         print(f"report: {report}")

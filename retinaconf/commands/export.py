@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from retinaconf.commands.options import UsageError
+from retinaconf.errors import UsageError
 
 
 def export(run: Positional[Path], /, out: Path, raw: bool = False) -> None:
@@ -19,6 +19,6 @@ def export(run: Positional[Path], /, out: Path, raw: bool = False) -> None:
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise UsageError(f"--out {out}: end it in .onnx (ONNX) or .pt2 (torch.export)")
-    from retinaconf.interop.export import export_run
+    from retinaconf.interop.export import export as write
 
-    print(export_run(run, out, raw))
+    print(write(run, out, raw))

@@ -13,13 +13,10 @@ import tyro
 from pydantic import ValidationError
 
 from retinaconf.config import validation_message
+from retinaconf.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 LayoutKey = Literal["coco", "flat", "roboflow", "voc", "yolo"]
-
-
-class UsageError(Exception):
-    """The command line is not understood."""
 
 
 def parse(target: Callable[..., Any], args: Sequence[str], command: str, **options: Any) -> Any:

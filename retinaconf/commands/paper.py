@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from retinaconf.commands.options import Device, LayoutKey, UsageError, parse
+from retinaconf.commands.options import Device, LayoutKey, parse
 from retinaconf.config import Config
+from retinaconf.errors import UsageError
 from retinaconf.recipes import RECIPES, paper_recipe
 
 PaperItem = Literal[

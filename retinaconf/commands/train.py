@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from retinaconf.commands.options import Device, UsageError, parse
+from retinaconf.api import settings_of, unknown_start
+from retinaconf.commands.options import Device, parse
 from retinaconf.config import Config
 from retinaconf.recipes import RECIPES
-from retinaconf.run_folder import CONFIG, read_config
 
 
 @dataclass
@@ -41,8 +41,6 @@ class TrainOptions:
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
     options = _parsed(args)
-    if options.max_steps is not None and options.max_steps < 1:
-        raise UsageError(f"--max-steps {options.max_steps}: give at least 1")
 
     from retinaconf.training.run import train_run
 
@@ -61,36 +59,13 @@ def _parsed(args: Sequence[str]) -> TrainOptions:
         options: TrainOptions = parse(TrainOptions, args, "train", default=default, description=description)
         if options.recipe == name:  # and it is not a folder that has the name of a recipe
             return options
-    raise _neither(options.recipe)
+    raise unknown_start(options.recipe)
 
 
 def _defaults(name: str, args: Sequence[str]) -> Config:
-    """The settings of a recipe, of a run as those of one that starts from it, or of the run in --out to go on with.
-
-    The last makes a run independent of the one that it has started from.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)  # finds two options before the others have defaults
+    """The settings that `train` begins with; two options are found before the others have defaults."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out", nargs="?", default="")
     parser.add_argument("--resume", nargs="?", const=True)
     words, _ = parser.parse_known_args(args)
-    out = Path(words.out or "")
-    if words.resume and (out / CONFIG).is_file():
-        config = read_config(out / CONFIG)
-        if config.model.weights == name or out.resolve() == Path(name).resolve():
-            return config
-    if not Path(name).exists() and Path(name).parent.exists():  # otherwise it may be a name on the Hub
-        raise _neither(name)
-
-    from retinaconf.inference.detector import load
-    from retinaconf.training.start import settings_from
-
-    return settings_from(load(name, "cpu").config, name)
-
-
-def _neither(name: str) -> UsageError:
-    return UsageError(
-        f"no recipe {name!r}; there are {', '.join(RECIPES)}; or give, as the first word, a run to start from: its "
-        "folder, or its name on the Hugging Face Hub"
-    )
+    return settings_of(name, Path(words.out or ""), bool(words.resume))

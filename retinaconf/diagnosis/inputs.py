@@ -41,19 +41,17 @@ CLIPPED_LATE = (
 
 
 def diagnose_files(
-    ground_truth: Path,
+    ground_truth: GroundTruth,
     detections: Sequence[Path] = (),
     candidates: Sequence[Path] = (),
-    images: Path | None = None,
     post_processing: PostProcessing | None = None,
 ) -> list[Diagnosis]:
     """One diagnosis for each detector: file n of `detections` and file n of `candidates` are of the same one.
 
-    The pictures of a report are looked for in the folder `images`. Progress is shown on stderr.
+    Progress is shown on stderr.
 
     Raises:
-        InputError: a file is missing, malformed or of another split, the lists do not pair, or `images` holds none of
-            the pictures.
+        InputError: a file is missing, malformed or of another split, or the lists do not pair.
     """
     if detections and candidates and len(detections) != len(candidates):
         raise InputError(
@@ -61,12 +59,11 @@ def diagnose_files(
         )
     if max(len(detections), len(candidates)) > 2:
         raise InputError("more than two detectors; compare two at a time")
-    truth = read_truth(ground_truth, images)
     found = []
     with terminal_progress() as progress:
         for after, before in zip_longest(detections, candidates):
-            columns = [None if path is None else read_detections(path, truth, progress) for path in (after, before)]
-            found.append(diagnose(truth, *columns, post_processing=post_processing, progress=progress))
+            columns = [path and read_detections(path, ground_truth, progress) for path in (after, before)]
+            found.append(diagnose(ground_truth, *columns, post_processing=post_processing, progress=progress))
     return found
 
 

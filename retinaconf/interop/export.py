@@ -30,7 +30,7 @@ METADATA = "retinaconf.json"  # in a .pt2, which has files in it where ONNX has 
 Tensors = dict[str, Tensor]
 
 
-def export_run(run: Path, out: Path, raw: bool = False) -> str:
+def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
     """Write the detector of `run` to `out`, an ONNX file or a torch.export program by its suffix.
 
     With post-processing inside; `raw`: the network's outputs as they are. What is written has been run on random images
@@ -40,6 +40,7 @@ def export_run(run: Path, out: Path, raw: bool = False) -> str:
         InputError: no such run, another suffix, `out` cannot be written or is a file of the run, a package is missing,
             the network cannot be exported, or the result does not give what torch gives.
     """
+    run, out = Path(run), Path(out)
     if out.suffix not in SUFFIXES:
         raise InputError(f"{out}: end it in {' or '.join(SUFFIXES)}")
     is_onnx = out.suffix == ".onnx"

@@ -12,7 +12,7 @@ from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.splits import read_train_and_val
 from retinaconf.data.val_split import name_of, read_list
-from retinaconf.errors import InputError, reason
+from retinaconf.errors import InputError, UsageError, reason
 from retinaconf.files import asides, locked
 from retinaconf.run_folder import (
     CONFIG,
@@ -53,6 +53,8 @@ def train_run(
             f"loss.joint product trains the score that ranks, and inference.alpha {config.inference.alpha:g} leaves "
             f"the quality or the class score out of it; set it above 0 and up to {MAX_ALPHA} (such as 0.4)"
         )
+    if max_steps is not None and max_steps < 1:
+        raise UsageError(f"--max-steps {max_steps}: give at least 1")
     # The data first: nothing is written for a run that cannot start.
     layout = config.data.layout
     begun = (run / CONFIG).exists()

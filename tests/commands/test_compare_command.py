@@ -14,13 +14,13 @@ import pytest
 from as_coco import as_coco
 from planted import spread_objects
 
-from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.detections import write_detections
 from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.diagnosis.measures import comparison
 from retinaconf.diagnosis.measures.comparison import Measured
 from retinaconf.diagnosis.report.comparison import LABELS, better, notes, sentence
 from retinaconf.evaluation.compare import Difference
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 
 
@@ -170,7 +170,7 @@ def test_two_runs(trained: Any, tmp_path: Path, run_cli: Callable[..., Any]):
     assert "other" in (tmp_path / "both.html").read_text()
     differences = documents[0]["differences"]
     for side, run in (("a", trained.run), ("b", other)):
-        metrics = evaluate_run(run, trained.data, "val", device="cpu")["metrics"]
+        metrics = evaluate(run, trained.data, "val", device="cpu")["metrics"]
         assert {key: differences[key][side] for key in ("AP", "AP50", "AP75", "AP_M")} == pytest.approx(
             {key: metrics[key] for key in ("AP", "AP50", "AP75", "AP_M")}
         )

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import retinaconf
-from retinaconf.commands.evaluate import evaluate_run, print_report
+from retinaconf.commands.evaluate import print_report
 from retinaconf.diagnosis.inputs import diagnose_run
 from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.training.run import train_run
 
 METHODS = ["cls(obj>0.5)", "cls*obj", "cls*obj(obj>0.5)", "product(0.4)(obj>0.5)"]
@@ -20,7 +21,7 @@ METHODS += [f"proportional(0.{tenth})" for tenth in (2, 4, 6, 8)]
 
 @pytest.fixture(scope="module")
 def report(trained: Any) -> dict[str, Any]:
-    return evaluate_run(trained.run, trained.data, "val", with_sweep=True, device="cpu")
+    return evaluate(trained.run, trained.data, "val", sweep=True, device="cpu")
 
 
 def test_the_reports_keys(report: dict[str, Any], trained: Any):
@@ -55,7 +56,7 @@ def test_the_sweep_is_ten_alphas_and_the_other_methods(report: dict[str, Any]):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9])
 def test_a_row_of_the_sweep_is_what_evaluation_with_its_alpha_gives(report: dict[str, Any], trained: Any, alpha: float):
-    alone = evaluate_run(trained.run, trained.data, "val", alpha=alpha, device="cpu")
+    alone = evaluate(trained.run, trained.data, "val", alpha=alpha, device="cpu")
     (row,) = [row for row in report["sweep"] if row["alpha"] == alpha]
     assert alone["metrics"] == row["metrics"]
     assert alone["per_class"] == row["per_class"]
@@ -64,7 +65,7 @@ def test_a_row_of_the_sweep_is_what_evaluation_with_its_alpha_gives(report: dict
 
 
 def test_the_runs_own_joint_score_is_the_reports(report: dict[str, Any], trained: Any):
-    own = evaluate_run(trained.run, trained.data, "val", device="cpu")
+    own = evaluate(trained.run, trained.data, "val", device="cpu")
     assert own == {key: value for key, value in report.items() if key != "sweep"}
     (row,) = [row for row in report["sweep"] if row["joint"] == report["joint"]]
     assert row["metrics"] == report["metrics"]
@@ -100,23 +101,23 @@ def test_training_validates_as_evaluate_does(
     """In any batch size, precision and joint score, of averaged weights too; images of three shapes, 11 in all."""
     data = make_data(tmp_path / "data", train=20, val=11)
     train_run(tiny_config(**changes), data, tmp_path / "run", device="cpu")
-    report = evaluate_run(tmp_path / "run", data, "val", device="cpu")
+    report = evaluate(tmp_path / "run", data, "val", device="cpu")
     assert report["metrics"]["AP"] > 0.01
     assert best_validation(tmp_path / "run").items() <= report.items()
 
 
 def test_any_split(trained: Any):
-    train = evaluate_run(trained.run, trained.data, "train", device="cpu")
+    train = evaluate(trained.run, trained.data, "train", device="cpu")
     assert (train["split"], train["images"]) == ("train", 20)
 
 
 def test_an_untrained_detector_and_one_that_finds_nothing(write_run: Callable[..., Path], trained: Any, tmp_path: Path):
     # Class scores start at 0.01, below the threshold.
     changes = {"model.quality": "none", "inference.alpha": 0.0}
-    nothing = evaluate_run(write_run(tmp_path / "nothing", **changes), trained.data, "val", device="cpu")
+    nothing = evaluate(write_run(tmp_path / "nothing", **changes), trained.data, "val", device="cpu")
     assert nothing["metrics"]["AP"] == nothing["metrics"]["AR"] == 0
     changes |= {"inference.score_threshold": 0.0}
-    chance = evaluate_run(write_run(tmp_path / "chance", **changes), trained.data, "val", device="cpu")
+    chance = evaluate(write_run(tmp_path / "chance", **changes), trained.data, "val", device="cpu")
     assert chance["metrics"]["AR"] > 0
 
 
@@ -144,7 +145,7 @@ def test_the_tables_show_every_number(report: dict[str, Any], capsys: pytest.Cap
 def results(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The validation split's detections as a file, and the report about them."""
     file = tmp_path_factory.mktemp("results") / "dt.json"
-    report = evaluate_run(trained.run, trained.data, "val", device="cpu", detections=file)
+    report = evaluate(trained.run, trained.data, "val", device="cpu", detections=file)
     return SimpleNamespace(file=file, report=report, records=json.loads(file.read_text()))
 
 
@@ -211,7 +212,7 @@ def test_a_detector_that_finds_nothing_writes_an_empty_list(
     write_run: Callable[..., Path], trained: Any, tmp_path: Path
 ):
     run = write_run(tmp_path / "run", **{"inference.score_threshold": 0.999})
-    evaluate_run(run, trained.data, "val", device="cpu", detections=tmp_path / "dt.json")
+    evaluate(run, trained.data, "val", device="cpu", detections=tmp_path / "dt.json")
     assert json.loads((tmp_path / "dt.json").read_text()) == []
 
 

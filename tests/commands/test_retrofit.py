@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from retinaconf.cell_anchors import CellAnchors
-from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.commands.retrofit import _appearing_whole, retrofit
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import training_batches
@@ -23,6 +22,7 @@ from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import METRICS
 from retinaconf.files import locked
 from retinaconf.inference.detector import load
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.run_folder import read_config, read_weights, write_weights
 from retinaconf.training.branch_fit import positive_cells
 from retinaconf.training.losses import detection_losses
@@ -90,7 +90,7 @@ def test_the_run_folder_says_what_it_is(base: Any, fitted: Any):
 
 
 def test_alpha_is_the_best_of_evaluates_sweep_and_its_metrics_are_recorded(base: Any, fitted: Any):
-    report = evaluate_run(fitted.run, base.data, "val", with_sweep=True, device="cpu")
+    report = evaluate(fitted.run, base.data, "val", sweep=True, device="cpu")
     by_alpha = {row["alpha"]: row["metrics"]["AP"] for row in report["sweep"] if row["alpha"] is not None}
     by_alpha.setdefault(read_config(fitted.run / "config.json").inference.alpha, report["metrics"]["AP"])
     best = max(sorted(by_alpha), key=by_alpha.__getitem__)

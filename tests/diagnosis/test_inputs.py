@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from retinaconf.commands.evaluate import evaluate_run
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
 from retinaconf.diagnosis.inputs import diagnose_run
@@ -22,6 +21,7 @@ from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import load
+from retinaconf.inference.evaluate import evaluate
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.run_folder import CONFIG, MODEL, read_weights, write_config, write_weights
 from retinaconf.training.matching import match
@@ -59,7 +59,7 @@ SETTINGS = {
 def test_the_curve_is_what_evaluation_gives_at_each_alpha(trained: Any, tmp_path: Path, settings: dict[str, Any]):
     run = changed_run(trained.run, tmp_path / "run", **settings)
     diagnosis = diagnose_run(run, trained.data, "val", device="cpu", replicates=2)
-    own = evaluate_run(run, trained.data, "val", device="cpu")
+    own = evaluate(run, trained.data, "val", device="cpu")
     assert {name: value for name, value in diagnosis.metrics.overall.items() if value == value} == {
         name: value for name, value in own["metrics"].items() if value is not None
     }
@@ -72,7 +72,7 @@ def test_the_curve_is_what_evaluation_gives_at_each_alpha(trained: Any, tmp_path
         assert np.abs(made - unmoved).max() > 1
     sweep = diagnosis.quality
     for row in (0, 4, 10):
-        there = evaluate_run(run, trained.data, "val", alpha=sweep.alphas[row], device="cpu")["metrics"]
+        there = evaluate(run, trained.data, "val", alpha=sweep.alphas[row], device="cpu")["metrics"]
         assert (sweep.AP[row], sweep.AP50[row], sweep.AP75[row]) == (there["AP"], there["AP50"], there["AP75"])
 
 

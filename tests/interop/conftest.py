@@ -89,7 +89,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
             run, out = folder / key.replace(".", "-"), folder / key
             with FileLock(folder / f"{key}.lock"):
                 if not out.exists():
-                    export.export_run(write_lively_run(write_run, run, **changes[key]), out, raw="raw" in key)
+                    export.export(write_lively_run(write_run, run, **changes[key]), out, raw="raw" in key)
             call, session = program(out) if out.suffix == ".pt2" else onnx_file(out)
             made[key] = SimpleNamespace(
                 run=run, out=out, call=call, session=session, detector=retinaconf.load(run, "cpu")

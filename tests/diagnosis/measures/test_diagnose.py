@@ -18,7 +18,7 @@ from retinaconf.cell_anchors import CellAnchors
 from retinaconf.cli import main
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.detections import Detections, read_detections
-from retinaconf.diagnosis.inputs import diagnose_files
+from retinaconf.diagnosis.inputs import diagnose_files, read_truth
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -281,9 +281,9 @@ def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')
     code = (
-        "import sys; from pathlib import Path; from retinaconf.diagnosis.inputs import diagnose_files;"
+        "import sys; from retinaconf.api import diagnose;"
         "from retinaconf.diagnosis.report.document import to_json;"
-        f"(d,) = diagnose_files(Path({str(tmp_path / 'gt.json')!r}), [Path({str(tmp_path / 'dt.json')!r})]);"
+        f"(d,) = diagnose(ground_truth={str(tmp_path / 'gt.json')!r}, detections=[{str(tmp_path / 'dt.json')!r}]);"
         "to_json(d); print(*({'torch', 'matplotlib', 'pandas'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -313,7 +313,7 @@ def test_on_real_coco_files(shared_data: Path, tmp_path: Path) -> None:
     ]
     path = tmp_path / "candidates.json"
     path.write_text(json.dumps(records))
-    (diagnosis,) = diagnose_files(annotations, candidates=[path])
+    (diagnosis,) = diagnose_files(read_truth(annotations, None), candidates=[path])
     document = to_json(diagnosis)
     assert document["data"]["images"] == 100
     assert document["data"]["crowd_regions"] == ground_truth.crowd.sum() > 0

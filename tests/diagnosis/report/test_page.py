@@ -18,9 +18,9 @@ from planted import SIDE, shifted
 from planted import truth as planted_truth
 from synthetic import made_up_truth, synthetic_candidates
 
+from retinaconf import api
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.diagnosis.inputs import diagnose_files
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose
 from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
@@ -201,11 +201,11 @@ def test_pictures_that_are_not_there_are_said(tmp_path, truth, diagnosis):
     for made, write in (("gt.json", as_coco(truth)), ("dt.json", [])):
         (tmp_path / made).write_text(json.dumps(write))
     with pytest.raises(InputError, match=r"holds none of the 6 pictures .* \(the first is picture 0.png\)"):
-        diagnose_files(tmp_path / "gt.json", [tmp_path / "dt.json"], images=tmp_path)
+        api.diagnose(ground_truth=tmp_path / "gt.json", detections=[tmp_path / "dt.json"], images=tmp_path)
     for name in ("picture 0.png", "picture 1.png"):
         (tmp_path / name).write_bytes((truth.image_folder / name).read_bytes())
     (tmp_path / "picture 1.png").write_text("not a picture")
-    (some,) = diagnose_files(tmp_path / "gt.json", [tmp_path / "dt.json"], images=tmp_path)
+    (some,) = api.diagnose(ground_truth=tmp_path / "gt.json", detections=[tmp_path / "dt.json"], images=tmp_path)
     assert f"4 of 6 pictures are not in {tmp_path} (the first: picture 2.png)" in " ".join(some.notes)
     assert "missing" not in "".join(page(tmp_path / "r.html", diagnosis).visible)
     assert "5 of 6 pictures are missing" in "".join(page(tmp_path / "r.html", some).visible)

@@ -1,0 +1,99 @@
+"""COCO's numbers of a run on a split of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from retinaconf.data.layouts import describe
+from retinaconf.data.splits import read_split
+from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+from retinaconf.files import finite, write_aside
+from retinaconf.inference.detector import load
+from retinaconf.inference.joint_score import joint_score
+from retinaconf.inference.joint_score import sweep as all_joints
+from retinaconf.outputs import check_outputs
+from retinaconf.run_folder import val_list
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path,
+    split: str = "val",
+    *,
+    alpha: float | None = None,
+    sweep: bool = False,
+    detections: str | Path | None = None,
+    layout: str | None = None,
+    val_fraction: float | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """COCO's ten numbers of a run on a split: the report that `retinaconf evaluate --json` writes.
+
+    Keys: `run`, `data`, `split`, `found` (in words, what was taken for the split), `images`, `left_out` (what of it
+    cannot be used, as `LeftOut`), `joint` (the joint score's name), `metrics` (the ten numbers, fractions, null where
+    nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha` (null for
+    other methods), `metrics` and `per_class`, all from one pass of the network.
+
+    Args:
+        run: the run folder.
+        data: the data set's folder, in any layout.
+        split: `train`, `val` or `test`.
+        alpha: exponent of the quality in the joint score, instead of the run's own.
+        sweep: also every alpha from 0.0 to 0.9 and every joint method.
+        detections: a file for the detections that `metrics` is about: COCO results with the image and category ids of
+            the data set, `class_score` and, of detectors that have one, `quality`.
+        layout: of the data set's folder; without it, found by looking.
+        val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        InputError: no such run or split, bad data, other categories than the run's, an `alpha` that does not fit, or
+            `detections` cannot be written or is one of the files that are read.
+    """
+    run, root, file = Path(run), Path(data), None if detections is None else Path(detections)
+    check_outputs([file], [run, root, root / f"{split}.json"])
+    if file is not None and not file.parent.is_dir():  # known before the hours that a pass may take
+        raise InputError(f"{file}: cannot be written, there is no folder {file.parent}; make it first")
+    detector = load(run, device)
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
+    ground_truth = read_split(
+        root, split, detector.config.data, layout, val_fraction, val_list(run), like=detector, whose=run
+    )
+
+    configured = joint_score(config)
+    joints = [configured]
+    if sweep:
+        if detector.config.model.quality == "none":
+            raise InputError(f"{run}: has no quality branch, so there is nothing to sweep; evaluate it without --sweep")
+        joints += [joint for joint in all_joints() if joint != configured]
+    with Progress(transient=True) as bar:
+        task = bar.add_task("images", total=len(ground_truth))
+        tables = detector.detect(ground_truth, config, joints, done=lambda n: bar.advance(task, n))
+    if file is not None:
+        results = dumps(tables[0].to_coco(ground_truth.image_ids))
+        write_aside(file, lambda aside: aside.write_text(results + "\n"))
+    evaluator = CocoEvaluator(ground_truth)
+    metrics = {joint: evaluator(table) for joint, table in zip(joints, tables)}
+
+    report: dict[str, Any] = {"run": str(run), "data": str(root), "split": split}
+    found = describe(root, ground_truth, layout)
+    if ground_truth.val_split is not None:
+        found += ground_truth.val_split.unknown_to(run)
+    report |= {"found": found, "images": len(ground_truth)}
+    report["left_out"] = asdict(ground_truth.left_out)
+    report |= {"joint": configured.name, **_as_json(metrics[configured])}
+    if sweep:
+        report["sweep"] = [
+            {"joint": joint.name, "alpha": joint.alpha, **_as_json(metrics[joint])} for joint in all_joints()
+        ]
+    return report
+
+
+def _as_json(metrics: Metrics) -> dict[str, Any]:
+    return {"metrics": finite(metrics.overall), "per_class": finite(metrics.per_class)}
