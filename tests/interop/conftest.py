@@ -17,9 +17,9 @@ from retinaconf.run_folder import MODEL, read_weights, write_weights
 
 @pytest.fixture(scope="module")
 def images(shared_data):
-    """Three photographs at the size at which they enter the network."""
+    """Three photographs at the size at which they enter the network, small: it computes in 64 bits."""
     paths = sorted((shared_data / "coco-mini" / "val2017").iterdir())[:3]
-    return [Image.open(path).convert("RGB").resize((300, 200)) for path in paths]
+    return [Image.open(path).convert("RGB").resize((150, 100)) for path in paths]
 
 
 DISTRIBUTION = {"model.box": "distribution", "model.quality": "distribution", "model.level_scale": True}

@@ -47,7 +47,7 @@ class Reference(nn.Module):
                 elif name.endswith("running_var"):
                     tensor.uniform_(0.5, 1.5)
             # Logits of every size, none saturated; boxes that move by pixels.
-            logits, deltas, qualities = self(torch.randn(1, 3, 224, 320))
+            logits, deltas, qualities = self(torch.randn(1, 3, 128, 160))
             self.cls.weight *= 1 / torch.cat([x.flatten() for x in logits]).std()
             self.box.weight *= 0.1 / torch.cat([x.flatten() for x in deltas]).std()
             self.cls.bias.normal_(-2.5, 0.5)

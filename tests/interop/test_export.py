@@ -151,6 +151,7 @@ def test_one_class_and_no_branch(size: int, exported: Callable[..., Any], photog
     assert rows > 200
 
 
+@pytest.mark.slow  # test_exportable.py compares the module that is exported
 def test_raw_outputs_at_several_sizes(exported: Callable[..., Any]) -> None:
     ours = exported("raw.onnx")
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from retinaconf.interop import export
+from retinaconf.interop.exportable import RawOutputs
 
 SMALL = {"data.short_side": 128, "data.long_side": 192}
 
@@ -34,11 +35,12 @@ def test_a_file_that_differs_is_not_written(
     monkeypatch: Any,
 ) -> None:
     """Of the same network with other weights."""
-    run = write_run(tmp_path / "run", **SMALL)
-    # Both made before the exporter is replaced.
-    others = [(exported("conf.onnx").out.read_bytes(), ()), (exported("raw.onnx").out.read_bytes(), ("--raw",))]
-    for other, raw in others:
-        monkeypatch.setattr(export, "_onnx", lambda *args, other=other: other)
+    run, other = write_run(tmp_path / "run", **SMALL), exported("conf.onnx")
+    network = RawOutputs(other.detector.model)
+    sessions = {(): export._onnx_session, ("--raw",): lambda content: lambda inputs: network(**inputs)}
+    monkeypatch.setattr(export, "_onnx", lambda *args: other.out.read_bytes())
+    for raw, session in sessions.items():
+        monkeypatch.setattr(export, "_onnx_session", session)
         done = run_cli("export", run, "--out", tmp_path / "model.onnx", *raw)
         assert (done.code, done.out) == (1, "")
         assert "not written, the exported file differs from torch" in done.err

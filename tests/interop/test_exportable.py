@@ -8,7 +8,7 @@ from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.interop import exportable
-from retinaconf.interop.exportable import FinishedDetections, _EvenSame, suppress
+from retinaconf.interop.exportable import FinishedDetections, RawOutputs, _EvenSame, suppress
 from retinaconf.model.retinanet import Outputs, RetinaNet
 
 
@@ -22,6 +22,27 @@ def test_padding_as_numbers_is_same_padding_where_the_stride_divides(kernel, str
     expected = conv(x)
     conv.__class__ = _EvenSame
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("quality", "alpha"), [("none", 0.0), ("classification", 0.4)])
+def test_raw_outputs_are_the_network_s_with_norms_folded(tiny_config, quality, alpha):
+    """Level by level, at several sizes; the network keeps its norms."""
+    torch.manual_seed(0)
+    model = RetinaNet(tiny_config(**{"model.quality": quality, "inference.alpha": alpha}).model, 3).eval()
+    for name, values in model.named_buffers():
+        if name.endswith("running_mean"):
+            values.normal_()
+        elif name.endswith("running_var"):
+            values.uniform_(0.5, 2)
+    raw = RawOutputs(model)
+    for shape in ((1, 3, 32, 32), (3, 3, 128, 64), (2, 3, 160, 288)):
+        images, sizes = torch.rand(shape) * 255, torch.tensor([[20, 30]] * shape[0])
+        with torch.inference_mode():
+            found, wanted = raw(images, sizes), model(images, sizes)
+        named = ("class_logits", "box_deltas", "quality_logits", "anchors")
+        assert list(found) == [name for name in named if getattr(wanted, name) is not None]
+        for name, values in found.items():
+            torch.testing.assert_close(values, getattr(wanted, name), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("vote", [False, True])

@@ -21,7 +21,7 @@ model = dict(
         nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='MultiScaleFlipAug', img_scale=(333, 200), transforms=[dict(type='Normalize', **img_norm_cfg)])]
+    dict(type='MultiScaleFlipAug', img_scale=(166, 100), transforms=[dict(type='Normalize', **img_norm_cfg)])]
 """
 
 
@@ -62,7 +62,7 @@ def test_detections_are_mmdetections(images, tmp_path, groups):
     meta = {"config": CONFIG, "CLASSES": ("a", "b", "c", "d"), "mmdet_version": "2.25.0"}
     run, detector = imported(state, tmp_path, meta)
     assert run.classes == ("a", "b", "c", "d")
-    assert (run.config.data.short_side, run.config.data.long_side) == (200, 333)
+    assert (run.config.data.short_side, run.config.data.long_side) == (100, 166)
     assert run.config.model.head_norm == ("group" if groups else "none")
     assert_same(detector, model, images, (MEAN, STD), RULES)
 

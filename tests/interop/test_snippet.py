@@ -39,7 +39,8 @@ print(json.dumps({name: values.tolist() for name, values in found.items()}))
 """
 
 
-@pytest.mark.parametrize("key", ["conf.onnx", "one-class.onnx"])
+# tests/test_strangers_path.py feeds a file of one class and without alpha, too.
+@pytest.mark.parametrize("key", ["conf.onnx", pytest.param("one-class.onnx", marks=pytest.mark.slow)])
 def test_the_page_s_inference_needs_no_torch(key: str, exported: Callable[..., Any], tmp_path: Path) -> None:
     ours = exported(key)
     (tmp_path / "model.onnx").write_bytes(ours.out.read_bytes())
