@@ -29,7 +29,17 @@ ROOMS = (
     *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "api", "commands", "cli", "__main__"),
 )
 # What may import packages of the extra `torch` as it is imported: these rooms, and the batches of `data`.
-WITH_TORCH = ("device", "data.loader", "data.workers", "model", "inference", "training", "interop", "paper")
+WITH_TORCH = (
+    "device",
+    "data.loader",
+    "data.photometric",
+    "data.workers",
+    "model",
+    "inference",
+    "training",
+    "interop",
+    "paper",
+)
 
 # Imports against the order, each within a function, and why.
 AGAINST_THE_ORDER = {

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from retinaconf.config import config_from_flat
+from retinaconf.config import Augment, config_from_flat
 from retinaconf.errors import InputError
 from retinaconf.recipes import RECIPES, paper_recipe, recipe
 
@@ -34,7 +34,7 @@ def test_the_papers_setup(name: str):
         "model.std": (0.229, 0.224, 0.225),
         "data.short_side": 600,
         "data.long_side": 1000,
-        "data.flip": 0.5,
+        "data.augment": "flip",
         "data.scale": (1.0, 1.0),
         "data.batch_size": 16,
         "loss.focal_alpha": 0.25,
@@ -61,6 +61,7 @@ def test_the_papers_setup(name: str):
         "inference.detections": 100,
     }
     assert config == config.changed(**expected)
+    assert config.data.knobs == Augment(flip=0.5)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,8 @@ def _learn(detector: Detector, quality: Quality, train_set: GroundTruth, seed: i
     from retinaconf.training.branch_fit import collect, fit_branch
 
     started = time.monotonic()
-    data = detector.config.data.model_copy(update={"batch_size": min(BATCH, len(train_set))})
+    # Without mosaics, whose cells would be of other images than those held out.
+    data = detector.config.data.model_copy(update={"batch_size": min(BATCH, len(train_set)), "mosaic": 0.0})
     steps = PASSES * steps_per_epoch(len(train_set), data.batch_size)
     with _bar(progress) as bar:
         task = bar.add_task("features", total=steps * data.batch_size)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from retinaconf.config.data import DataConfig, Resize
+from retinaconf.config.data import PRESETS, Augment, DataConfig, Resize
 from retinaconf.config.inference import VOTE_SIGMA, InferenceConfig, JointMethod
 from retinaconf.config.model import ModelConfig
 from retinaconf.config.section import Section
@@ -17,7 +17,9 @@ from retinaconf.config.training import LossConfig, MatchingConfig, OptimizerConf
 from retinaconf.errors import InputError
 
 __all__ = [
+    "PRESETS",
     "VOTE_SIGMA",
+    "Augment",
     "Config",
     "DataConfig",
     "InferenceConfig",

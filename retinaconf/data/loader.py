@@ -7,17 +7,20 @@ exactly what the uninterrupted one would have seen, and two processes together s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from retinaconf.config import DataConfig
+from retinaconf.config import Augment, DataConfig
+from retinaconf.data.augment import augmentation, generator
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
-from retinaconf.data.transforms import Augmentation, apply, are_targets, augmentation, by_canvas, canvas, resized
+from retinaconf.data.photometric import photometric
+from retinaconf.data.transforms import Augmentation, Mosaic, apply, are_targets, by_canvas, canvas, joined, resized
 from retinaconf.data.workers import leave_signals_to_the_main_process, watched
 from retinaconf.errors import InputError
 
@@ -49,29 +52,29 @@ class Plan:
     """What a batch will hold: images, what happens to each, and the padded size."""
 
     index: tuple[int, ...]
-    augmentations: tuple[Augmentation, ...]
+    augmentations: tuple[Augmentation | Mosaic, ...]
     canvas: tuple[int, int]
+    draws: tuple[int, int] | None = None  # seed and epoch of a training batch
 
 
 class PlannedBatches(Dataset[Batch]):
     """Turns plans into batches, in the loader's worker processes."""
 
-    def __init__(self, ground_truth: GroundTruth):
+    def __init__(self, ground_truth: GroundTruth, knobs: Augment):
         self.ground_truth = ground_truth
+        self.knobs = knobs
 
     def __getitem__(self, plan: Plan) -> Batch:
-        """Read, resize, flip and pad the images of a plan; crowd regions and too small boxes are no targets."""
-        gt = self.ground_truth
+        """Read, augment and pad the images of a plan; crowd regions and too small boxes are no targets."""
         images: list[np.ndarray] = []
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         for i, change in zip(plan.index, plan.augmentations):
-            declared = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
-            rows = np.arange(gt.offsets[i], gt.offsets[i + 1])
-            rows = rows[~gt.crowd[rows]]
-            pixels, boxes = apply(read_image(gt.path(i), declared), gt.boxes[rows], change)
+            pixels, boxes, labels = self._changed(i, change)
+            if plan.draws is not None:
+                pixels = photometric(pixels, self.knobs, partial(generator, *plan.draws, i))
             images.append(pixels)
             seen = are_targets(boxes)
-            kept.append((boxes[seen], gt.labels[rows][seen]))
+            kept.append((boxes[seen], labels[seen]))
         longest = max(len(labels) for _, labels in kept)
         boxes_out = torch.zeros(len(kept), longest, 4)
         labels_out = torch.full((len(kept), longest), -1)
@@ -80,6 +83,17 @@ class PlannedBatches(Dataset[Batch]):
             labels_out[n, : len(labels)] = torch.from_numpy(labels)
         sizes = torch.tensor([(change.height, change.width) for change in plan.augmentations])
         return Batch(padded(images, plan.canvas), sizes, boxes_out, labels_out, torch.tensor(plan.index))
+
+    def _changed(self, i: int, change: Augmentation | Mosaic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels (H, W, 3), boxes (B, 4) and labels (B,); of a mosaic, of its four images one after the other."""
+        if isinstance(change, Mosaic):
+            parts = [self._changed(*part) for part in change.parts]
+            return *joined([part[:2] for part in parts]), np.concatenate([labels for _, _, labels in parts])
+        gt = self.ground_truth
+        declared = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
+        rows = np.arange(gt.offsets[i], gt.offsets[i + 1])
+        rows = rows[~gt.crowd[rows]]
+        return *apply(read_image(gt.path(i), declared), gt.boxes[rows], change), gt.labels[rows]
 
 
 def padded(images: list[np.ndarray], canvas: tuple[int, int]) -> Tensor:
@@ -99,11 +113,15 @@ def epoch_plans(ground_truth: GroundTruth, config: DataConfig, seed: int, epoch:
     order = np.random.default_rng([seed, epoch]).permutation(images)
     steps = steps_per_epoch(images, size)
     order = np.resize(order, steps * size)  # repeats from the beginning
+    changes = [augmentation(ground_truth, i, config, seed, epoch) for i in range(images)]
     ratio = ground_truth.image_sizes[:, 1] / ground_truth.image_sizes[:, 0]
+    for i, change in enumerate(changes):
+        if isinstance(change, Augmentation) and (change.turns or change.crop):
+            ratio[i] = change.width / change.height
     blocks = np.array_split(order, range(size * BATCHES_SORTED_TOGETHER, len(order), size * BATCHES_SORTED_TOGETHER))
     batches = np.concatenate([block[np.argsort(ratio[block], kind="stable")] for block in blocks]).reshape(-1, size)
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
-    return [_training_plan(ground_truth, config, seed, epoch, batch) for batch in batches[shuffled]]
+    return [_training_plan(batch, [changes[i] for i in batch], (seed, epoch)) for batch in batches[shuffled].tolist()]
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -136,9 +154,9 @@ def training_batches(
                 if first_step <= step < last_step:
                     for part in range(parts):
                         chosen = slice(part * processes + rank, None, parts * processes)
-                        yield Plan(plan.index[chosen], plan.augmentations[chosen], plan.canvas)
+                        yield replace(plan, index=plan.index[chosen], augmentations=plan.augmentations[chosen])
 
-    return _load(ground_truth, plans(), config.workers)
+    return _load(ground_truth, plans(), config)
 
 
 def evaluation_batches(
@@ -157,15 +175,11 @@ def evaluation_batches(
         for padded_size, images in by_canvas(sizes).items()
         for chunk in (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     ]
-    return _load(ground_truth, iter(plans[rank::processes]), config.workers)
+    return _load(ground_truth, iter(plans[rank::processes]), config)
 
 
-def _training_plan(gt: GroundTruth, config: DataConfig, seed: int, epoch: int, batch: np.ndarray) -> Plan:
-    changes = []
-    for i in batch:
-        size = (int(gt.image_sizes[i, 0]), int(gt.image_sizes[i, 1]))
-        changes.append(augmentation(size, config, np.random.default_rng([seed, epoch, 2, int(i)])))
-    return Plan(tuple(int(i) for i in batch), tuple(changes), canvas([(c.height, c.width) for c in changes]))
+def _training_plan(batch: list[int], changes: list[Augmentation | Mosaic], draws: tuple[int, int]) -> Plan:
+    return Plan(tuple(batch), tuple(changes), canvas([(c.height, c.width) for c in changes]), draws)
 
 
 class _Sampler(torch.utils.data.Sampler[Plan]):
@@ -176,14 +190,14 @@ class _Sampler(torch.utils.data.Sampler[Plan]):
         return self.plans
 
 
-def _load(ground_truth: GroundTruth, plans: Iterator[Plan], workers: int) -> Iterator[Batch]:
+def _load(ground_truth: GroundTruth, plans: Iterator[Plan], config: DataConfig) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
-        PlannedBatches(ground_truth),
+        PlannedBatches(ground_truth, config.knobs),
         sampler=_Sampler(plans),
         batch_size=None,  # a plan is a whole batch already
-        num_workers=workers,
+        num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=4 if config.workers else None,
         worker_init_fn=leave_signals_to_the_main_process,
     )
     try:

@@ -1,14 +1,15 @@
-"""Resizing, and the random part of training, as arithmetic on sizes and boxes first and on pixels last."""
+"""Resizing, and the geometry of augmentation, as arithmetic on sizes and boxes first and on pixels last."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from retinaconf.config import DataConfig, Resize
+from retinaconf.config import Resize
 
 PAD_TO = 32  # multiple of which the padded image's sides are: P5's stride
 # A box with a side of fewer pixels of the resized image is no target. Less than a pixel shows it, and `decode` cannot
@@ -16,14 +17,44 @@ PAD_TO = 32  # multiple of which the padded image's sides are: P5's stride
 MIN_SIDE = 1.0
 
 
+# A box that a crop cuts is kept if its centre and at least this share of its area are in the crop.
+MIN_VISIBLE = 0.25
+FILL = (124, 116, 104)  # around a picture that is zoomed out: the mean of ImageNet
+
+_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2, in whole pixels
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to one image: its size after resizing, and whether it is mirrored."""
+    """What happens to one image, in this order. Its size is that of the result."""
 
     height: int
     width: int
-    flip: bool = False
+    flip: bool = False  # mirrored, as the last but one
     resize: Resize = "antialias"
+    upside_down: bool = False  # mirrored top to bottom, as the last
+    turns: int = 0  # quarter turns counter-clockwise, first of all
+    crop: Box | None = None  # the part of the turned picture that is shown; None: all of it
+    place: Box | None = None  # where in the result it is shown, before it is mirrored; None: everywhere
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Four images as one: upper left, upper right, lower left, lower right, each by its row and what happens to it."""
+
+    parts: tuple[tuple[int, Augmentation], ...]
+
+    @property
+    def height(self) -> int:
+        """Of the whole."""
+        return self.parts[0][1].height + self.parts[2][1].height
+
+    @property
+    def width(self) -> int:
+        """Of the whole."""
+        return self.parts[0][1].width + self.parts[1][1].width
 
 
 def resized(
@@ -36,31 +67,64 @@ def resized(
     return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
-def augmentation(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Augmentation:
-    """A random draw for a training image of `size` (height, width)."""
-    factor = math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
-    target = resized(size, config.short_side, config.long_side, factor, config.resize)
-    return Augmentation(*target, rng.random() < config.flip, config.resize)
-
-
 def are_targets(boxes: np.ndarray) -> np.ndarray:
     """(B,) whether boxes (B, 4) xyxy in pixels of the resized image, cut at its edges, are large enough."""
     return (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
 
 
 def apply(image: Image.Image, boxes: np.ndarray, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (H, W, 3) and boxes (B, 4) xyxy after `augmentation`; boxes are clipped to the image.
+    """Pixels (H, W, 3) and boxes (B, 4) xyxy after `augmentation`; boxes are clipped to what is shown.
 
-    Pixels are uint8, or float32 (0 to 255) if resized as by torchvision.
+    Pixels are uint8, or float32 (0 to 255) if resized as by torchvision. Boxes of which a crop leaves too little (see
+    `MIN_VISIBLE`) have no extent then, and are no targets.
     """
     height, width = augmentation.height, augmentation.width
-    scale = np.array([width / image.width, height / image.height] * 2)
-    boxes = (boxes * scale).clip(0, [width, height, width, height])
-    pixels = _resize(image, (height, width), augmentation.resize)
+    boxes = turned_boxes(boxes, (image.height, image.width), augmentation.turns)
+    if augmentation.turns % 4:
+        image = image.transpose(_TURNS[augmentation.turns % 4])
+    if augmentation.crop is not None:
+        boxes = _cropped_boxes(boxes, (image.height, image.width), augmentation.crop)
+        image = image.crop(augmentation.crop)
+    left, top, right, bottom = augmentation.place or (0, 0, width, height)
+    scale = np.array([(right - left) / image.width, (bottom - top) / image.height] * 2)
+    boxes = (boxes * scale + [left, top, left, top]).clip([left, top, left, top], [right, bottom, right, bottom])
+    pixels = _resize(image, (bottom - top, right - left), augmentation.resize)
+    if augmentation.place is not None:
+        shown, pixels = pixels, np.full((height, width, 3), FILL, pixels.dtype)
+        pixels[top:bottom, left:right] = shown
     if augmentation.flip:
         pixels = pixels[:, ::-1]
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    if augmentation.upside_down:
+        pixels = pixels[::-1]
+        boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], axis=1)
     return pixels, boxes
+
+
+def turned_boxes(boxes: np.ndarray, size: tuple[int, int], turns: int) -> np.ndarray:
+    """Boxes (B, 4) xyxy of an image of `size` (height, width) after quarter turns counter-clockwise."""
+    for turn in range(turns % 4):
+        side = size[1 - turn % 2]  # the width, as it is by now
+        boxes = np.stack([boxes[:, 1], side - boxes[:, 2], boxes[:, 3], side - boxes[:, 0]], axis=1)
+    return boxes
+
+
+def _cropped_boxes(boxes: np.ndarray, size: tuple[int, int], crop: Box) -> np.ndarray:
+    """Boxes (B, 4) in pixels of a crop of an image of `size`; zeros where it leaves too little of them."""
+    boxes = boxes.clip(0, [size[1], size[0]] * 2)
+    cut = boxes.clip([*crop[:2], *crop[:2]], [*crop[2:], *crop[2:]])
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centred = ((centre >= crop[:2]) & (centre <= crop[2:])).all(axis=1)
+    shown = (cut[:, 2:] - cut[:, :2]).prod(axis=1) >= MIN_VISIBLE * (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return np.where((centred & shown)[:, None], cut - [*crop[:2], *crop[:2]], 0.0)
+
+
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (H, W, 3) and boxes (B, 4) of a mosaic from those of its four parts, in their order."""
+    (a, _), (b, _), (c, _), (d, _) = parts
+    pixels = np.vstack([np.hstack([a, b]), np.hstack([c, d])])
+    corners = ((0, 0), (a.shape[1], 0), (0, a.shape[0]), (a.shape[1], a.shape[0]))
+    return pixels, np.concatenate([boxes + np.tile(corner, 2) for corner, (_, boxes) in zip(corners, parts)])
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resize: Resize) -> np.ndarray:

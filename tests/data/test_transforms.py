@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms import v2
 
-from retinaconf.config import DataConfig
-from retinaconf.data.transforms import PAD_TO, Augmentation, apply, augmentation, canvas, resized
+from retinaconf.data.transforms import MIN_VISIBLE, PAD_TO, Augmentation, apply, are_targets, canvas, joined, resized
 
 RED = np.array([255, 0, 0])
 
@@ -48,33 +49,6 @@ def test_the_canvas_is_the_smallest_multiple_of_the_stride_that_holds_all(sizes:
     for side, needed in zip(canvas(sizes), np.max(sizes, axis=0)):
         assert side % PAD_TO == 0
         assert side - PAD_TO < needed <= side
-
-
-def test_random_draws_stay_in_range_and_cover_it():
-    config = DataConfig(short_side=200, long_side=400, scale=(0.5, 2), flip=0.25)
-    draws = [augmentation((100, 150), config, np.random.default_rng(seed)) for seed in range(400)]
-    heights = np.array([draw.height for draw in draws])
-    assert heights.min() >= 100
-    assert heights.max() <= 400
-    # Log-uniform: as many shrink as grow.
-    assert 0.4 < np.mean(heights < 200) < 0.6
-    assert heights.min() < 110
-    assert heights.max() > 360
-    assert 0.15 < np.mean([draw.flip for draw in draws]) < 0.35
-    for draw in draws:
-        assert abs(draw.width - draw.height * 1.5) <= 1.25
-
-
-@pytest.mark.parametrize(("flip", "expected"), [(0.0, {False}), (1.0, {True})])
-def test_flip_probabilities_0_and_1_are_certain(flip: float, expected: set[bool]):
-    config = DataConfig(flip=flip)
-    assert {augmentation((9, 9), config, np.random.default_rng(seed)).flip for seed in range(50)} == expected
-
-
-def test_a_draw_depends_on_its_generator_only():
-    config = DataConfig(scale=(0.5, 2))
-    one, two = (augmentation((100, 150), config, np.random.default_rng([1, 2])) for _ in range(2))
-    assert one == two
 
 
 def painted(size: tuple[int, int], boxes: list[list[int]]) -> Image.Image:
@@ -157,3 +131,123 @@ def test_bilinear_resizing_does_not_smooth():
     assert wider[0, :, 0].tolist() == [0, 25, 75, 85, 55, 80, 160, 200]
     narrower, _ = apply(Image.fromarray(row), np.zeros((0, 4)), Augmentation(1, 2, resize="bilinear"))
     assert narrower[0, :, 0].tolist() == [50, 120]
+
+
+# --- turns, crops, places and mosaics ------------------------------------------------------------------------------
+
+CHANGES = {
+    "turned once": Augmentation(60, 40, turns=1),
+    "turned twice": Augmentation(40, 60, turns=2),
+    "turned back": Augmentation(60, 40, turns=3),
+    "upside down": Augmentation(40, 60, upside_down=True),
+    "cropped": Augmentation(64, 96, crop=(9, 2, 41, 30)),
+    "zoomed out": Augmentation(80, 120, place=(30, 7, 90, 47)),
+    "all at once": Augmentation(70, 90, True, upside_down=True, turns=1, crop=(2, 14, 28, 50), place=(10, 5, 62, 65)),
+}
+
+
+def by_torchvision(image: Image.Image, boxes: np.ndarray, change: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+    """The same by transforms of pictures and boxes together: torchvision.transforms.v2 on tv_tensors."""
+    pixels = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    frames = tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=(image.height, image.width))
+    left, top, right, bottom = change.place or (0, 0, change.width, change.height)
+    steps = [v2.functional.clamp_bounding_boxes] if change.crop else []
+    steps += [lambda x: v2.functional.rotate(x, 90 * change.turns, expand=True)] if change.turns else []
+    if change.crop is not None:
+        x1, y1, x2, y2 = change.crop
+        steps.append(lambda x: v2.functional.crop(x, y1, x1, y2 - y1, x2 - x1))
+    steps.append(lambda x: v2.functional.resize(x, [bottom - top, right - left], antialias=True))
+    steps.append(lambda x: v2.functional.pad(x, [left, top, change.width - right, change.height - bottom]))
+    steps += [v2.functional.horizontal_flip] if change.flip else []
+    steps += [v2.functional.vertical_flip] if change.upside_down else []
+    for step in steps:
+        pixels = pixels if step is v2.functional.clamp_bounding_boxes else step(pixels)
+        frames = step(frames)
+    return pixels.permute(1, 2, 0).numpy(), frames.numpy()
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_pixels_and_boxes_move_as_by_torchvision(change: Augmentation):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (5, 8, 3), dtype=np.uint8)).resize((60, 40), Image.Resampling.BICUBIC)
+    centre, side = rng.uniform([16, 8], [40, 30], (20, 2)), rng.uniform(2, 14, (20, 2))
+    boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
+    pixels, moved = apply(image, boxes, change)
+    expected_pixels, expected = by_torchvision(image, boxes, change)
+    assert pixels.shape == expected_pixels.shape == (change.height, change.width, 3)
+    shown = expected_pixels.any(axis=2)  # torchvision's padding is black
+    # Pillow rounds between its two passes, and torch rounds once.
+    assert np.abs(pixels.astype(int) - expected_pixels)[shown].max() <= 1
+    kept = are_targets(moved)
+    assert kept.sum() >= 15
+    np.testing.assert_allclose(moved[kept], expected[kept], rtol=0, atol=1e-5)  # its scales have 32 bits
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_boxes_stay_on_painted_pixels(change: Augmentation):
+    """Painted, and found again: nothing here knows how boxes move."""
+    box = [20, 10, 33, 22]
+    pixels, boxes = apply(painted((40, 60), [box]), np.array([box], float), change)
+    np.testing.assert_allclose(boxes[0], extent(np.where(pixels[:, :, 1:2] > 90, 0, pixels)), atol=0.6)
+
+
+def test_a_pixel_is_turned_onto_a_pixel():
+    image = painted((3, 5), [[4, 1, 5, 2]])
+    for turns, height, width, expected in ((1, 5, 3, [1, 0, 2, 1]), (2, 3, 5, [0, 1, 1, 2]), (3, 5, 3, [1, 4, 2, 5])):
+        pixels, boxes = apply(image, np.array([[4, 1, 5, 2]], float), Augmentation(height, width, turns=turns))
+        assert boxes.tolist() == [expected]
+        assert extent(pixels) == expected
+        assert are_targets(boxes).all()
+
+
+def test_a_crop_keeps_boxes_of_which_it_shows_centre_and_enough():
+    """By hand: the crop is the middle 20 x 20 of 40 x 40."""
+    boxes = {
+        "whole": [12, 12, 18, 18],
+        "cut, with its centre": [4, 15, 18, 25],
+        "centre on the edge": [5, 15, 15, 25],
+        "cut, without its centre": [4, 15, 15, 25],
+        "around": [5, 5, 35, 35],  # 400 of 900
+        "around the picture": [-5, -5, 45, 45],  # which shows 40 x 40 of it, and the crop a quarter of that
+        "wide": [-1, -1, 41, 21],  # 40 x 21, of which 20 x 11 are shown: 220 of 840
+        "outside": [0, 0, 8, 8],
+        "outside the picture": [-20, 10, -5, 20],
+        "a pixel": [29, 29, 30, 30],
+    }
+    _, cut = apply(
+        painted((40, 40), []), np.array([*boxes.values()], float), Augmentation(20, 20, crop=(10, 10, 30, 30))
+    )
+    assert MIN_VISIBLE == 0.25
+    kept = {name: box for name, box, shown in zip(boxes, cut.tolist(), are_targets(cut)) if shown}
+    assert kept == {
+        "whole": [2, 2, 8, 8],
+        "cut, with its centre": [0, 5, 8, 15],
+        "centre on the edge": [0, 5, 5, 15],
+        "around": [0, 0, 20, 20],
+        "around the picture": [0, 0, 20, 20],
+        "wide": [0, 0, 20, 11],
+        "a pixel": [19, 19, 20, 20],
+    }
+    wide = np.array([[0, 0, 40, 21]], float)  # its centre is shown, and 9 x 9 of 840
+    assert not are_targets(apply(painted((40, 40), []), wide, Augmentation(9, 9, crop=(12, 10, 21, 19)))[1]).any()
+
+
+def test_a_picture_that_is_zoomed_out_lies_on_grey():
+    pixels, boxes = apply(
+        painted((40, 60), [[0, 0, 60, 40]]), np.zeros((0, 4)), Augmentation(40, 60, place=(9, 5, 39, 25))
+    )
+    assert boxes.shape == (0, 4)
+    assert extent(np.where(pixels == 124, 0, pixels)) == [9, 5, 39, 25]
+    assert np.unique(pixels[:, :9].reshape(-1, 3), axis=0).tolist() == [[124, 116, 104]]
+
+
+def test_a_mosaic_is_its_four_parts():
+    rng = np.random.default_rng(0)
+    sizes = [(3, 5), (3, 2), (4, 5), (4, 2)]
+    parts = [(rng.integers(0, 256, (*size, 3), dtype=np.uint8), np.array([[0, 1, 2, 3]], float)) for size in sizes]
+    parts[2] = (parts[2][0], np.zeros((0, 4)))
+    pixels, boxes = joined(parts)
+    for (part, _), (y, x) in zip(parts, [(0, 0), (0, 5), (3, 0), (3, 5)]):
+        np.testing.assert_array_equal(pixels[y : y + part.shape[0], x : x + part.shape[1]], part)
+    assert pixels.shape == (7, 7, 3)
+    assert boxes.tolist() == [[0, 1, 2, 3], [5, 1, 7, 3], [5, 4, 7, 6]]

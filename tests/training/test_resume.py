@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from retinaconf.config import PRESETS
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.training import loop
 from retinaconf.training import run as training_run
@@ -46,13 +47,13 @@ def leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, state
 
 
-def assert_same_run(run: Path, other: Path) -> None:
+def assert_same_run(run: Path, other: Path, files: Sequence[str] = ("metrics.jsonl", "model.safetensors")) -> None:
     """Bit by bit, `last.ckpt` by its contents."""
     one, two = (dict(leaves(torch.load(folder / "last.ckpt", weights_only=True))) for folder in (run, other))
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name], name
-    for file in ("metrics.jsonl", "model.safetensors"):
+    for file in files:
         assert (run / file).read_bytes() == (other / file).read_bytes(), file
 
 
@@ -130,6 +131,23 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     assert_same_run(run, tmp_path / "whole")
     losses = lines(run)[-2]
     assert {name for name in losses if isinstance(losses[name], float)} >= {"class", "box", "distribution", "rank"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_goes_on_with_every_kind_of_augmentation(
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+):
+    """From no workers to two, in the middle of an epoch; `strong` with everything that it leaves out."""
+    knobs = {f"data.{name}": 0.5 for name in ("turn", "vertical_flip", "blur", "jpeg")} if preset == "strong" else {}
+    changes = CHANGES | knobs | {"data.augment": preset, "data.batch_size": 2, "schedule.epochs": 1}
+    train_run(tiny_config(**changes), data, tmp_path / "whole", device="cpu")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="stopped at step 1 of 4"):
+            train_run(tiny_config(**changes), data, run, device="cpu")
+    train_run(tiny_config(**changes | {"data.workers": 2}), data, run, resume=True, device="cpu")
+    assert_same_run(run, tmp_path / "whole", ["metrics.jsonl"])  # the other file names the number of workers
 
 
 @pytest.mark.parametrize("word", ["old", "new"])
@@ -241,7 +259,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: P
     assert "last.ckpt" not in message
     assert "a lower --optimizer.lr (now 1e+30) or --optimizer.clip-norm 10. " in message
     assert message.endswith(f"{run / 'metrics.jsonl'} holds the losses")
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl", "samples"]
     assert [line["loss"] for line in lines(run)] == [None]
 
 
@@ -284,7 +302,7 @@ def test_weights_that_are_not_finite_are_never_written(
     at_step(monkeypatch, step, spoil)
     with pytest.raises(InputError, match=f"the weights are not finite at step {step}; "):
         train_run(tiny_config(**CHANGES), data, run, device="cpu")
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl", "samples"]
     assert [line["step"] for line in lines(run)] == [step]
     assert lines(run)[0]["loss"] > 0
 
@@ -305,7 +323,7 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
         patch.setattr(*((torch, "save") if file == "last.ckpt" else (safetensors.torch, "save_file")), full)
         with pytest.raises(InputError, match=rf"{file}: cannot be written \(No space left"):
             train_run(tiny_config(**CHANGES), data, run, device="cpu")
-    kept = {"config.json", "log.txt", "metrics.jsonl", "last.ckpt"} - {file}
+    kept = {"config.json", "log.txt", "metrics.jsonl", "last.ckpt", "samples"} - {file}
     assert {path.name for path in run.iterdir()} == kept
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)
