@@ -7,6 +7,7 @@
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
 `log.txt`                    what was printed
 `val.txt`                    names of the images held out as `val`, if the data set has none
+`samples/`                   a few augmented training images with their boxes
 ============================ ==============================================================
 
 Files are written aside and renamed, so that a run that is killed leaves the old or the new one, never half of one.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 RUN_FILES = ("config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt", "val.txt")
 CONFIG, METRICS_LOG, MODEL, LAST, LOG, VAL = RUN_FILES
+SAMPLES = "samples"  # a folder
 
 
 class Weights(NamedTuple):

@@ -266,6 +266,7 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
         "model.safetensors",
         "last.ckpt",
         "log.txt",
+        "samples",
     }
     assert "flat COCO layout" in result.out
     result = run_cli(*words, "--max-steps", 2, "--resume")

@@ -89,9 +89,10 @@ class Config(Section):
 
     def deciding(self) -> dict[str, Any]:
         """The fields that decide a run's result, by dotted name: without how images are loaded, and without the share
-        of `val`, as a run keeps which images it holds out.
+        of `val`, as a run keeps which images it holds out. Knobs of augmentation have their numbers.
         """
-        return {name: value for name, value in self.flat().items() if name not in ("data.workers", "data.val_fraction")}
+        flat = self.flat() | {f"data.{name}": knob for name, knob in self.data.knobs._asdict().items()}
+        return {name: value for name, value in flat.items() if name not in ("data.workers", "data.val_fraction")}
 
     def changed(self, **changes: Any) -> Config:
         """A validated copy with dotted fields changed: `config.changed(**{"optimizer.lr": 0.005})`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,32 @@ _TO_OKLAB = np.array(
 
 
 def draw_detections(image: Any, detections: Detections, bgr: bool = False) -> Image.Image:
-    """A copy of `image` with boxes and labels, worst first so that the best lie on top; sizes follow the image's."""
-    picture = read_image(image, bgr=bgr).copy()
+    """A copy of `image` with boxes, class names and scores, worst first so that the best lie on top."""
+    names = [detections.classes[label] for label in detections.labels]
+    scores = [f"{score:.2f}" for score in detections.scores]
+    # On a small picture what fits: the colour, too, says the class.
+    texts = [(f"{name} {score}", name, score) for name, score in zip(names, scores)]
+    return draw_boxes(read_image(image, bgr=bgr), detections.boxes, detections.labels, texts)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: np.ndarray, labels: np.ndarray, texts: Sequence[Sequence[str]]
+) -> Image.Image:
+    """A copy of `image` with boxes (D, 4) xyxy, the first on top; sizes of lines and letters follow the image's.
+
+    A box's colour is its label's. Its text is the first of several that fits in the picture's width, or the last.
+    """
+    picture = image.copy()
     canvas = ImageDraw.Draw(picture)
     side = max(picture.size)
     width = max(1, round(side / 400))
     font = ImageFont.load_default(size=max(10, round(side / 55)))
-    for row in reversed(range(len(detections))):
-        x1, y1, x2, y2 = (float(value) for value in detections.boxes[row])
-        label = int(detections.labels[row])
-        colour = class_colour(label)
+    for row in reversed(range(len(boxes))):
+        x1, y1, x2, y2 = (float(value) for value in boxes[row])
+        colour = class_colour(int(labels[row]))
         canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
-        name, score = detections.classes[label], f"{detections.scores[row]:.2f}"
-        # On a small picture what fits: the colour, too, says the class.
-        forms = (f"{name} {score}", name, score)
-        text = next((form for form in forms if font.getlength(form) + 2 * MARGIN <= picture.width), score)
+        fits = (text for text in texts[row] if font.getlength(text) + 2 * MARGIN <= picture.width)
+        text = next(fits, texts[row][-1])
         _label(canvas, text, x1, y1, y2, colour, font, picture.size)
     return picture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from retinaconf.run_folder import (
     METRICS_LOG,
     MODEL,
     RUN_FILES,
+    SAMPLES,
     VAL,
     read_config,
     read_metrics,
@@ -30,6 +32,7 @@ from retinaconf.run_folder import (
 )
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
+from retinaconf.training.samples import write_samples
 from retinaconf.training.start import is_run
 
 MAX_ALPHA = 0.9  # of a product that is trained: beyond, its class score would have to start at less than 1e-17
@@ -78,6 +81,8 @@ def train_run(
             progress.say(f"{root}: {what}; training without validation, the last weights are kept")
             val_set = None
         report_dropped(dropped, progress)
+        if fabric.is_global_zero and not (run / LAST).exists():
+            progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps)
 
 
@@ -124,6 +129,7 @@ def _opened(
             if is_new and not ((run / METRICS_LOG).exists() or (run / LAST).exists()):
                 for name in (CONFIG, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
+                shutil.rmtree(run / SAMPLES, ignore_errors=True)
                 if not had_folder and not any(run.iterdir()):
                     run.rmdir()
             raise
@@ -134,7 +140,7 @@ def _see_that_it_fits(
 ) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
-        if found := [name for name in (LAST, MODEL, METRICS_LOG, LOG, VAL) if os.path.lexists(run / name)]:
+        if found := [name for name in (LAST, MODEL, METRICS_LOG, LOG, VAL, SAMPLES) if os.path.lexists(run / name)]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
                 f"is overwritten; restore {CONFIG}, or choose another --out"

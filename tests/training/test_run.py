@@ -32,6 +32,7 @@ def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
         "model.safetensors",
         "last.ckpt",
         "log.txt",
+        "samples",
     }
     assert read_config(trained.run / "config.json") == trained.config
     weights = read_weights(trained.run)
@@ -163,6 +164,10 @@ def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny
             train_run(tiny_config(**{name: value}), tiny_data, run, resume=True, device="cpu")
     with pytest.raises(InputError, match="holds a run already; go on with it by --resume, or choose another --out"):
         train_run(tiny_config(), tiny_data, run, device="cpu")
+    old = {name: value for name, value in tiny_config().flat().items() if name not in ("data.augment", "data.crop")}
+    (run / "config.json").write_text(json.dumps(old | {"data.flip": 0.5}))  # as version 0.1 wrote it
+    train_run(tiny_config(), tiny_data, run, resume=True, max_steps=3, device="cpu")
+    assert lines(run, "train")[-1]["step"] == 3
 
 
 OTHER_DATA: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
@@ -198,11 +203,11 @@ def test_a_run_does_not_go_on_with_other_data(
 ):
     run = tmp_path / "run"
     train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
-    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"}
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "log.txt"}
     change(tiny_data / f"{split}.json", edit)
     with pytest.raises(InputError, match=rf"last\.ckpt: .*{message}.*; resume with the data of the run, or choose"):
         train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
-    assert {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"} == before
+    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "log.txt"} == before
 
 
 def test_a_run_goes_on_in_another_place_and_after_version_0_1(tiny_data: Path, tiny_config: Any, tmp_path: Path):
