@@ -43,7 +43,7 @@ def calibrate(
         apply: the map to apply.
         json: when a map is fitted, also write the calibration before and after to this file.
     """
-    from retinaconf.evaluation.score_map import calibrate_file, read_score_map, write_score_map
+    from retinaconf.evaluation.score_map_file import calibrate_file, read_score_map, write_score_map
     from retinaconf.progress import terminal_progress
 
     check_outputs([out, json], [detections, ground_truth, data, apply])

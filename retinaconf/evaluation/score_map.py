@@ -1,31 +1,22 @@
-"""A map from a detector's score to the IoU to expect: fitted, measured on images it has not seen, kept, applied.
+"""A map from a detector's score to the IoU to expect: fitted, and measured on images it has not seen.
 
 Within a class the map ascends, so that calibrated scores rank boxes as the raw ones do and AP stays what it was.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from retinaconf.coco_results import read_coco_results, read_records
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.detections import SCORE_SLACK, Detections
-from retinaconf.errors import InputError, reason
+from retinaconf.detections import Detections
+from retinaconf.errors import InputError
 from retinaconf.evaluation.average_precision import image_draws
 from retinaconf.evaluation.calibration import ANY_OVERLAP, BINS, Calibration, bin_of, calibrate
 from retinaconf.evaluation.gains import REPLICATES, halves
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
-from retinaconf.files import write_aside, write_json
-from retinaconf.progress import ProgressCallback, silent
 
-FORMAT = "retinaconf score map"
-VERSION = 1
-RAW_SCORE = "raw_score"  # the key that a calibrated record keeps the detector's own score under
 GROUPS = 100  # of detections, at most: more knots follow the noise
 OWN_MAP = 100  # objects from which a class has a map of its own; docs/diagnosis.md has the measurement
 RAW_WEIGHT = 0.001  # share of the raw score in the calibrated one: where the map is level, the raw order stays
@@ -217,102 +208,3 @@ def _excess(scores: np.ndarray, ious: np.ndarray, image_index: np.ndarray, image
     """
     place = image_index * BINS + bin_of(scores)
     return np.bincount(place, weights=scores - ious, minlength=images * BINS).reshape(images, BINS)
-
-
-def calibrate_file(score_map: ScoreMap, path: Path, out: Path, progress: ProgressCallback = silent) -> int:
-    """Write COCO results anew with calibrated scores, the raw one as `raw_score`, and return their number.
-
-    Order and all other keys of the records stay.
-
-    Raises:
-        InputError: the file is missing or malformed, a score is NaN or outside [0, 1], the map does not know a
-            category, the records are calibrated already, or `out` cannot be written.
-    """
-    columns = read_coco_results(path, progress)
-    ids, scores = columns["category_id"], columns["score"]
-    for row in np.flatnonzero(~((scores >= 0) & (scores <= 1 + SCORE_SLACK)))[:1]:  # also NaN
-        raise InputError(f"{path}: record {row} has score {scores[row]}; scores must be in [0, 1]")
-    for row in np.flatnonzero(~np.isin(ids, list(score_map.classes)))[:1]:
-        raise InputError(
-            f"{path}: record {row} has category_id {ids[row]}, which the map does not know; fit it with ground "
-            "truth that lists this category"
-        )
-    calibrated = score_map(ids, np.minimum(scores, 1.0)).tolist()
-
-    def write(aside: Path) -> None:
-        row = 0
-        with aside.open("w") as file:
-            file.write("[")
-            for batch in read_records(path):
-                for record in batch:
-                    if RAW_SCORE in record:
-                        raise InputError(
-                            f"{path}: record {row} has '{RAW_SCORE}', so it is calibrated already; give the file with "
-                            "raw scores"
-                        )
-                    text = json.dumps(record | {"score": calibrated[row], RAW_SCORE: record["score"]})
-                    file.write((",\n" if row else "\n") + text)
-                    row += 1
-            file.write("\n]\n")
-
-    write_aside(out, write)
-    return len(calibrated)
-
-
-def write_score_map(path: Path, score_map: ScoreMap) -> None:
-    """Write a map as JSON.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-
-    def lists(curve: Curve) -> dict[str, list[float]]:
-        return {"scores": curve.scores.tolist(), "ious": curve.ious.tolist()}
-
-    own = {id_: lists(curve) for id_, curve in score_map.by_class.items()}
-    classes = [{"id": id_, "name": name, "own": own.get(id_)} for id_, name in score_map.classes.items()]
-    rule = f"{1 - RAW_WEIGHT:g} * interp(score, scores, ious) + {RAW_WEIGHT:g} * score, by its own map or common"
-    header = {"format": FORMAT, "version": VERSION, "calibrated_score": rule}
-    write_json(path, {**header, "common": lists(score_map.common), "classes": classes})
-
-
-def read_score_map(path: Path) -> ScoreMap:
-    """Read what `write_score_map` wrote.
-
-    Raises:
-        InputError: the file is missing, is no such map or one of a later version, or its numbers do not ascend in
-            [0, 1].
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f"{path}: not a map of scores; retinaconf calibrate --detections DT --out MAP writes one")
-    if document.get("version") != VERSION:
-        version = document.get("version")
-        raise InputError(f"{path}: a map of version {version}; this retinaconf reads version {VERSION}")
-    try:
-        own = {int(entry["id"]): entry["own"] for entry in document["classes"]}
-        return ScoreMap(
-            common=_curve(document["common"]),
-            by_class={id_: _curve(curve) for id_, curve in own.items() if curve is not None},
-            classes={int(entry["id"]): str(entry["name"]) for entry in document["classes"]},
-        )
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{path}: a damaged map: each needs 'scores' and 'ious' that ascend in [0, 1]; fit it again"
-        ) from None
-
-
-def _curve(value: Any) -> Curve:
-    scores, ious = (np.array(value[name], dtype=np.float64) for name in ("scores", "ious"))
-    for column in (scores, ious):
-        inside = column.ndim == 1 and len(column) > 0 and bool(((column >= 0) & (column <= 1)).all())
-        if not inside or len(scores) != len(ious) or (np.diff(column) < 0).any():
-            raise ValueError("not a curve")
-    return Curve(scores, ious)
