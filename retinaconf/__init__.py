@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from retinaconf.api import compare, diagnose, train
     from retinaconf.inference.detector import Detector, load
     from retinaconf.inference.evaluate import evaluate
+    from retinaconf.inference.tune import tune
     from retinaconf.interop.export import export
 
-__all__ = ["Detector", "compare", "diagnose", "evaluate", "export", "load", "train"]
+__all__ = ["Detector", "compare", "diagnose", "evaluate", "export", "load", "train", "tune"]
 __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("compare", "diagnose", "train"), "api"),
     **dict.fromkeys(("Detector", "load"), "inference.detector"),
     "evaluate": "inference.evaluate",
+    "tune": "inference.tune",
     "export": "interop.export",
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train",
     "evaluate": "evaluate",
     "predict": "predict",
+    "tune": "tune",
     "diagnose": "diagnose",
     "calibrate": "calibrate",
     "compare": "compare",

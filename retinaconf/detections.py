@@ -53,6 +53,7 @@ class Detections:
     scores: np.ndarray  # (D,) float in [0, 1], what NMS and AP rank by
     class_scores: np.ndarray | None = None  # (D,) float in [0, 1]
     quality: np.ndarray | None = None  # (D,) float in [0, 1], the predicted IoU with the object
+    confidence: np.ndarray | None = None  # (D,) float in [0, 1], the IoU to expect of such a score, if the run is tuned
     classes: tuple[str, ...] = ()  # K names
     category_ids: tuple[int, ...] = ()  # K ids on disk
     source: str = "arrays"  # the file or run that messages name
@@ -104,10 +105,15 @@ class Detections:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must be in [0, 1]")
         class_scores = self.scores if self.class_scores is None else self.class_scores
-        return replace(self, scores=self.quality**alpha * class_scores ** (1 - alpha))
+        return replace(self, scores=self.quality**alpha * class_scores ** (1 - alpha), confidence=None)
+
+    def _known_scores(self) -> dict[str, np.ndarray]:
+        """The columns of scores, by their names on disk."""
+        scores = {on_disk: getattr(self, name) for on_disk, name in SCORES.items()} | {"confidence": self.confidence}
+        return {name: column for name, column in scores.items() if column is not None}
 
     def to_coco(self, image_id: int | np.ndarray) -> list[dict[str, Any]]:
-        """COCO results records, with `class_score` and `quality` beside `score` where they are known; boxes are xywh.
+        """COCO results records, with `class_score`, `quality` and `confidence` where they are known; boxes are xywh.
 
         Args:
             image_id: of all boxes, or those (I,) of the images that `image_index` counts.
@@ -117,24 +123,24 @@ class Detections:
             "image_id": ids[self.image_index] if ids.ndim else np.broadcast_to(ids, len(self)),
             "category_id": np.array(self.category_ids, dtype=np.int64)[self.labels],
             "bbox": to_xywh(self.boxes.astype(np.float64)),
-            **{on_disk: getattr(self, name) for on_disk, name in SCORES.items()},
+            **self._known_scores(),
         }
-        known = {name: column.tolist() for name, column in columns.items() if column is not None}
+        known = {name: column.tolist() for name, column in columns.items()}
         return [dict(zip(known, row)) for row in zip(*known.values())]
 
     def to_supervision(self) -> supervision.Detections:
-        """The same as `supervision.Detections`, with `class_name`, `class_score` and `quality` in its data."""
+        """The same as `supervision.Detections`; `class_name` and what is known of the other scores are in its data."""
         with extras_needed_by("to_supervision"):
             import supervision
 
         data: dict[str, Any] = {"class_name": self.class_names}
-        data |= {name: column for name in OPTIONAL if (column := getattr(self, SCORES[name])) is not None}
+        data |= {name: column for name, column in self._known_scores().items() if name != "score"}
         return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A row for each detection: `image_index`, `label`, `class_name`, `x1`, `y1`, `x2`, `y2` in pixels, and scores.
 
-        The scores are `score`, and `class_score` and `quality` where they are known.
+        The scores are `score`, and `class_score`, `quality` and `confidence` where they are known.
 
         Raises:
             InputError: pandas is not installed.
@@ -144,8 +150,7 @@ class Detections:
 
         columns = {"image_index": self.image_index, "label": self.labels, "class_name": self.class_names}
         columns |= dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T))
-        scores = {on_disk: getattr(self, name) for on_disk, name in SCORES.items()}
-        return pandas.DataFrame(columns | {name: column for name, column in scores.items() if column is not None})
+        return pandas.DataFrame(columns | self._known_scores())
 
     def draw(self, image: Any, bgr: bool = False) -> Image.Image:
         """A copy of the image, in RGB, with boxes, class names and scores on it.

@@ -3,7 +3,7 @@
 ============================ ==============================================================
 `config.json`                the configuration, flat and complete
 `metrics.jsonl`              a line every few training steps, a line every validation
-`model.safetensors`          the best weights; classes, category ids, config as metadata
+`model.safetensors`          the best weights; classes, category ids, config, tuning as metadata
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
 `log.txt`                    what was printed
 `val.txt`                    names of the images held out as `val`, if the data set has none
@@ -39,6 +39,7 @@ class Weights(NamedTuple):
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     state: dict[str, Tensor]
+    tuning: dict[str, Any] | None = None  # what `retinaconf tune` has kept of these very weights
 
 
 def write_config(path: Path, config: Config) -> None:
@@ -93,9 +94,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_weights(
-    path: Path, state: Mapping[str, Tensor], config: Config, classes: tuple[str, ...], category_ids: tuple[int, ...]
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: Config,
+    classes: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    tuning: dict[str, Any] | None = None,
 ) -> None:
-    """Save weights with what is needed to use them. The same weights give the same bytes."""
+    """Save weights with what is needed to use them. The same weights give the same bytes.
+
+    `tuning` is of these weights: whoever writes others leaves it out.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -104,6 +113,7 @@ def write_weights(
         "config": json.dumps(config.flat()),
         "classes": json.dumps(classes),
         "category_ids": json.dumps(category_ids),
+        **({} if tuning is None else {"tuning": json.dumps(tuning)}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
@@ -153,10 +163,11 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{file}: no '{min(missing)}' in its metadata; was it written by retinaconf?")
     try:
         flat, classes, category_ids = (json.loads(metadata[name]) for name in ("config", "classes", "category_ids"))
+        tuning = json.loads(metadata.get("tuning", "null"))
         if not isinstance(flat, dict) or len(classes) != len(category_ids):
             raise ValueError
     except (ValueError, TypeError):
         raise InputError(f"{file}: its metadata is damaged; restore the file, or train anew") from None
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise InputError(f"{file}: its weights are not finite (in {broken[0]}); restore the file, or train anew")
-    return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state)
+    return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state, tuning)

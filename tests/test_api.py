@@ -69,6 +69,8 @@ def test_files_are_diagnosed_and_compared_on_a_data_set(run_cli: Callable[..., A
         (lambda: retinaconf.train("conf-lite0", "d", "o", {"optimizer.rate": 1}), "unknown setting 'optimizer.rate'"),
         (lambda: retinaconf.train("conf-lite0", "d", "o", max_steps=0), "--max-steps 0: give at least 1"),
         (lambda: retinaconf.evaluate("absent", "d"), "absent"),
+        (lambda: retinaconf.tune("absent", "d"), "absent"),
+        (lambda: retinaconf.tune("absent", "d", precision=2), "--precision 2: give a share"),
         (lambda: retinaconf.compare("a", data="d"), "compare: 1 runs; give two, A and B"),
         (lambda: retinaconf.compare(detections="dt.json", data="d"), r"'dt.json': give a list of paths, such as \['dt"),
         (lambda: retinaconf.diagnose("run", "d", nms_iou=0.5), "--nms-iou: it is for the diagnosis of files"),

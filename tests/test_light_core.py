@@ -95,6 +95,7 @@ def test_what_needs_an_extra_says_which_in_one_line(tiny_data: Path):
         ["demo", *out],
         ["evaluate", "run", *data],
         ["predict", "run", "a.jpg", *out],
+        ["tune", "run", *data],
         ["diagnose", "run", *data],
         ["compare", "run", "other", *data],
         ["retrofit", "run", *data, *out],

@@ -53,6 +53,9 @@ def test_from_a_yolo_folder_to_onnxruntime(run_cli, tiny_data, tiny_flags, tmp_p
     words = ("train", "retinanet-lite0", "--data", data, "--out", "run", *tiny_flags, *plain, *low, "--max-steps", 2)
     assert "YOLO" in retinaconf(*words)
 
+    printed = retinaconf("tune", "run", "--data", data, "--recall", 0.5)
+    assert "no quality branch, so there is no alpha to choose" in printed
+
     retinaconf("evaluate", "run", "--data", data, "--json", "val.json")
     report = json.loads((tmp_path / "val.json").read_text())
     assert report["images"] == 4
@@ -70,6 +73,7 @@ def test_from_a_yolo_folder_to_onnxruntime(run_cli, tiny_data, tiny_flags, tmp_p
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["thing"]
+    assert 0 < json.loads(about["thresholds"])[0] < 1
     assert [value.name for value in session.get_inputs()] == ["images", "sizes"]
     assert [value.name for value in session.get_overridable_initializers()] == ["score_threshold"]  # no alpha
     for picture in pictures:
@@ -88,3 +92,5 @@ def test_from_a_yolo_folder_to_onnxruntime(run_cli, tiny_data, tiny_flags, tmp_p
         by_score = sorted(of_picture, key=lambda record: -record["score"])
         scores = [record["score"] for record in by_score]
         np.testing.assert_allclose(found["scores"][0, : len(scores)], scores, atol=1e-4)
+        confidence = [record["confidence"] for record in by_score]
+        np.testing.assert_allclose(found["confidence"][0, : len(scores)], confidence, atol=1e-3)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retinaconf.errors import UsageError
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
-
-if TYPE_CHECKING:
-    from retinaconf.evaluation.calibration import Calibration
 
 _ROWS = {
     "pooled_error": "LaECE_0, all classes together",
@@ -74,10 +71,7 @@ def fit_files(
 ) -> tuple[dict[str, Any], Any]:
     """The report that `retinaconf calibrate --json` writes, and the map, a `ScoreMap`.
 
-    Keys: `detections`, `ground_truth` (the file or folder), `images`, `objects`, `own_map_from` (objects from which a
-    class has a map of its own), `own_maps` (names), `common_map` (names of the others), `before` and `after`
-    (`pooled_error`, `laece_0`, `laace_0`, `d_ece`, `mean_olrp`, on images that the map has not seen; null where a half
-    of the images has no detections), and `pooled_error_change` (95% `interval`).
+    Keys: `detections`, `ground_truth` (the file or folder), `images`, `objects`, and those of `calibration_report`.
 
     Raises:
         InputError: a file is missing, malformed or of another split, or there is nothing to fit.
@@ -85,42 +79,31 @@ def fit_files(
     from retinaconf.data.ground_truth import read_coco
     from retinaconf.data.layouts import load_split
     from retinaconf.detections import read_detections
-    from retinaconf.evaluation.score_map import OWN_MAP, fit, measure_unseen
+    from retinaconf.evaluation.score_map import calibration_report, fit, measure_unseen
     from retinaconf.progress import terminal_progress
 
     truth = read_coco(ground_truth) if ground_truth is not None else load_split(data or Path(), split)
     with terminal_progress() as progress:
         found = read_detections(detections, truth, progress)
     score_map = fit(found, truth)
-    unseen = measure_unseen(found, truth)
-    own = [name for id_, name in score_map.classes.items() if id_ in score_map.by_class]
     report = {
         "detections": str(detections),
         "ground_truth": truth.source,
         "images": len(truth),
         "objects": int((~truth.crowd).sum()),
-        "own_map_from": OWN_MAP,
-        "own_maps": own,
-        "common_map": [name for id_, name in score_map.classes.items() if id_ not in score_map.by_class],
-        "before": unseen and _numbers(unseen.before),
-        "after": unseen and _numbers(unseen.after),
-        "pooled_error_change": unseen and {"interval": unseen.interval},
+        **calibration_report(score_map, measure_unseen(found, truth)),
     }
     return report, score_map
 
 
-def _numbers(calibration: Calibration) -> dict[str, float]:
-    return {
-        "pooled_error": calibration.pooled_error,
-        "laece_0": calibration.mean_laece_0,
-        "laace_0": calibration.mean_laace_0,
-        "d_ece": calibration.d_ece,
-        "mean_olrp": calibration.mean_olrp,
-    }
-
-
 def print_report(report: dict[str, Any]) -> None:
     """The report as lines and a table."""
+    print(f"fitted to {report['objects']:,} objects in {report['images']:,} images of {report['ground_truth']}")
+    print_calibration(report)
+
+
+def print_calibration(report: dict[str, Any]) -> None:
+    """What `calibration_report` says."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -130,7 +113,6 @@ def print_report(report: dict[str, Any]) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"fitted to {report['objects']:,} objects in {report['images']:,} images of {report['ground_truth']}")
     own, common = report["own_maps"], report["common_map"]
     if own:
         say(f"a map of its own: {', '.join(own)}")

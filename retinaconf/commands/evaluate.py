@@ -81,9 +81,34 @@ def print_report(report: dict[str, Any]) -> None:
     for name, value in report["per_class"].items():
         classes.add_row(name, _cell(value))
     console.print(classes)
+    if "tuned" in report:
+        _print_tuning(console, report["tuned"])
     if "sweep" in report:
         rows = [(row["joint"], row["metrics"]) for row in report["sweep"]]
         console.print(_table("joint scores, from one pass of the network", "joint score", rows))
+
+
+def _print_tuning(console: Console, tuned: dict[str, Any]) -> None:
+    error = tuned["laece_0"]
+    console.print(
+        f"tuned: LaECE_0 is {_cell(error['score'])} of the score and {_cell(error['confidence'])} of the confidence, "
+        f"which ranks with AP {_cell(tuned['AP_by_confidence'])}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("class", "precision", "95%", "recall", "95%", title=f"thresholds: {tuned['goal']}", box=SIMPLE)
+    for name, row in tuned["shown"].items():
+        table.add_row(name, *share_cells(row, "precision"), *share_cells(row, "recall"))
+    console.print(table)
+
+
+def share_cells(row: dict[str, Any], key: str) -> tuple[str, str]:
+    """A share and its interval as two cells."""
+    if row.get(key) is None or row[key] != row[key]:
+        return "-", "-"
+    low, high = row[f"{key}_interval"]
+    return f"{row[key]:.2f}", f"{low:.2f} to {high:.2f}"
 
 
 def _table(title: str, first: str, rows: list[tuple[str, dict[str, float | None]]]) -> Table:
@@ -103,4 +128,4 @@ def _table(title: str, first: str, rows: list[tuple[str, dict[str, float | None]
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None or value != value else f"{value:.3f}"

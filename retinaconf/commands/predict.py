@@ -16,7 +16,7 @@ def predict(
     /,
     out: Path,
     alpha: float | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     device: Device = "auto",
 ) -> None:
     """Annotated pictures and detections.json (COCO results) of images, folders of images, and videos.
@@ -28,13 +28,14 @@ def predict(
         images: images, folders of images, videos, or patterns such as 'photos/**/*.jpg'.
         out: folder for the pictures and detections.json.
         alpha: exponent of the quality in the joint score, instead of the run's own.
-        score_threshold: boxes with a joint score above this are drawn; detections.json holds all.
+        score_threshold: boxes with a joint score above this are drawn; without it above 0.3, or of a tuned run
+            from the threshold of their class on; detections.json holds all.
         device: where to compute.
     """
     from retinaconf.inference.predict import predict_files
 
-    done, skipped = predict_files(run, images, out, alpha, score_threshold, device)
-    print(f"{done:,} images: {out / 'detections.json'} and the pictures beside it")
+    done, skipped, shown = predict_files(run, images, out, alpha, score_threshold, device)
+    print(f"{done:,} images: {out / 'detections.json'} and the pictures beside it; boxes in them: {shown}")
     for fault in skipped:
         print(f"skipped: {fault}")
     if skipped:

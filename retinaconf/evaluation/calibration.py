@@ -142,38 +142,60 @@ class OptimalLRP:
     objects: np.ndarray  # (K,) int64
 
 
-def optimal_lrp(matches: MatchedDetections, level: int, iou_threshold: float, ground_truth: GroundTruth) -> OptimalLRP:
-    """Optimal localization-recall-precision error per class (Oksuz et al., ECCV 2018, eq. 3 and 8).
+@dataclass(frozen=True)
+class OperatingPoints:
+    """What a class gives if its n best detections are kept, for P values of n; equal scores are kept together."""
+
+    kept: np.ndarray  # (P,) int64, n: ascending from 0
+    score: np.ndarray  # (P,) the least score that is kept; NaN where none is
+    true: np.ndarray  # (P,) int64, true positives
+    displaced: np.ndarray  # (P,) sum of 1 - IoU over the true positives
+    lrp: np.ndarray  # (P,)
+
+
+def operating_points(
+    matches: MatchedDetections, level: int, iou_threshold: float, ground_truth: GroundTruth
+) -> dict[int, OperatingPoints]:
+    """The operating points of each class with objects, by label, with the LRP of Oksuz et al. (ECCV 2018, eq. 3).
 
     LRP(s) = (sum over true positives of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) for the detections with
-    score >= s; oLRP is its minimum over s, here over every score that occurs (the authors' code tries a grid), the
-    highest of equally good ones. Greedy matching goes by descending score, so that one matching serves every s.
+    score >= s. Greedy matching goes by descending score, so that one matching serves every s.
     """
     labels, scores, iou, matched = _considered(matches, level)
     objects = np.bincount(ground_truth.labels[~ground_truth.crowd], minlength=len(ground_truth.classes))
-    shape = len(objects)
-    result = OptimalLRP(*(np.full(shape, np.nan) for _ in range(5)), objects)  # type: ignore[call-arg]
     order = np.lexsort((-scores, labels))
-    ends = np.searchsorted(labels[order], np.arange(shape + 1))
+    ends = np.searchsorted(labels[order], np.arange(len(objects) + 1))
+    points = {}
     for label in np.flatnonzero(objects):
         rows = order[ends[label] : ends[label + 1]]
-        score = scores[rows]
-        kept = np.arange(len(rows) + 1)  # keep none, the best one, two ...
-        true = np.concatenate([[0], np.cumsum(matched[rows])])
-        displaced = np.concatenate([[0.0], np.cumsum(np.where(matched[rows], 1 - iou[rows], 0))])
-        wrong = kept - true
-        missed = objects[label] - true
+        score = np.concatenate([[np.nan], scores[rows]])
+        kept = np.flatnonzero(np.append(score[1:] != score[:-1], True))  # the last of equal scores
+        true = np.concatenate([[0], np.cumsum(matched[rows])])[kept]
+        displaced = np.concatenate([[0.0], np.cumsum(np.where(matched[rows], 1 - iou[rows], 0))])[kept]
+        wrong, missed = kept - true, objects[label] - true
         lrp = (displaced / (1 - iou_threshold) + wrong + missed) / (true + wrong + missed)
-        tied = np.flatnonzero(score[1:] == score[:-1]) + 1  # equal scores are kept or dropped together
-        lrp[tied] = np.inf
-        best = int(np.argmin(lrp))
-        result.olrp[label] = lrp[best]
-        result.false_negative[label] = missed[best] / objects[label]
-        if best > 0:
-            result.threshold[label] = score[best - 1]
-            result.false_positive[label] = wrong[best] / best
-        if true[best] > 0:
-            result.localization[label] = displaced[best] / true[best]
+        points[int(label)] = OperatingPoints(kept, score[kept], true, displaced, lrp)
+    return points
+
+
+def optimal_lrp(matches: MatchedDetections, level: int, iou_threshold: float, ground_truth: GroundTruth) -> OptimalLRP:
+    """Optimal localization-recall-precision error per class (Oksuz et al., ECCV 2018, eq. 8).
+
+    It is the minimum of LRP(s) over s, here over every score that occurs (the authors' code tries a grid), the highest
+    of equally good ones.
+    """
+    objects = np.bincount(ground_truth.labels[~ground_truth.crowd], minlength=len(ground_truth.classes))
+    result = OptimalLRP(*(np.full(len(objects), np.nan) for _ in range(5)), objects)  # type: ignore[call-arg]
+    for label, points in operating_points(matches, level, iou_threshold, ground_truth).items():
+        best = int(np.argmin(points.lrp))
+        kept, true = points.kept[best], points.true[best]
+        result.olrp[label] = points.lrp[best]
+        result.false_negative[label] = (objects[label] - true) / objects[label]
+        result.threshold[label] = points.score[best]
+        if kept > 0:
+            result.false_positive[label] = (kept - true) / kept
+        if true > 0:
+            result.localization[label] = points.displaced[best] / true
     return result
 
 

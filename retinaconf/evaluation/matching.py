@@ -10,7 +10,7 @@ against IoU.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -37,6 +37,12 @@ class MatchedDetections:
     ignored: np.ndarray  # (M, T) bool: lies on a crowd region, or belongs to another size
     duplicate: np.ndarray  # (M, T) bool: not matched, yet its IoU with an object of its class reaches the threshold
     objects: np.ndarray  # (B,) bool: the ground-truth boxes that are to be found
+
+    def within(self, images: np.ndarray) -> MatchedDetections:
+        """The detections of some images only, (n,) image rows."""
+        rows = np.isin(self.image_index, images)
+        columns = {name: column[rows] for name, column in vars(self).items() if name != "objects"}
+        return replace(self, **columns)
 
 
 def match_detections(

@@ -6,6 +6,7 @@ Within a class the map ascends, so that calibrated scores rank boxes as the raw 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -208,3 +209,30 @@ def _excess(scores: np.ndarray, ious: np.ndarray, image_index: np.ndarray, image
     """
     place = image_index * BINS + bin_of(scores)
     return np.bincount(place, weights=scores - ious, minlength=images * BINS).reshape(images, BINS)
+
+
+def calibration_report(score_map: ScoreMap, unseen: Unseen | None) -> dict[str, Any]:
+    """Plain values: which classes have a map of their own, and what the map changes on images that it has not seen.
+
+    Keys: `own_map_from` (objects from which a class has a map of its own), `own_maps` (names), `common_map` (names of
+    the others), `before` and `after` (`pooled_error`, `laece_0`, `laace_0`, `d_ece`, `mean_olrp`; null where a half of
+    the images has no detections), and `pooled_error_change` (95% `interval`).
+    """
+    return {
+        "own_map_from": OWN_MAP,
+        "own_maps": [name for id_, name in score_map.classes.items() if id_ in score_map.by_class],
+        "common_map": [name for id_, name in score_map.classes.items() if id_ not in score_map.by_class],
+        "before": unseen and _numbers(unseen.before),
+        "after": unseen and _numbers(unseen.after),
+        "pooled_error_change": unseen and {"interval": unseen.interval},
+    }
+
+
+def _numbers(calibration: Calibration) -> dict[str, float]:
+    return {
+        "pooled_error": calibration.pooled_error,
+        "laece_0": calibration.mean_laece_0,
+        "laace_0": calibration.mean_laace_0,
+        "d_ece": calibration.d_ece,
+        "mean_olrp": calibration.mean_olrp,
+    }

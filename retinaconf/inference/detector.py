@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from retinaconf.data.transforms import Augmentation, apply, by_canvas, resized
 from retinaconf.detections import Detections
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
+from retinaconf.evaluation.tuning import Tuning, tuning_of
 from retinaconf.inference.joint_score import WITH_ALPHA, JointScore, joint_score
 from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import postprocess
@@ -87,6 +89,7 @@ class Detector(ModelHubMixin):
         self.classes = weights.classes
         self.category_ids = weights.category_ids
         self.metrics = metrics  # of the validation that chose the weights, if that is known
+        self.tuning: Tuning | None = None if weights.tuning is None else tuning_of(weights.tuning)
         self.device = find_device(device)
         untrained = self.config.model.model_copy(update={"weights": "none"})
         self.model = RetinaNet(untrained, len(self.classes)).eval()
@@ -100,7 +103,9 @@ class Detector(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_config(save_directory / CONFIG, self.config)
-        write_weights(save_directory / MODEL, self.model.state_dict(), self.config, self.classes, self.category_ids)
+        tuning = None if self.tuning is None else self.tuning.values()
+        categories = (self.classes, self.category_ids)
+        write_weights(save_directory / MODEL, self.model.state_dict(), self.config, *categories, tuning)
 
     @classmethod
     def _from_pretrained(
@@ -174,15 +179,20 @@ class Detector(ModelHubMixin):
             yield from self._predict([read_image(source, bgr=bgr) for source in part], config)
 
     def inference_config(self, **changes: Any) -> InferenceConfig:
-        """The run's inference settings with some changed. An `alpha` asks for equation (11) where the run's joint score
-        has none.
+        """The run's inference settings, as tuned if it is, with some changed. An `alpha` asks for equation (11) where
+        the run's joint score has none.
 
         Raises:
             InputError: a value does not fit, or it needs a quality branch and there is none.
         """
-        if "alpha" in changes and self.config.inference.joint not in WITH_ALPHA:
-            changes = {"joint": "product"} | changes
-        return self.config.changed(**{f"inference.{name}": value for name, value in changes.items()}).inference
+        own = self.config.inference
+        settings = {"joint": own.joint, "alpha": own.alpha}
+        if self.tuning is not None:
+            settings = {"joint": self.tuning.joint, "alpha": self.tuning.alpha}
+        if "alpha" in changes and settings["joint"] not in WITH_ALPHA:
+            settings["joint"] = "product"
+        settings |= changes
+        return self.config.changed(**{f"inference.{name}": value for name, value in settings.items()}).inference
 
     def detect(
         self,
@@ -212,7 +222,18 @@ class Detector(ModelHubMixin):
             for tables, images in zip(found, results):
                 tables |= tables_of(images, batch, ground_truth)
             done(len(batch.index))
-        return [gathered(tables) for tables in found]
+        return [self._with_confidence(gathered(tables), joint) for tables, joint in zip(found, joints)]
+
+    def tuned_for(self, joint: JointScore) -> Tuning | None:
+        """What `retinaconf tune` has kept, if it is of scores by `joint`."""
+        return self.tuning if joint == joint_score(self.inference_config()) else None
+
+    def _with_confidence(self, table: Detections, joint: JointScore) -> Detections:
+        tuning = self.tuned_for(joint)
+        if tuning is None:
+            return table
+        ids = np.array(self.category_ids)[table.labels]
+        return replace(table, confidence=tuning.score_map(ids, table.scores.astype(np.float64)))
 
     def _predict(self, images: list[Image.Image], config: InferenceConfig) -> list[Detections]:
         data = self.config.data
@@ -220,6 +241,7 @@ class Detector(ModelHubMixin):
             resized((image.height, image.width), data.short_side, data.long_side, resize=data.resize)
             for image in images
         ]
+        joint = joint_score(config)
         found: dict[int, Detections] = {}
         for padded_size, numbers in by_canvas(sizes).items():
             changes = [Augmentation(*sizes[n], resize=data.resize) for n in numbers]
@@ -227,7 +249,8 @@ class Detector(ModelHubMixin):
             with torch.inference_mode():
                 on_device = torch.tensor([sizes[n] for n in numbers], device=self.device)
                 outputs = self.model(padded(pixels, padded_size).to(self.device), on_device)
-                (results,) = postprocess(outputs, on_device, config, [joint_score(config)])
+                (results,) = postprocess(outputs, on_device, config, [joint])
             for n, boxes in zip(numbers, results):
-                found[n] = to_table(boxes, sizes[n], (images[n].height, images[n].width), self)
+                table = to_table(boxes, sizes[n], (images[n].height, images[n].width), self)
+                found[n] = self._with_confidence(table, joint)
         return [found[n] for n in range(len(images))]

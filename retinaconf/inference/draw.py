@@ -33,9 +33,10 @@ _TO_OKLAB = np.array(
 
 
 def draw_detections(image: Any, detections: Detections, bgr: bool = False) -> Image.Image:
-    """A copy of `image` with boxes, class names and scores, worst first so that the best lie on top."""
+    """A copy of `image` with boxes, class names and scores, or confidences, the best boxes on top."""
     names = [detections.classes[label] for label in detections.labels]
-    scores = [f"{score:.2f}" for score in detections.scores]
+    shown = detections.scores if detections.confidence is None else detections.confidence
+    scores = [f"{score:.2f}" for score in shown]
     # On a small picture what fits: the colour, too, says the class.
     texts = [(f"{name} {score}", name, score) for name, score in zip(names, scores)]
     return draw_boxes(read_image(image, bgr=bgr), detections.boxes, detections.labels, texts)

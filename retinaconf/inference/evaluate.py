@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
+from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import describe
 from retinaconf.data.splits import read_split
+from retinaconf.detections import Detections
 from retinaconf.errors import InputError
+from retinaconf.evaluation.calibration import calibrate
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
+from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.thresholds import RIGHT, Thresholds, measure_shown
 from retinaconf.files import finite, write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import joint_score
@@ -37,8 +43,9 @@ def evaluate(
 
     Keys: `run`, `data`, `split`, `found` (in words, what was taken for the split), `images`, `left_out` (what of it
     cannot be used, as `LeftOut`), `joint` (the joint score's name), `metrics` (the ten numbers, fractions, null where
-    nothing decides one), `per_class` (AP by class), and with a sweep `sweep`: a list of `joint`, `alpha` (null for
-    other methods), `metrics` and `per_class`, all from one pass of the network.
+    nothing decides one), `per_class` (AP by class), of a tuned run `tuned` (see `measure_tuning`), and with a sweep
+    `sweep`: a list of `joint`, `alpha` (null for other methods), `metrics` and `per_class`, all from one pass of the
+    network.
 
     Args:
         run: the run folder.
@@ -47,7 +54,7 @@ def evaluate(
         alpha: exponent of the quality in the joint score, instead of the run's own.
         sweep: also every alpha from 0.0 to 0.9 and every joint method.
         detections: a file for the detections that `metrics` is about: COCO results with the image and category ids of
-            the data set, `class_score` and, of detectors that have one, `quality`.
+            the data set, `class_score` and, where the run has them, `quality` and `confidence`.
         layout: of the data set's folder; without it, found by looking.
         val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -88,11 +95,34 @@ def evaluate(
     report |= {"found": found, "images": len(ground_truth)}
     report["left_out"] = asdict(ground_truth.left_out)
     report |= {"joint": configured.name, **_as_json(metrics[configured])}
+    tuning = detector.tuned_for(configured)
+    if tuning is not None:
+        report["tuned"] = measure_tuning(tables[0], ground_truth, tuning.thresholds)
     if sweep:
         report["sweep"] = [
             {"joint": joint.name, "alpha": joint.alpha, **_as_json(metrics[joint])} for joint in all_joints()
         ]
     return report
+
+
+def measure_tuning(table: Detections, ground_truth: GroundTruth, thresholds: Thresholds) -> dict[str, Any]:
+    """What the confidence and the thresholds of a tuned run are worth on these images.
+
+    Keys: `AP_by_confidence`, `laece_0` and `laace_0` (each with `score` and `confidence`), `goal` of the thresholds,
+    and by class, and for `all together`, `shown`: `precision`, `recall` and their 95% intervals.
+    """
+    assert table.confidence is not None
+    by_confidence = replace(table, scores=table.confidence)
+    errors = {name: calibrate(found, ground_truth) for name, found in (("score", table), ("confidence", by_confidence))}
+    matches = match_detections(table, ground_truth, np.array([RIGHT]))
+    shown = [asdict(one) for one in measure_shown(thresholds.keep(table), matches, 0, ground_truth)]
+    return {
+        "AP_by_confidence": CocoEvaluator(ground_truth)(by_confidence).overall["AP"],
+        "laece_0": {name: error.mean_laece_0 for name, error in errors.items()},
+        "laace_0": {name: error.mean_laace_0 for name, error in errors.items()},
+        "goal": thresholds.goal,
+        "shown": {one.pop("name"): one for one in shown},
+    }
 
 
 def _as_json(metrics: Metrics) -> dict[str, Any]:

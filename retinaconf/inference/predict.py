@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,16 +15,20 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from retinaconf.config import InferenceConfig
 from retinaconf.data.images import read_image
 from retinaconf.detections import Detections
 from retinaconf.errors import InputError, reason
 from retinaconf.files import write_aside
 from retinaconf.inference import video
 from retinaconf.inference.detector import BATCH, Detector, load
+from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.sources import find_files
 from retinaconf.outputs import check_outputs
 
 DETECTIONS = "detections.json"
+UNTUNED = 0.3  # score above which the pictures of a run without thresholds show a detection
+NAMED = 10  # classes in a line
 
 
 class Predicted(NamedTuple):
@@ -32,6 +36,7 @@ class Predicted(NamedTuple):
 
     images: int  # that detections were made of, frames of videos among them
     skipped: tuple[str, ...]  # for each file that cannot be read, what is wrong with it and what to do
+    shown: str  # which detections the pictures show, in words
 
 
 def predict_files(
@@ -39,7 +44,7 @@ def predict_files(
     sources: Sequence[str | Path],
     out: Path,
     alpha: float | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     device: str = "auto",
 ) -> Predicted:
     """Detect in files, in the images of folders, and in videos.
@@ -48,14 +53,15 @@ def predict_files(
 
     `detections.json` is a COCO results list of all detections, with `file_name` beside an `image_id` that counts from
     1: the images in the order of the files, skipped ones too, then the frames of each video, which have their number
-    from 0 as `frame`. A picture shows the detections with a score above `score_threshold`.
+    from 0 as `frame`.
 
     Args:
         run: a run folder, or what else `load` takes.
         sources: as `retinaconf.inference.sources.find_files` takes them.
         out: folder for the pictures, videos and `detections.json`.
         alpha: exponent of the quality in the joint score, instead of the run's own.
-        score_threshold: for the pictures.
+        score_threshold: pictures show the detections with a score above this. Without it, a run that is tuned for its
+            joint score shows those from the threshold of their class on, and another run those above 0.3.
         device: where to compute: `auto`, or what else `retinaconf.device.find_device` takes.
 
     Raises:
@@ -63,9 +69,10 @@ def predict_files(
             written or holds the images themselves.
     """
     detector = load(run, device)
-    detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
-    if not 0 <= score_threshold < 1:
+    config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
+    if score_threshold is not None and not 0 <= score_threshold < 1:
         raise InputError(f"--score-threshold {score_threshold:g}: give a number from 0 up to, not including, 1")
+    shown, rule = _shown(detector, config, score_threshold)
     files = find_files(sources)
     names = dict(zip(files, _names(files)))
     check_outputs([out / name for name in [*names.values(), DETECTIONS]], [Path(run), *files])
@@ -94,7 +101,7 @@ def predict_files(
                         skipped[file] = str(fault)
                 for n, found in zip(pictures, detector.predict(list(pictures.values()), alpha)):
                     records += [record | {"file_name": str(images[n])} for record in found.to_coco(n + 1)]
-                    picture = found.above(score_threshold).draw(pictures[n])
+                    picture = shown(found).draw(pictures[n])
                     out.mkdir(parents=True, exist_ok=True)
                     write_aside(out / names[images[n]], partial(picture.save, format="JPEG", quality=92))
                 done += len(pictures)
@@ -104,7 +111,7 @@ def predict_files(
                 frames = 0
                 task = bars.add_task(file.name, total=count)
                 try:
-                    for found in _annotate_video(detector, file, out / names[file], alpha, score_threshold):
+                    for found in _annotate_video(detector, file, out / names[file], alpha, shown):
                         more = {"file_name": str(file), "frame": frames}
                         frames += 1
                         of_video += [record | more for record in found.to_coco(last_id + frames)]
@@ -121,11 +128,26 @@ def predict_files(
         write_aside(out / DETECTIONS, lambda aside: aside.write_text(json.dumps(records) + "\n"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({reason(error)}); choose another --out") from None
-    return Predicted(done, faults)
+    return Predicted(done, faults, rule)
+
+
+def _shown(
+    detector: Detector, config: InferenceConfig, score_threshold: float | None
+) -> tuple[Callable[[Detections], Detections], str]:
+    """Which detections a picture shows, and the same in words."""
+    tuning = detector.tuned_for(joint_score(config))
+    if tuning is None or score_threshold is not None:
+        threshold = UNTUNED if score_threshold is None else score_threshold
+        return (lambda found: found.above(threshold)), f"score above {threshold:g}"
+    thresholds = tuning.thresholds
+    scores = [f"{name} {score:.2f}" for name, score in zip(detector.classes, thresholds.of(detector.category_ids))]
+    more = f" and {len(scores) - NAMED} more" if len(scores) > NAMED else ""
+    rule = f"score from the run's threshold of the class on ({thresholds.goal}: {', '.join(scores[:NAMED])}{more})"
+    return (lambda found: found[thresholds.keep(found)]), rule
 
 
 def _annotate_video(
-    detector: Detector, file: Path, out: Path, alpha: float | None, score_threshold: float
+    detector: Detector, file: Path, out: Path, alpha: float | None, shown: Callable[[Detections], Detections]
 ) -> Iterator[Detections]:
     """Write the video `out` as it goes; yields the detections of each frame."""
     reader = video.read_frames(file)
@@ -136,7 +158,7 @@ def _annotate_video(
         with video.video_writer(written) as write:
             while frames:
                 for frame, found in zip(frames, detector.predict([frame.image for frame in frames], alpha=alpha)):
-                    write(frame._replace(image=found.above(score_threshold).draw(frame.image)))
+                    write(frame._replace(image=shown(found).draw(frame.image)))
                     yield found
                 frames = list(islice(reader, BATCH))
         write_aside(out, partial(os.replace, written))

@@ -35,8 +35,8 @@ def to_table(
         boxes.scores.numpy(),
         boxes.class_scores.numpy(),
         None if boxes.quality is None else boxes.quality.numpy(),
-        names.classes,
-        names.category_ids,
+        classes=names.classes,
+        category_ids=names.category_ids,
     )
 
 

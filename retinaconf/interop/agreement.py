@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) 
     """
     images, sizes = _random_images()
     changes = {"score_threshold": 0.0} | ({"alpha": 0.5} if with_alpha else {})
-    config = detector.config.inference.model_copy(update=changes)
+    config = detector.inference_config().model_copy(update=changes)
     joint = joint_score(config)
     outputs = detector.model(images, sizes)
     (candidates,) = postprocess(outputs, sizes, config, [joint], suppress=False)
@@ -65,6 +66,12 @@ def check_detections(run: Run, detector: Detector, out: Path, with_alpha: bool) 
             given[name][n, :count] for name in ("boxes", "scores", "labels", "class_scores")
         )
         found = Boxes(boxes, scores, labels, classes, quality)
+        if detector.tuning is not None:
+            ids = np.array(detector.category_ids)[labels]
+            confidence = detector.tuning.score_map(ids, scores.numpy().astype(np.float64))
+            difference = float(np.abs(given["confidence"][n, :count].numpy() - confidence).max(initial=0))
+            if not difference <= RELATIVE:
+                raise _differs(out, f"confidence by up to {difference:.2g}")
         differences = differences_from_nms(found, known, threshold, config, out)
         pixels, score = max(pixels, differences[0]), max(score, differences[1])
     total = int(given["counts"].sum())

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from retinaconf.config import Config
+from retinaconf.config import InferenceConfig
 from retinaconf.errors import EXTRAS, InputError, extras_needed_by
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import WITH_ALPHA
 from retinaconf.inference.postprocess import RULES
 from retinaconf.interop.agreement import check_detections, check_raw
-from retinaconf.interop.exportable import FinishedDetections, RawOutputs, suppress, suppress_node
+from retinaconf.interop.exportable import Confidence, FinishedDetections, RawOutputs, suppress, suppress_node
 from retinaconf.outputs import check_outputs
 
 SUFFIXES = (".onnx", ".pt2")
@@ -58,11 +58,13 @@ def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
             f"{run}: boxes clipped after NMS (inference.rules {config.inference.rules}) are not in an "
             "exported file; give --raw, and do the post-processing outside"
         )
-    settings = {} if raw else _settings(config)
+    inference, tuning = detector.inference_config(), detector.tuning
+    settings = {} if raw else _settings(config.model.quality, inference)
+    confidence = None if tuning is None else Confidence(tuning.score_map, detector.category_ids)
     module = (
         RawOutputs(model)
         if raw
-        else FinishedDetections(model, config.inference, suppress_node if is_onnx else suppress)
+        else FinishedDetections(model, inference, suppress_node if is_onnx else suppress, confidence)
     )
     metadata = {
         "classes": json.dumps(detector.classes),
@@ -71,6 +73,8 @@ def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
         "long_side": str(config.data.long_side),
         "config": json.dumps(config.flat()),
     }
+    if tuning is not None:  # of each class, in their order
+        metadata["thresholds"] = json.dumps(tuning.thresholds.of(detector.category_ids).tolist())
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's, of its own deprecations and of names for dimensions
@@ -89,12 +93,12 @@ def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
     return f"{out}: {agreement}"
 
 
-def _settings(config: Config) -> Tensors:
+def _settings(quality: str, inference: InferenceConfig) -> Tensors:
     """The inputs that a user may tune, with the run's values."""
-    settings = {"score_threshold": torch.tensor(config.inference.score_threshold)}
+    settings = {"score_threshold": torch.tensor(inference.score_threshold)}
     # A joint score without alpha stays as it is configured.
-    if config.model.quality != "none" and config.inference.joint in WITH_ALPHA:
-        settings["alpha"] = torch.tensor(config.inference.alpha)
+    if quality != "none" and inference.joint in WITH_ALPHA:
+        settings["alpha"] = torch.tensor(inference.alpha)
     return settings
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
@@ -14,6 +15,7 @@ from torchvision.ops import nms
 
 from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
+from retinaconf.evaluation.score_map import RAW_WEIGHT, ScoreMap
 from retinaconf.inference.joint_score import JointScore, joint_score
 from retinaconf.inference.postprocess import RULES, Rules, is_finite, vote
 from retinaconf.model.anchors import level_anchors
@@ -39,6 +41,31 @@ class RawOutputs(nn.Module):
         return outputs | {"anchors": torch.cat(anchors)}
 
 
+class Confidence(nn.Module):
+    """A score map, for K classes in the order of `category_ids`."""
+
+    def __init__(self, score_map: ScoreMap, category_ids: Sequence[int]):
+        super().__init__()
+        curves = [score_map.by_class.get(id_, score_map.common) for id_ in category_ids]
+        longest = max(len(curve.scores) for curve in curves)
+        # Knots at the end, repeated, change nothing.
+        scores, ious = (
+            torch.tensor(np.array([np.pad(column, (0, longest - len(column)), mode="edge") for column in columns]))
+            for columns in zip(*((curve.scores, curve.ious) for curve in curves))
+        )
+        self.register_buffer("start", scores[:, :-1].float())  # (K, knots - 1)
+        self.register_buffer("length", scores.diff(dim=1).clamp(min=1e-7).float())
+        self.register_buffer("rise", ious.diff(dim=1).float())
+        self.register_buffer("first", ious[:, 0].float())  # (K,)
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Confidences (N, D) of scores (N, D) and labels (N, D), each at least 0."""
+        # The sum over the segments of how much of each lies below the score: no search, which graphs do badly.
+        share = ((scores[..., None] - self.start[labels]) / self.length[labels]).clamp(0, 1)
+        iou = self.first[labels] + (share * self.rise[labels]).sum(-1)
+        return (1 - RAW_WEIGHT) * iou + RAW_WEIGHT * scores
+
+
 class FinishedDetections(nn.Module):
     """The network with the post-processing of `retinaconf.inference.postprocess` behind it.
 
@@ -50,13 +77,17 @@ class FinishedDetections(nn.Module):
         model: the network.
         config: everything but alpha and the score threshold, which are inputs.
         suppress: `suppress`, or `suppress_node`.
+        confidence: of a detector that is tuned.
     """
 
-    def __init__(self, model: RetinaNet, config: InferenceConfig, suppress: Suppress):
+    def __init__(
+        self, model: RetinaNet, config: InferenceConfig, suppress: Suppress, confidence: Confidence | None = None
+    ):
         super().__init__()
         self.model = _for_export(model)
         self.config = config
         self.suppress = suppress
+        self.confidence = confidence
 
     def forward(
         self, images: Tensor, sizes: Tensor, score_threshold: Tensor, alpha: Tensor | None = None
@@ -71,8 +102,8 @@ class FinishedDetections(nn.Module):
 
         Returns:
             `counts` (N,) of rows that are not empty, `boxes` (N, D, 4) in pixels of `images`, `scores` (N, D), `labels`
-            (N, D), `class_scores` (N, D) and, with a quality branch, `quality` (N, D). Empty rows have label -1, and
-            zeros otherwise.
+            (N, D), `class_scores` (N, D) and, with a quality branch, `quality` (N, D), and of a detector that is tuned
+            `confidence` (N, D). Empty rows have label -1, and zeros otherwise.
         """
         config = self.config
         joint = joint_score(config)
@@ -107,6 +138,8 @@ class FinishedDetections(nn.Module):
         }
         if self.model.head.quality != "none":
             detections["quality"] = quality[image, row] * found
+        if self.confidence is not None:
+            detections["confidence"] = self.confidence(best * found, label) * found
         return detections
 
 

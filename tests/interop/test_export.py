@@ -195,9 +195,10 @@ def test_inputs_that_may_be_left_out_have_the_run_s_values(exported: Callable[..
 
 
 def test_another_joint_score_has_no_alpha(exported: Callable[..., Any]) -> None:
-    config = exported("conf.onnx").detector.config
-    assert set(export._settings(config)) == {"score_threshold", "alpha"}
-    assert set(export._settings(config.changed(**{"inference.joint": "cls*obj"}))) == {"score_threshold"}
+    inference = exported("conf.onnx").detector.config.inference
+    assert set(export._settings("classification", inference)) == {"score_threshold", "alpha"}
+    other = inference.model_copy(update={"joint": "cls*obj"})
+    assert set(export._settings("classification", other)) == {"score_threshold"}
 
 
 def test_the_file_says_what_it_is_and_not_where_it_was_made(exported: Callable[..., Any]) -> None:

@@ -1,15 +1,29 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 
 from retinaconf.config import InferenceConfig
+from retinaconf.evaluation.score_map import Curve, ScoreMap
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.interop import exportable
-from retinaconf.interop.exportable import FinishedDetections, RawOutputs, _EvenSame, suppress
+from retinaconf.interop.exportable import Confidence, FinishedDetections, RawOutputs, _EvenSame, suppress
 from retinaconf.model.retinanet import Outputs, RetinaNet
+
+
+def test_confidence_as_a_graph_is_the_score_map():
+    """Curves of unlike lengths, of one knot, and with two knots at the same score."""
+    rng = np.random.default_rng(0)
+    curves = {7: Curve(np.sort(rng.random(40)), np.sort(rng.random(40))), 3: Curve(np.array([0.4]), np.array([0.6]))}
+    common = Curve(np.array([0.2, 0.5, 0.5, 0.9]), np.array([0.0, 0.1, 0.7, 0.8]))
+    score_map = ScoreMap(common, curves, {3: "a", 7: "b", 9: "c"})
+    scores, labels = rng.random((2, 500)).astype(np.float32), rng.integers(0, 3, (2, 500))
+    given = Confidence(score_map, [7, 9, 3])(torch.from_numpy(scores), torch.from_numpy(labels))
+    expected = score_map(np.array([7, 9, 3])[labels.ravel()], scores.ravel().astype(np.float64))
+    np.testing.assert_allclose(given.numpy().ravel(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,8 @@ class Diagnosis:
     casualties: Casualties | None  # with candidates only
     oracles: list[Rung]
     quality: AlphaSweep | None  # where there are quality scores
-    calibration: Calibration
+    calibration: Calibration  # of the scores
+    confidence: Calibration | None  # of the confidence, where the detections have one
     remedies: Remedies  # what can be changed without training, and what it gains
     coverage: Coverage | None  # where training matches anchors by their IoU
     notes: tuple[str, ...]  # what the reader should know of the input, a sentence each
@@ -146,6 +147,7 @@ def diagnose(
     ranked = source if source is not None else final
     if quality is None and ranked.quality is not None:
         quality = sweep_alpha(ranked, own, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
+    known = final.confidence
     return Diagnosis(
         ground_truth=ground_truth,
         post_processing=process,
@@ -159,6 +161,7 @@ def diagnose(
         oracles=ladder,
         quality=quality,
         calibration=calibrate(final, ground_truth),
+        confidence=None if known is None else calibrate(replace(final, scores=known), ground_truth),
         remedies=measure_remedies(base.boxes, own, ground_truth, process if before else None, rough, seed, progress),
         coverage=coverage,
         notes=tuple(_notes(ground_truth, final, candidates, detections, process)),

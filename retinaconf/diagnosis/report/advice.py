@@ -124,12 +124,22 @@ def _recalibration(diagnosis: Diagnosis) -> str:
     map_ = diagnosis.remedies.recalibration
     if map_ is None:
         return ""
+    if diagnosis.confidence is not None:
+        return (
+            "Read the IoU to expect from the confidence, to which the run is tuned. It is off by "
+            f"{diagnosis.confidence.mean_laece_0:.3f} (LaECE_0), the score by {diagnosis.calibration.mean_laece_0:.3f}."
+        )
     change = f"from {map_.error_before:.3f} to {map_.error_after:.3f}"
     if map_.error_before - map_.error_after < WORTH_MAPPING:
         return f"Keep the scores uncalibrated: a map to the expected IoU would bring the mean distance {change} only."
+    how = (
+        "tune the run: `retinaconf tune RUN --data ROOT` fits a map on val, and the run's detections have a confidence"
+        if diagnosis.run is not None
+        else "calibrate the detections: `retinaconf calibrate --detections DT --ground-truth GT --out MAP` fits a map, "
+        "and `--apply MAP` applies it to further files"
+    )
     return (
-        "To read a score as the IoU to expect, calibrate the detections: `retinaconf calibrate --detections DT "
-        "--ground-truth GT --out MAP` fits a map, and `--apply MAP` applies it to further files. The mean distance "
+        f"To read a score as the IoU to expect, {how}. The mean distance "
         f"between score and IoU, all classes together, falls {change}. AP does not change. The report's table "
         "'The IoU that a score stands for' shows such a map."
     )

@@ -201,6 +201,7 @@ def _calibration(diagnosis: Diagnosis) -> dict[str, Any]:
         "laece_0": calibration.mean_laece_0,
         "d_ece": calibration.d_ece,
         "mean_olrp": calibration.mean_olrp,
+        "confidence_laece_0": diagnosis.confidence and diagnosis.confidence.mean_laece_0,
         "per_class": {
             name: {
                 "olrp": lrp.olrp[index],

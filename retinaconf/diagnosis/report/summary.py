@@ -248,10 +248,12 @@ def _calibration(diagnosis: Diagnosis) -> str:
     score = float(np.average(bins.mean_score[filled], weights=bins.count[filled]))
     iou = float(np.average(bins.mean_iou[filled], weights=bins.count[filled]))
     lean = "too high" if score > iou + 0.02 else "too low" if score < iou - 0.02 else "right on average"
+    known = diagnosis.confidence
+    tuned = "" if known is None else f", and the confidence of this tuned run by {known.mean_laece_0:.2f}"
     return (
         f"As predictions of the IoU, the scores of the detections are {lean}: their mean is {score:.2f}, and the mean "
         f"IoU is {iou:.2f}. Within a class they are off by {calibration.mean_laece_0:.2f} (LaECE_0, the mean over the "
-        "classes; 0 is perfect)."
+        f"classes; 0 is perfect){tuned}."
     )
 
 

@@ -109,6 +109,8 @@ def _map_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
 
 def _calibration_rows(numbers: dict[str, Any]) -> dict[str, list[str]]:
     names = {"laece": "LaECE", "laece_0": "LaECE0", "d_ece": "D-ECE", "mean_olrp": "mean optimal LRP"}
+    if numbers["calibration"]["confidence_laece_0"] is not None:
+        names["confidence_laece_0"] = "LaECE0 of the confidence"
     return {name: [number_text(numbers["calibration"].get(key))] for key, name in names.items()}
 
 
