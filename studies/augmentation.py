@@ -30,12 +30,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "none": {"data.augment": "none"},
     "light": {"data.augment": "light"},
     "strong": {"data.augment": "strong"},
+    "flip, upside down, turned": {"data.vertical_flip": 0.5, "data.turn": 0.75},
 }
 
 
 def training(way: str) -> Training:
     """A way as the paper's engine trains it."""
-    return Training("aligned", tuple(WAYS[way].items()), label=f"augment-{way.replace(' ', '-')}")
+    return Training("aligned", tuple(WAYS[way].items()), label=f"augment-{way.replace(',', '').replace(' ', '-')}")
 
 
 def measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
