@@ -1,6 +1,7 @@
 """What a user does with a run, on a GPU: `pytest -m gpu`. Tensors left on another device fail here and nowhere else."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from retinaconf.data.splits import read_train_and_val
+from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.training.loop import launch, train
+from retinaconf.training.progress import Progress
 from retinaconf.training.run import train_run
 
 pytestmark = [
@@ -77,6 +82,75 @@ def test_distributions_the_product_and_matching_by_outputs(
     losses = lines(tmp_path / "run", "train")
     assert losses[-1]["step"] == 15
     assert all(line[name] > 0 for line in losses for name in ("loss", "class", "box", "distribution", "rank"))
+
+
+ALIGNED = {
+    "model.anchor_ratios": [1.0],
+    "model.anchor_scales": [8.0],
+    "model.box": "distribution",
+    "model.quality": "distribution",
+    "matching.assigner": "atss",
+    "loss.box": "giou",
+    "loss.joint": "product",
+}
+DETECTORS: dict[str, dict[str, Any]] = {
+    "retinanet": {"model.quality": "none", "inference.alpha": 0.0},
+    "conf": {},
+    "aligned": ALIGNED,
+    "task-aligned": ALIGNED | {"matching.assigner": "task-aligned", "loss.rank": 0.5},
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_step_waits_for_the_gpu_once(
+    make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path, detector: str, optimizer: str
+):
+    """For the number of positives; between two lines of losses nothing else is read from the device."""
+    data = make_data(tmp_path / "data", train=60, val=4)
+    changes = {"precision": "bf16-mixed", "optimizer.name": optimizer, "optimizer.lr": 1e-3, "optimizer.ema": 0.9}
+    config = tiny_config(**changes | {"schedule.epochs": 1} | DETECTORS[detector])
+    train_set, _ = read_train_and_val(data, config.data)
+    for sides in ((64, 64), (64, 96), (96, 64), (96, 96)):  # anchors of a new canvas are copied to the device
+        anchor_boxes(level_shapes(*sides), torch.device(DEVICE, 0), config.model.cell_anchors)
+    waited: dict[int, int] = {}
+
+    class Waits(Progress):
+        def step(self, step: int, epoch: float) -> None:
+            super().step(step, epoch)
+            waited[step] = sum("synchroniz" in str(warning.message) for warning in seen)
+
+    (tmp_path / "run").mkdir()
+    fabric = launch(config, DEVICE)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train(config, train_set, None, tmp_path / "run", fabric, Waits(silent=True))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert max(waited) == 15
+    # Losses are written at steps 10 and 15.
+    assert [waited[step] - waited[step - 1] for step in (5, 6, 7, 8, 9, 11, 12, 13, 14)] == [1] * 9
+
+
+def test_a_compiled_step(data: Path, tiny_config: Any, tmp_path: Path):
+    """The losses of the first steps are those of a plain run, up to the rounding of a GPU."""
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = tiny_config(**{"compile": compiled, "optimizer.lr": 1e-3})
+        train_run(config, data, tmp_path / name, max_steps=5, device=DEVICE)
+    plain, compiled = (lines(tmp_path / name, "train")[-1] for name in ("plain", "compiled"))
+    for name in ("loss", "class", "box", "quality"):
+        assert compiled[name] == pytest.approx(plain[name], rel=0.02)
+
+
+@pytest.mark.parametrize(("first", "then"), [("cpu", DEVICE), (DEVICE, "cpu")])
+def test_a_run_goes_on_on_another_device(data: Path, tiny_config: Any, tmp_path: Path, first: str, then: str):
+    """A fused step and one that isn't have each other's state; so do weights in either memory format."""
+    config = tiny_config(**{"precision": "bf16-mixed", "schedule.epochs": 2, "optimizer.lr": 1e-3})
+    train_run(config, data, tmp_path / "run", max_steps=7, device=first)
+    train_run(config, data, tmp_path / "run", resume=True, device=then)
+    assert lines(tmp_path / "run", "train")[-1]["step"] == 10
 
 
 def test_evaluate_agrees_with_training_and_with_a_cpu(run_cli: Any, run: Path, data: Path, tmp_path: Path):
