@@ -8,6 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+import retinaconf
+
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
@@ -94,3 +96,28 @@ def test_from_a_yolo_folder_to_onnxruntime(run_cli, tiny_data, tiny_flags, tmp_p
         np.testing.assert_allclose(found["scores"][0, : len(scores)], scores, atol=1e-4)
         confidence = [record["confidence"] for record in by_score]
         np.testing.assert_allclose(found["confidence"][0, : len(scores)], confidence, atol=1e-3)
+
+
+def test_from_a_roboflow_folder_without_val_to_a_better_detector(run_cli, trained, tiny_data, tmp_path, monkeypatch):
+    """Somebody goes on from a detector, and asks whether the new one beats the old one."""
+    shutil.copytree(tiny_data / "images", tmp_path / "export/train")
+    shutil.copy(tiny_data / "train.json", tmp_path / "export/train/_annotations.coco.json")
+    monkeypatch.chdir(tmp_path)
+
+    def stages(*words):
+        result = run_cli(*words)
+        assert result.code == 0, result.err
+        return result.out
+
+    assert "Roboflow" in stages("check", "--data", "export", "--short-side", 64, "--long-side", 128)
+    said = stages("train", trained.run, "--data", "export", "--out", "new", "--max-steps", 2)
+    assert "class: 3 of 3 by name (red, green, blue)" in said
+    assert "no split 'val' there" in said
+    sides = ("new", trained.run, "--data", "export")
+    assert "A: new\n" in stages("compare", *sides, "--json", "compared.json")
+    held_out = (tmp_path / "new/val.txt").read_text().splitlines()
+    assert json.loads((tmp_path / "compared.json").read_text())["images"] == len(held_out)
+    stages("predict", "new", "export/train/val-*.png", "--out", "found")
+    assert len(list((tmp_path / "found").glob("*.jpg"))) == 4
+    assert "as in torch" in retinaconf.export("new", "model.onnx")
+    assert (tmp_path / "model.onnx").exists()
