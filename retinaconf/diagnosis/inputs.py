@@ -62,7 +62,9 @@ def diagnose_files(
     found = []
     with terminal_progress() as progress:
         for after, before in zip_longest(detections, candidates):
-            columns = [path and read_detections(path, ground_truth, progress) for path in (after, before)]
+            columns = [
+                None if path is None else read_detections(path, ground_truth, progress) for path in (after, before)
+            ]
             found.append(diagnose(ground_truth, *columns, post_processing=post_processing, progress=progress))
     return found
 
