@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import signal
 import statistics
@@ -38,6 +37,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from retinaconf.config import Config
 from retinaconf.data.loader import Batch
+from retinaconf.files import write_json
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.model.retinanet import RetinaNet
@@ -289,7 +289,7 @@ class Report:
         finally:
             signal.alarm(0)
         self.rows[name] = row | {"section_seconds": time.monotonic() - start}
-        self.file.write_text(json.dumps(self.rows, indent=1) + "\n")
+        write_json(self.file, self.rows)
         gc.collect()  # networks hold one another in cycles, and their memory with them
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -360,7 +360,7 @@ def main() -> None:
         inference(bf16=False)
         report.add(what.format(OURS[0]), partial(bench.training, OURS[0], smallest, compiled=True))
     print(f"{name}, torch {torch.__version__}\n{report.table()}")
-    report.file.write_text(json.dumps(report.rows, indent=1) + "\n")
+    write_json(report.file, report.rows)
 
 
 if __name__ == "__main__":
