@@ -62,6 +62,12 @@ def tiny_config() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, Any]:
+    """The same set-up by the names of `Config.flat`."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny_flags() -> list[str]:
     """The same set-up as options of `retinaconf train`."""
     flags = []

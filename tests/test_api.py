@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
 
 import retinaconf
 from retinaconf.errors import InputError
@@ -32,12 +31,12 @@ def files(tiny_data: Path) -> Path:
 
 
 def test_train_and_evaluate_are_the_commands(
-    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tiny_settings: dict[str, Any], tmp_path: Path
 ):
     words = ("train", "retinanet-lite0", "--data", tiny_data, "--out", tmp_path / "command", *tiny_flags)
     assert run_cli(*words, "--max-steps", 2).code == 0
-    run = retinaconf.train("retinanet-lite0", str(tiny_data), str(tmp_path / "function"), TINY, max_steps=1)
-    again = retinaconf.train("retinanet-lite0", tiny_data, run, TINY, max_steps=2, resume=True)
+    run = retinaconf.train("retinanet-lite0", str(tiny_data), str(tmp_path / "function"), tiny_settings, max_steps=1)
+    again = retinaconf.train("retinanet-lite0", tiny_data, run, tiny_settings, max_steps=2, resume=True)
     assert run == again == tmp_path / "function"
     assert (run / MODEL).read_bytes() == (tmp_path / "command" / MODEL).read_bytes()
 

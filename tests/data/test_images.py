@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -469,8 +467,3 @@ def test_a_class_that_is_gone_with_its_only_image_is_named(tmp_path: Path):
     }
     checked = check_images(ground_truth_from_coco(document, tmp_path, "train.json"), skip_bad=True)
     assert str(checked.left_out) == "2 images left out, with every box of emu"  # there was no owl before
-
-
-def test_importing_does_not_import_torch():
-    code = "import sys, retinaconf.data.images; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
