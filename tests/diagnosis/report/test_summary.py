@@ -93,10 +93,10 @@ def test_every_count_says_of_what(yolox: Diagnosis) -> None:
 
 
 def test_candidates_given_as_detections_are_the_first_thing_said(coco: GroundTruth, boxes: Detections) -> None:
-    given = diagnose(coco, boxes, replicates=40)
+    given = diagnose(coco, boxes, replicates=5)
     assert summarize(given)[0].startswith("These detections seem to be candidates before NMS")
     assert "--candidates" in advise(given)[0]
-    real = diagnose(coco, YOLOX(boxes), replicates=40)
+    real = diagnose(coco, YOLOX(boxes), replicates=5)
     assert not any("candidates before NMS" in line for line in [*summarize(real)[:1], *real.notes])
 
 
