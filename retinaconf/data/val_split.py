@@ -33,11 +33,13 @@ def name_of(file_name: str) -> str:
 
 def read_list(listing: Path, names: Collection[str]) -> tuple[list[str], list[str]]:
     """Those of `names` that the lines of a list of images are, and those lines that are none of them."""
-    found, missing = [], []
+    found: list[str] = []
+    missing: list[str] = []
     for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-        name = next((name for name in (line, name_of(line)) if name in names), None) if line else ""
-        (missing if name is None else found).append(name or line)
-    return list(dict.fromkeys(filter(None, found))), missing
+        name = next((name for name in (line, name_of(line)) if name in names), None)
+        if line:
+            (missing if name is None else found).append(name or line)
+    return list(dict.fromkeys(found)), missing
 
 
 def draw_val(objects: Mapping[str, Sequence[str]], fraction: float) -> list[str]:

@@ -116,6 +116,75 @@ def lines(series: Sequence[tuple[str, str, Sequence[float], Sequence[Value]]], x
     return _svg(f"{y_name} over {x_name}", _axes(x_name, y_name) + "".join(shapes))
 
 
+def courses(series: Sequence[tuple[str, str, Sequence[Point]]], x_name: str, title: str) -> str:
+    """Several lines from x = 0 and y = 0: (name, css class, points), each with its name at its last point.
+
+    Names that would lie on each other are moved apart; a single line has a dot at its end in the place of a name.
+    """
+    series = [one for one in series if one[2]]
+    named = any(name for name, _, _ in series)
+    right, lowest = (WIDTH - 84 if named else WIDTH - RIGHT), HEIGHT - BOTTOM
+    every = [point for _, _, points in series for point in points]
+    x_most = max((x for x, _ in every), default=0.0) or 1.0
+    y_low, y_most = min(0.0, *(y for _, y in every)), (max(y for _, y in every) or 1.0)
+
+    def at(point: Point) -> Point:
+        x, y = point
+        return LEFT + x / x_most * (right - LEFT), lowest - (y - y_low) / (y_most - y_low) * (lowest - TOP)
+
+    shapes = []
+    for tick in ticks(y_low, y_most):
+        y = at((0, tick))[1]
+        shapes.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
+        shapes.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in ticks(0.0, x_most):
+        x = at((tick, 0))[0]
+        shapes.append(f'<text class="tick" x="{x:.1f}" y="{lowest + 16}" text-anchor="middle">{tick:g}</text>')
+    middle = (LEFT + right) / 2
+    shapes.append(
+        f'<text class="label" x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)} →</text>'
+    )
+    ends = []
+    for name, css, points in series:
+        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in map(at, points))
+        x, y = at(points[-1])
+        shapes.append(f'<path class="{css}" d="M{path}"/><circle class="end" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        ends.append((y, x, name))
+    free = float(TOP)
+    for y, x, name in sorted(ends):
+        free = max(y + 4, free)
+        shapes.append(f'<text class="label" x="{x + 8:.1f}" y="{free:.1f}">{escape(name)}</text>')
+        free += 14
+    return _svg(f"{title} over {x_name}", "".join(shapes))
+
+
+def sparkline(points: Sequence[Point], first: float, last: float, most: float) -> str:
+    """A line of x from `first` to `last` and y from 0 to `most`, without axes."""
+    if not points:
+        return ""
+    width, height, edge = 120, 26, 3
+    at = [
+        (
+            edge + (x - first) / ((last - first) or 1) * (width - 2 * edge),
+            height - edge - y / (most or 1) * (height - 2 * edge),
+        )
+        for x, y in points
+    ]
+    path = " L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    dot = f'<circle class="kept-fill" cx="{at[-1][0]:.1f}" cy="{at[-1][1]:.1f}" r="2.5"/>'
+    shapes = f'<path class="kept-line" d="M{path}"/>{dot}'
+    return f'<svg class="spark" viewBox="0 0 {width} {height}" aria-hidden="true">{shapes}</svg>'
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from `low` to `high`, at most so many."""
+    span = high - low
+    size = 10.0 ** np.floor(np.log10(span / most))
+    step = next(size * factor for factor in (1, 2, 5, 10, 20) if span / (size * factor) <= most - 1)
+    first = int(np.ceil(low / step - 1e-9))
+    return [float(f"{n * step:.6g}") for n in range(first, int(np.floor(high / step + 1e-9)) + 1)]
+
+
 def polyline(points: Sequence[Point], css: str) -> str:
     """A line through points of the unit square."""
     if not points:

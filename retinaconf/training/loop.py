@@ -18,6 +18,7 @@ from torch import nn
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import steps_per_epoch, training_batches
+from retinaconf.detections import Detections
 from retinaconf.device import find_device
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
@@ -28,8 +29,11 @@ from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, write_weigh
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_state, see_same_data, write_state
 from retinaconf.training.ema import MovingAverage
+from retinaconf.training.epochs import write_epoch
 from retinaconf.training.joint_loss import class_prior
 from retinaconf.training.metrics_log import MetricsLog
+from retinaconf.training.page import write_page
+from retinaconf.training.patience import is_over, verdict
 from retinaconf.training.precision import (
     compile_network,
     depthwise_in_32_bits,
@@ -42,6 +46,7 @@ from retinaconf.training.progress import Progress
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
 from retinaconf.training.start import begin, is_run
 from retinaconf.training.step import take_step
+from retinaconf.training.worst_pictures import Shown, best_boxes, from_state
 
 LOG_EVERY = 10  # steps between lines of training metrics
 CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
@@ -72,11 +77,13 @@ def train(
     fabric: Fabric,
     progress: Progress,
     max_steps: int | None = None,
+    tensorboard: bool = False,
 ) -> None:
     """Train a detector into the folder `run`, going on from its `last.ckpt` if there is one.
 
     The weights kept are the best by AP on `val_set`, which has boxes, or without it the last. After `max_steps` steps
-    in all the run ends early, with its schedule as if it went on; within the first epoch, without validation.
+    in all the run ends early, with its schedule as if it went on; within the first epoch, without validation. With
+    `tensorboard` its curves are also written for TensorBoard.
 
     Raises:
         InputError: the batch does not divide among processes and passes, the weights to start from cannot be had or do
@@ -122,7 +129,8 @@ def train(
     if averaged is not None:
         averaged.module.to(fabric.device)
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
-    log, window = MetricsLog(run / METRICS_LOG, fabric, epoch_steps), {}
+    log, window = MetricsLog(run, fabric, epoch_steps, tensorboard), {}
+    shown: list[Shown] = []  # of the last two validations
     if resumes:
         if state["step"] > last_step:
             raise InputError(
@@ -138,6 +146,7 @@ def train(
         step, best = state["step"], state["best"]
         validated = state.get("validated", step)  # version 0.1 saved after validation only
         window = state.get("window", {})
+        shown = [from_state(state["shown"], val_set)] if val_set is not None and "shown" in state else []
         progress.best = best
         progress.say(f"going on at step {step} of {last_step}")
     log.go_on(window, {"train": step, "val": validated})
@@ -162,6 +171,7 @@ def train(
         state |= {"categories": categories, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"precision": fabric.strategy.precision.state_dict(), "window": log.window()}
         state |= {"averaged": averaged.state_dict()} if averaged is not None else {}
+        state |= {"shown": shown[-1].state()} if shown else {}
         state |= {"kept": sorted(from_start)} if from_start else {}
         if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
             if state["window"]:  # the curve up to here
@@ -180,20 +190,26 @@ def train(
                 # Stopped within its first epoch, a run tries things out; a pass over COCO's val would take far longer.
                 if evaluator is not None and step >= epoch_steps:
                     try:
-                        metrics = _validate(fabric, kept, evaluator, config)
+                        table, metrics = _validate(fabric, kept, evaluator, config)
                     except InputError as error:
                         raise InputError(f"{error}; {_goes_on(step, last_step)}") from None
                     log.write_validation(step, metrics)
-                    progress.validated(step, step / epoch_steps, metrics.overall)
+                    progress.validated(step / epoch_steps, metrics.overall)
+                    boxes = best_boxes(table, evaluator.ground_truth)
+                    shown = [*shown[-1:], Shown(step / epoch_steps, boxes)]
                 # Without validation the last weights are the best there are.
                 score = math.inf if metrics is None else metrics.overall["AP"]
                 if fabric.is_global_zero and (score >= best or not (run / MODEL).exists()):
                     write_weights(run / MODEL, kept.state_dict(), config, train_set.classes, train_set.category_ids)
                 best = best if metrics is None else max(best, score)
                 validated = step
+                if fabric.is_global_zero:
+                    ended = step >= last_step or is_over(log.validations, config.schedule.patience)
+                    write_page(run, config, write_epoch(run, progress.speed()), val_set, shown, ended)
                 save()
+                progress.go_on(step)
                 continue
-            if step >= last_step:
+            if step >= last_step or (validated == step and is_over(log.validations, config.schedule.patience)):
                 break
 
             failure = None
@@ -234,6 +250,8 @@ def train(
                     raise _diverged("loss is", step, config, run)
                 progress.losses(step, means)
             progress.step(step, step / epoch_steps)
+    if log.validations:
+        progress.say(verdict(log.validations, config.schedule.patience, math.ceil(last_step / epoch_steps)))
 
 
 def _is_finite(network: nn.Module) -> bool:
@@ -256,18 +274,21 @@ def _diverged(what: str, step: int, config: Config, run: Path) -> InputError:
     )
 
 
-def _validate(fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config) -> Metrics:
-    """COCO metrics of the network as it is, on the split of `evaluator`: to the last digit those of `evaluate`.
+def _validate(
+    fabric: Fabric, network: nn.Module, evaluator: CocoEvaluator, config: Config
+) -> tuple[Detections, Metrics]:
+    """Detections and COCO metrics of the network as it is, on the split of `evaluator`.
 
-    They are computed by a `Detector`, as they will be later: in 32 bits whatever the precision of training, in its
-    batches and its memory format. All of these change the last bits of a score, and lower precision more than those.
+    To the last digit they are those of `evaluate`: a `Detector` computes them, as it will later, in 32 bits whatever
+    the precision of training, in its batches and its memory format. All of these change the last bits of a score, and
+    lower precision more than those.
     """
     gt = evaluator.ground_truth
     # The weights that the first process will save: the running statistics of norms differ among processes.
     state = fabric.broadcast({name: tensor.cpu() for name, tensor in network.state_dict().items()})
     detector = Detector(Weights(config, gt.classes, gt.category_ids, state), fabric.device)
     (table,) = detector.detect(gt, config.inference)
-    return evaluator(table)
+    return table, evaluator(table)
 
 
 @contextmanager

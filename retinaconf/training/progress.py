@@ -47,6 +47,7 @@ class Progress:
         self._task = self._bar.add_task("training", total=steps, completed=first, losses="")
         self._steps, self._batch_size = steps, batch_size
         self._window = (first, time.monotonic())  # where the measurement of speed begins
+        self._epoch = (0, 0.0)  # images and seconds since the last one
         self._line_at = time.monotonic()
         with self._bar:
             yield
@@ -58,8 +59,10 @@ class Progress:
     def losses(self, step: int, means: Mapping[str, float]) -> None:
         """New losses are known."""
         now = time.monotonic()
-        speed = (step - self._window[0]) * self._batch_size / max(1e-9, now - self._window[1])
+        images, seconds = (step - self._window[0]) * self._batch_size, max(1e-9, now - self._window[1])
+        speed = images / seconds
         self._window = (step, now)
+        self._epoch = (self._epoch[0] + images, self._epoch[1] + seconds)
         line = "  ".join(f"{name} {value:.3f}" for name, value in means.items()) + f"  {speed:.1f} images/s"
         self._bar.update(self._task, losses=line)
         if not self.console.is_terminal and now - self._line_at > LINE_SECONDS:
@@ -67,9 +70,17 @@ class Progress:
             left = (self._steps - step) * self._batch_size / speed / 60
             self.say(f"step {step}/{self._steps}  {line}  {left:.0f} min left")
 
-    def validated(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """A row of the validation table; the time that it took does not count as training."""
+    def speed(self) -> float | None:
+        """Images a second in the training steps since the last call, None without any."""
+        (images, seconds), self._epoch = self._epoch, (0, 0.0)
+        return images / seconds if images else None
+
+    def go_on(self, step: int) -> None:
+        """From here on time counts as training again: not that of validation."""
         self._window = (step, time.monotonic())
+
+    def validated(self, epoch: float, metrics: Mapping[str, float]) -> None:
+        """A row of the validation table."""
         if not self._header_said:
             self._header_said = True
             self.say("epoch  " + "  ".join(f"{name:>5}" for name in metrics))

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 from retinaconf.config import Config
@@ -13,14 +14,16 @@ from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.splits import read_train_and_val
 from retinaconf.data.val_split import name_of, read_list
-from retinaconf.errors import InputError, UsageError, reason
+from retinaconf.errors import InputError, UsageError, extras_needed_by, reason
 from retinaconf.files import asides, locked
 from retinaconf.run_folder import (
     CONFIG,
     LAST,
     LOG,
     METRICS_LOG,
+    METRICS_TABLE,
     MODEL,
+    PAGE,
     RUN_FILES,
     SAMPLES,
     VAL,
@@ -40,7 +43,13 @@ DROPPED_SHOWN = 10  # dropped records named on the terminal; all are in log.txt
 
 
 def train_run(
-    config: Config, root: Path, run: Path, resume: bool = False, max_steps: int | None = None, device: str = "auto"
+    config: Config,
+    root: Path,
+    run: Path,
+    resume: bool = False,
+    max_steps: int | None = None,
+    device: str = "auto",
+    tensorboard: bool = False,
 ) -> None:
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
@@ -58,6 +67,9 @@ def train_run(
         )
     if max_steps is not None and max_steps < 1:
         raise UsageError(f"--max-steps {max_steps}: give at least 1")
+    if tensorboard:
+        with extras_needed_by("train --tensorboard"):
+            import_module("tensorboard")  # the run itself imports it much later
     # The data first: nothing is written for a run that cannot start.
     layout = config.data.layout
     begun = (run / CONFIG).exists()
@@ -77,13 +89,14 @@ def train_run(
         if val_set is not None and not val_set.crowd.all():
             progress.say(describe(root, val_set, layout))
         else:
+            unused = "; schedule.patience is not used" if config.schedule.patience else ""
             what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
-            progress.say(f"{root}: {what}; training without validation, the last weights are kept")
+            progress.say(f"{root}: {what}; training without validation, the last weights are kept{unused}")
             val_set = None
         report_dropped(dropped, progress)
         if fabric.is_global_zero and not (run / LAST).exists():
             progress.say(write_samples(run / SAMPLES, train_set, config))
-        train(config, train_set, val_set, run, fabric, progress, max_steps)
+        train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)
 
 
 def _val_list_of_start(config: Config, root: Path) -> Path | None:
@@ -140,7 +153,8 @@ def _see_that_it_fits(
 ) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
-        if found := [name for name in (LAST, MODEL, METRICS_LOG, LOG, VAL, SAMPLES) if os.path.lexists(run / name)]:
+        others = (LAST, MODEL, METRICS_LOG, METRICS_TABLE, PAGE, LOG, VAL, SAMPLES)
+        if found := [name for name in others if os.path.lexists(run / name)]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
                 f"is overwritten; restore {CONFIG}, or choose another --out"

@@ -30,7 +30,7 @@ def test_all_processes_but_the_first_are_silent(tmp_path: Path, capsys: pytest.C
     with silent.training(0, 10, 4):
         silent.step(1, 0.1)
         silent.losses(1, {"loss": 1.0})
-        silent.validated(1, 0.1, METRICS)
+        silent.validated(0.1, METRICS)
         silent.say("hello")
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
@@ -40,7 +40,7 @@ def test_validation_is_a_table_that_marks_the_best(capsys: pytest.CaptureFixture
     table = Progress()
     with table.training(0, 30, 4):
         for step, AP in ((10, 0.25), (20, 0.125), (30, 0.25)):
-            table.validated(step, step / 10, METRICS | {"AP": AP})
+            table.validated(step / 10, METRICS | {"AP": AP})
     header, first, worse, equal = capsys.readouterr().out.splitlines()
     assert header.split() == ["epoch", "AP", "AP50", "AP_S"]
     assert first.split() == ["1", "0.250", "0.500", "-", "best"]
@@ -56,7 +56,7 @@ def test_a_resumed_run_knows_the_best_so_far(capsys: pytest.CaptureFixture[str])
     table = Progress()
     table.best = 0.3
     with table.training(0, 10, 4):
-        table.validated(10, 1, METRICS)
+        table.validated(1, METRICS)
     assert "best" not in capsys.readouterr().out
 
 

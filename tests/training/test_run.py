@@ -29,10 +29,12 @@ def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
     assert {path.name for path in trained.run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "metrics.csv",
         "model.safetensors",
         "last.ckpt",
         "log.txt",
         "samples",
+        "training.html",
     }
     assert read_config(trained.run / "config.json") == trained.config
     weights = read_weights(trained.run)
