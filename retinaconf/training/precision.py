@@ -58,8 +58,8 @@ def fused_on(device: torch.device, precision: str) -> bool | None:
 def compile_network(network: RetinaNet) -> None:
     """Let `torch.compile` translate the network, in place; the names of its weights stay.
 
-    One graph from the images to what the head says. Canvases of a second height or width are translated once more, for
-    any size.
+    One graph goes from the images to what the head says. The second width and the second height of a canvas translate
+    it again, and from then on it takes any size near theirs. Canvases of few pixels can need graphs of their own.
 
     Raises:
         InputError: there is no C++ compiler, which torch needs for it.
