@@ -75,6 +75,7 @@ def test_the_core_needs_no_extra(tiny_data: Path):
         ["diagnose", *files, "--ground-truth", str(truth), *options],
         ["calibrate", *files, "--ground-truth", str(truth), "--out", str(outputs[4])],
         ["calibrate", *files, "--apply", str(outputs[4]), "--out", str(outputs[5])],
+        ["calibrate", "--merge", files[1], str(tiny_data / "other.json"), "--out", str(tiny_data / "merged.json")],
         ["check", "--data", str(tiny_data), "--json", str(outputs[3])],
         ["compare", *files, str(tiny_data / "other.json"), "--data", str(tiny_data), "--json", str(outputs[6])],
         ["compare", *files, str(tiny_data / "other.json"), "--ground-truth", str(truth), "--report", str(outputs[7])],

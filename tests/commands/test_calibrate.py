@@ -59,6 +59,35 @@ def test_scores_that_are_off_by_a_factor_are_mended(run_cli: Callable[..., Any],
     assert "is calibrated already" in again.err
 
 
+def test_calibrated_detectors_are_merged(run_cli: Callable[..., Any], files: tuple[Path, Path]):
+    detections, ground_truth = files
+    folder = detections.parent
+    records = json.loads(detections.read_text())
+    for name, part in (("a", records[::2]), ("b", records[1::2])):
+        (folder / f"{name}.json").write_text(json.dumps([record | {"raw_score": 0.1} for record in part]))
+    words = ("calibrate", "--merge", folder / "a.json", folder / "b.json", "--out", folder / "both.json")
+    done = run_cli(*words)
+    assert done.code == 0, done.err
+    assert done.out == f"{folder / 'both.json'}: 200 detections of 200\n"
+    both = json.loads((folder / "both.json").read_text())
+    key = json.dumps
+    assert sorted(key([r["image_id"], r["score"]]) for r in both) == sorted(
+        key([r["image_id"], r["score"]]) for r in records
+    )
+    done = run_cli(*words, "--ground-truth", ground_truth, "--json", folder / "gain.json")
+    assert done.code == 0, done.err
+    told = json.loads((folder / "gain.json").read_text())
+    assert told["best"] in told["AP"]
+    assert told["gain"] == pytest.approx(told["merged_AP"] - max(told["AP"].values()))
+    assert 0 < told["interval"][0] < told["gain"] < told["interval"][1]
+    assert (
+        f"merged: AP {100 * told['merged_AP']:.1f}, {100 * told['gain']:+.1f} points over the best of them" in done.out
+    )
+    done = run_cli("calibrate", "--merge", detections, folder / "b.json", "--out", folder / "both.json")
+    assert f"note: {detections} has no 'raw_score'" in done.out
+    assert done.out.count("note: ") == 1
+
+
 def test_a_data_set_in_place_of_a_file(run_cli: Callable[..., Any], files: tuple[Path, Path]):
     detections, ground_truth = files
     root = detections.parent / "data"
@@ -81,6 +110,21 @@ def test_a_data_set_in_place_of_a_file(run_cli: Callable[..., Any], files: tuple
         (["--apply", "m.json", "--detections", "dt.json", "--json", "r.json", "--out", "o.json"], 2, "--json"),
         (["--apply", "gt.json", "--detections", "dt.json", "--out", "o.json"], 1, "gt.json: not a map of scores"),
         (["--detections", "dt.json", "--ground-truth", "gt.json", "--out", "dt.json"], 1, "would be overwritten"),
+        (["--out", "o.json"], 2, "give --detections DT, or --merge DT DT"),
+        (["--merge", "dt.json", "--out", "o.json"], 2, "give the detections of at least two"),
+        (
+            ["--merge", "dt.json", "dt.json", "--apply", "m.json", "--out", "o.json"],
+            2,
+            "--apply: it does not go with --merge",
+        ),
+        (["--merge", "dt.json", "dt.json", "--json", "r.json", "--out", "o.json"], 2, "a gain needs ground truth"),
+        (["--merge", "dt.json", "nan.json", "--out", "o.json"], 1, "nan.json: record 0 (image 1) has score nan"),
+        (
+            ["--merge", "dt.json", "other.json", "--ground-truth", "gt.json", "--out", "o.json"],
+            1,
+            "names image 77, which",
+        ),
+        (["--merge", "dt.json", "none.json", "--out", "dt.json"], 1, "would be overwritten"),
         (["--detections", "none.json", "--ground-truth", "gt.json", "--out", "m.json"], 1, "none.json: no detections"),
         (["--detections", "other.json", "--ground-truth", "gt.json", "--out", "m.json"], 1, "names image 77, which"),
         (["--detections", "nan.json", "--ground-truth", "gt.json", "--out", "m.json"], 1, "score nan; scores must be"),

@@ -152,6 +152,21 @@ def test_where_detection_calibrations_code_does_otherwise() -> None:
     assert calibration.laece_0[calibration.laece_0 != 0].mean() == pytest.approx(0.4)
 
 
+def test_the_bins_that_detection_calibrations_code_has_fixed() -> None:
+    """It reports D-ECE with 10 bins, LaECE with 25; the number depends on them, and is the reader's to choose here.
+
+    A wrong box of score 0.62 and a right one of 0.66 share the bin (0.6, 0.7]: |0.64 - 0.5| = 0.14. Of 25 bins each has
+    its own: (0.62 + 0.34) / 2 = 0.48.
+    """
+    ground_truth = spread_objects(1, 1)
+    boxes = np.array([ground_truth.boxes[0] + 2000, ground_truth.boxes[0]])
+    detections = Detections(np.zeros(2, int), np.zeros(2, int), boxes, np.array([0.62, 0.66]))
+    matches = match_detections(detections, ground_truth, np.array([0.5]))
+    assert d_ece(matches, 0, bins=10) == pytest.approx(0.14)
+    assert la_ece(matches, 0, 2, bins=10)[0] == pytest.approx(0.14)
+    assert d_ece(matches, 0) == calibrate(detections, ground_truth).d_ece == pytest.approx(0.48)
+
+
 def test_bins_close_on_the_right() -> None:
     bins = reliability(np.array([0, 0.04, 0.0400001, 1.0]), np.zeros(4), np.zeros(4, bool))
     assert bins.count[[0, 1, 24]].tolist() == [2, 1, 1]
