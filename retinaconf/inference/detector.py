@@ -186,7 +186,7 @@ class Detector(ModelHubMixin):
             InputError: a value does not fit, or it needs a quality branch and there is none.
         """
         own = self.config.inference
-        settings = {"joint": own.joint, "alpha": own.alpha}
+        settings: dict[str, Any] = {"joint": own.joint, "alpha": own.alpha}
         if self.tuning is not None:
             settings = {"joint": self.tuning.joint, "alpha": self.tuning.alpha}
         if "alpha" in changes and settings["joint"] not in WITH_ALPHA:

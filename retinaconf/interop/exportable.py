@@ -44,6 +44,11 @@ class RawOutputs(nn.Module):
 class Confidence(nn.Module):
     """A score map, for K classes in the order of `category_ids`."""
 
+    start: Tensor  # (K, segments) of each the least score
+    length: Tensor  # (K, segments)
+    rise: Tensor  # (K, segments) of the IoU over a segment
+    first: Tensor  # (K,) the least IoU
+
     def __init__(self, score_map: ScoreMap, category_ids: Sequence[int]):
         super().__init__()
         curves = [score_map.by_class.get(id_, score_map.common) for id_ in category_ids]
@@ -53,10 +58,10 @@ class Confidence(nn.Module):
             torch.tensor(np.array([np.pad(column, (0, longest - len(column)), mode="edge") for column in columns]))
             for columns in zip(*((curve.scores, curve.ious) for curve in curves))
         )
-        self.register_buffer("start", scores[:, :-1].float())  # (K, knots - 1)
+        self.register_buffer("start", scores[:, :-1].float())
         self.register_buffer("length", scores.diff(dim=1).clamp(min=1e-7).float())
         self.register_buffer("rise", ious.diff(dim=1).float())
-        self.register_buffer("first", ious[:, 0].float())  # (K,)
+        self.register_buffer("first", ious[:, 0].float())
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Confidences (N, D) of scores (N, D) and labels (N, D), each at least 0."""
