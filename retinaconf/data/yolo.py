@@ -61,7 +61,8 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     paths = [path for entry in _entries(specification, split) for path in _images(file, specification, split, entry)]
     paths = sorted(set(paths))
     if not paths:
-        raise InputError(f"{file}: '{split}' names no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{file}: '{split}' names no image; looked for {looked_for}{_without(split)}")
     dropped: list[Fault] = []
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
@@ -164,6 +165,11 @@ def _entries(specification: dict[str, Any], split: str) -> list[str]:
     return []
 
 
+def _without(split: str) -> str:
+    """What to do about a missing `val`: exports name all three splits, also those that they leave empty."""
+    return "; if there is no 'val', remove its line, and images of 'train' are held out" if split == "val" else ""
+
+
 def _images(file: Path, specification: dict[str, Any], split: str, entry: str) -> list[Path]:
     """Image files of a folder, at any depth, or of a text file that lists them."""
     root = file.parent
@@ -172,7 +178,7 @@ def _images(file: Path, specification: dict[str, Any], split: str, entry: str) -
     place = next((one for one in places if one.exists()), None)
     if place is None:
         looked = " and ".join(dict.fromkeys(os.path.normpath(one) for one in places))
-        raise InputError(f"{file}: '{split}' names {entry}, which does not exist; looked at {looked}")
+        raise InputError(f"{file}: '{split}' names {entry}, which does not exist; looked at {looked}{_without(split)}")
     place = Path(os.path.normpath(place))
     if place.is_dir():
         return [
