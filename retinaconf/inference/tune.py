@@ -84,9 +84,10 @@ def tune(
             task = bar.add_task("images", total=len(val_set))
             tuned = choose_all(detector, val_set, goal, lambda n: bar.advance(task, n))
         write_weights(file, weights.state, weights.config, weights.classes, weights.category_ids, tuned.tuning.values())
+    drawn = val_set.val_split
     return {
         "run": str(run),
-        "data": val_set.source,
+        "data": val_set.source + (f" ({drawn}{drawn.unknown_to(run)})" if drawn is not None else ""),
         "images": len(val_set),
         "objects": int((~val_set.crowd).sum()),
         "ranking": _ranking(tuned),

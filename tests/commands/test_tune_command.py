@@ -220,3 +220,15 @@ def test_what_is_damaged_is_named(tuned: tuple[Path, dict[str, Any]], change: di
     write_weights(file, weights.state, weights.config, weights.classes, weights.category_ids, tuning)
     with pytest.raises(InputError, match="run `retinaconf tune` again"):
         retinaconf.load(file, "cpu")
+
+
+def test_it_says_what_was_held_out_and_whether_the_run_knows(trained: Any, tmp_path: Path):
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    data = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    (data / "val.json").unlink()
+    found = retinaconf.tune(run, data, device="cpu")["data"]
+    assert found.endswith(f"{run} keeps no list of them, and may have been trained on them)")
+    (run / "val.txt").write_text("train-3\ntrain-4\ntrain-5\n")
+    report = retinaconf.tune(run, data, device="cpu")
+    said = f"no split 'val' there: 3 of the 20 images are val, as {run / 'val.txt'} lists"
+    assert (report["images"], report["data"]) == (3, f"{data / 'train.json'} ({said})")
