@@ -36,6 +36,7 @@ def train(
     resume: bool = False,
     max_steps: int | None = None,
     device: str = "auto",
+    tensorboard: bool = False,
 ) -> Path:
     """Train a detector into the run folder `out`, which is returned: `retinaconf.load` takes it.
 
@@ -47,6 +48,7 @@ def train(
         resume: go on with the run in `out` where it stopped, with the same settings.
         max_steps: stop after this many steps in all; within the first epoch, without validation.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        tensorboard: also write the curves for TensorBoard, into the run's folder `tensorboard`.
 
     Raises:
         InputError: no such recipe or run, a setting that does not fit, bad data, or `out` holds another run.
@@ -56,7 +58,7 @@ def train(
 
     out = Path(out)
     config = settings_of(str(start), out, resume).changed(**settings)
-    train_run(config, Path(data), out, resume, max_steps, device)
+    train_run(config, Path(data), out, resume, max_steps, device, tensorboard)
     return out
 
 

@@ -112,11 +112,10 @@ def _thinned(points: Sequence[tuple[float, float | None]]) -> list[svg.Point]:
 
 
 def _classes(epochs: Sequence[Epoch]) -> str:
-    """AP by class, the lowest first, with its course; the lines of all classes have one scale."""
+    """AP by class, the lowest first, with its course, each on its own scale."""
     if not epochs:
         return "<p>There was no validation yet.</p>"
     now, before = epochs[-1].per_class, epochs[-2].per_class if len(epochs) > 1 else {}
-    most = max((value for one in epochs for value in one.per_class.values() if value is not None), default=0.0)
     rows = []
     for name in sorted(now, key=lambda name: (now[name] is None, now[name] or 0.0, name)):
         course = [(one.epoch, one.per_class.get(name)) for one in epochs]
@@ -125,7 +124,7 @@ def _classes(epochs: Sequence[Epoch]) -> str:
         change = "" if value is None or earlier is None else f"{value - earlier:+.3f}"
         best = max(known, default=None)
         words = "" if best is None else f"{best[0]:.3f} (epoch {best[1]:g})"
-        line = svg.sparkline(_thinned(course), epochs[0].epoch, epochs[-1].epoch, most)
+        line = svg.sparkline(_thinned(course), epochs[0].epoch, epochs[-1].epoch, 0.0 if best is None else best[0])
         rows.append(
             f'<tr><th scope="row">{escape(name)}</th><td>{_number(value)}</td><td>{change}</td><td>{words}</td>'
             f"<td>{line}</td></tr>"
