@@ -96,7 +96,8 @@ def test_prediction_annotates_every_frame(trained: Any, tmp_path: Path, run_cli:
     image = trained.data / "images/val-3.png"
     out = tmp_path / "out"
     result = run_cli("predict", trained.run, video, image, "--out", out, "--device", "cpu", "--score-threshold", "0.1")
-    assert (result.code, result.out) == (0, f"12 images: {out / 'detections.json'} and the pictures beside it\n")
+    line = f"12 images: {out / 'detections.json'} and the pictures beside it; boxes in them: score above 0.1\n"
+    assert (result.code, result.out) == (0, line)
     assert sorted(path.name for path in out.iterdir()) == ["detections.json", "val-3.jpg", "walk.mp4"]
     written = list(read_frames(out / "walk.mp4"))
     assert [frame.time for frame in written] == pytest.approx(UNEVEN, abs=1e-3)
