@@ -155,6 +155,20 @@ def test_other_weights_do_not_keep_it(
     assert read_weights(tmp_path / "saved").tuning == read_weights(tuned[0]).tuning
 
 
+def test_a_continued_training_replaces_it_with_the_weights(trained: Any, tmp_path: Path):
+    from retinaconf.training.run import train_run
+
+    run = tmp_path / "run"
+    train_run(trained.config, trained.data, run, max_steps=5, device="cpu")  # one epoch; the third is the best
+    retinaconf.tune(run, trained.data, device="cpu")
+    before = read_weights(run)
+    assert before.tuning is not None
+    train_run(trained.config, trained.data, run, resume=True, device="cpu")
+    after = read_weights(run)
+    assert any(not torch.equal(tensor, after.state[name]) for name, tensor in before.state.items())
+    assert after.tuning is None
+
+
 def test_tuned_again_it_starts_from_the_settings_of_training(
     trained: Any, tuned: tuple[Path, dict[str, Any]], run_cli: Callable[..., Any], tmp_path: Path
 ):
