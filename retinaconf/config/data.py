@@ -53,7 +53,7 @@ class DataConfig(Section):
     augment: Preset = "flip"
     """How training images are varied, apart from `scale`: `none`; `flip`, a horizontal flip; `light`, also crops,
     zooming out and colour; `strong`, also mosaics, hue, blur and JPEG, and more of the others. The ten settings from
-    `flip` to `jpeg` are its knobs: a number replaces the preset's, null keeps it."""
+    `flip` to `jpeg` are its parts: a number replaces the preset's, null (`None` as an option) keeps it."""
     flip: float | None = Field(None, ge=0, le=1)
     """Probability of a horizontal flip in training. 0 never flips, 1 always does. 0.5 in all presets but `none`."""
     vertical_flip: float | None = Field(None, ge=0, le=1)
