@@ -13,7 +13,7 @@ from PIL import Image
 from retinaconf.config import PRESETS, Config, DataConfig, config_from_flat
 from retinaconf.data.augment import augmentation
 from retinaconf.data.ground_truth import GroundTruth, ground_truth_from_coco
-from retinaconf.data.loader import epoch_plans, training_batches
+from retinaconf.data.loader import epoch_plans, evaluation_batches, training_batches
 from retinaconf.data.transforms import Augmentation, Mosaic, apply, are_targets
 
 ALL_KNOBS = {"vertical_flip": 0.5, "turn": 0.75, "crop": 0.5, "zoom_out": 0.5, "mosaic": 0.4, "jpeg": 0.5, "blur": 0.5}
@@ -314,3 +314,15 @@ def test_batches_are_the_same_whatever_the_workers_and_processes(
                 piece = parts[rank][step * 2 + part]
                 assert piece.images.equal(batch.images[n : n + 1])
                 assert piece.boxes[0].equal(batch.boxes[n, : piece.boxes.shape[1]])
+
+
+@pytest.mark.parametrize("knob", ["colour", "hue", "blur", "jpeg"])
+def test_colours_change_in_training_only_and_leave_boxes_and_padding(painted: GroundTruth, knob: str):
+    plain = DataConfig(short_side=64, long_side=96, batch_size=3, workers=0, augment="none")
+    changed = plain.model_copy(update={knob: 0.5 if knob == "hue" else 1.0})
+    for one, two in zip(training_batches(painted, plain, 0, 0, 4), training_batches(painted, changed, 0, 0, 4)):
+        assert not one.images.equal(two.images)
+        assert one.boxes.equal(two.boxes)
+        assert two.images[:, :, :, 96:].sum() == two.images[:, :, 64:].sum() == 0
+    for one, two in zip(evaluation_batches(painted, plain, 3), evaluation_batches(painted, changed, 3)):
+        assert one.images.equal(two.images)
