@@ -34,18 +34,19 @@ if fcntl is not None:
     os.register_at_fork(after_in_child=_leave_locks)
 
 
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+def write_aside(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, and rename it to `path`.
 
     A link stays, and the file that it points to is replaced. The file keeps the mode of the one that it replaces; a new
     one has the mode that files usually get. A device or a pipe is not replaced: what was written is copied into it.
+    With `keep`, the file that is replaced is renamed to `keep`, which is on the same disk.
 
     Raises:
         InputError: the folder is missing, the disk is full, or the like; what was at `path` is still there.
     """
     try:
         if not path.exists() or path.is_file() or path.is_dir():
-            _replace(Path(os.path.realpath(path)), write)
+            _replace(Path(os.path.realpath(path)), write, keep)
         else:
             with TemporaryDirectory() as folder:
                 write(Path(folder) / path.name)
@@ -72,7 +73,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
+def _replace(file: Path, write: Callable[[Path], object], keep: Path | None) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         aside.touch()
@@ -82,6 +83,8 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         if aside.stat().st_mode != mode:
             aside.chmod(stat.S_IMODE(mode))
+        if keep is not None and file.exists():
+            os.replace(file, keep)
         os.replace(aside, file)
     finally:
         if aside.parent.is_dir():

@@ -7,6 +7,7 @@
 `training.html`              the training as a page, drawn again every epoch (`training/page.py`)
 `model.safetensors`          the best weights; classes, category ids, config, tuning as metadata
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
+`last.ckpt.previous`         the one before it, should `last.ckpt` be damaged
 `log.txt`                    what was printed
 `val.txt`                    names of the images held out as `val`, if the data set has none
 `samples/`                   a few augmented training images with their boxes
@@ -18,6 +19,7 @@ Files are written aside and renamed, so that a run that is killed leaves the old
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
 LOG, METRICS_LOG, METRICS_TABLE, PAGE = "log.txt", "metrics.jsonl", "metrics.csv", "training.html"
-RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, LOG, VAL, METRICS_TABLE, PAGE)
+PREVIOUS = f"{LAST}.previous"
+RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, PREVIOUS, LOG, VAL, METRICS_TABLE, PAGE)
 SAMPLES = "samples"  # a folder
 
 
@@ -76,6 +79,16 @@ def val_list(run: Path) -> Path | None:
     """The file in which a run, given as its folder or a file in it, keeps which images are `val`, if it has one."""
     path = (run if run.is_dir() else run.parent) / VAL
     return path if path.is_file() else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that are there: `last.ckpt`, and the one before it."""
+    return [file for file in (run / LAST, previous(run / LAST)) if file.exists()]
+
+
+def previous(last: Path) -> Path:
+    """Where the checkpoint before `last` is kept: beside the file, even if `last` is a link to another disk."""
+    return Path(os.path.realpath(last)).with_name(PREVIOUS)
 
 
 def metrics_line(record: dict[str, Any]) -> str:

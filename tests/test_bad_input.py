@@ -275,6 +275,7 @@ def test_a_damaged_checkpoint(
     run_cli: Callable[..., Any], finished: Path, trained: Any, tiny_flags: list[str], damage: Any, message: str
 ):
     damage(finished / "last.ckpt")
+    (finished / "last.ckpt.previous").unlink()
     before = contents(finished)
     words = ["train", "conf-r50-1x", "--data", trained.data, "--out", finished, *tiny_flags, "--resume"]
     line = one_line(run_cli(*words))

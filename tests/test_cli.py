@@ -266,6 +266,7 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
         "metrics.csv",
         "model.safetensors",
         "last.ckpt",
+        "last.ckpt.previous",
         "log.txt",
         "samples",
         "training.html",

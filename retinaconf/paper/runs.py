@@ -30,8 +30,8 @@ from retinaconf.inference.detector import load
 from retinaconf.model.backbone import Backbone
 from retinaconf.paper.items import Training, rows_of
 from retinaconf.recipes import DETECTORS
-from retinaconf.run_folder import CONFIG, LAST, METRICS_LOG, MODEL, read_config
-from retinaconf.training.checkpoint import read_state
+from retinaconf.run_folder import CONFIG, METRICS_LOG, MODEL, checkpoints, read_config
+from retinaconf.training.checkpoint import read_last
 from retinaconf.training.run import train_run
 
 TRIED = 8  # images that are evaluated where trainings end within their first epoch
@@ -238,8 +238,8 @@ def _evaluation(kept: dict[str, Any]) -> Evaluation:
 def _steps_taken(run: Path) -> int | None:
     """By the checkpoint, or without it by what was logged; None where a file is missing or damaged."""
     try:
-        if (run / LAST).exists():
-            state = read_state(run / LAST)
+        if checkpoints(run):
+            state, _ = read_last(run)
             return int(state.get("validated", state["step"]))  # version 0.1 saved after validation only
         return int(json.loads((run / METRICS_LOG).read_text().splitlines()[-1])["step"])
     except (OSError, ValueError, KeyError, IndexError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,51 @@ from torch.optim import Optimizer
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError
 from retinaconf.files import write_aside
-from retinaconf.run_folder import VAL
+from retinaconf.run_folder import LAST, VAL, checkpoints, previous
+
+_ANEW = "; train anew"
+_FALLS_BACK = "the run goes on from the checkpoint before it"
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Save what a resumed run needs: tensors and plain values, nothing that would have to be unpickled."""
-    write_aside(path, lambda aside: torch.save(state, aside))
+    """Save what a resumed run needs: tensors and plain values, nothing that would have to be unpickled.
+
+    The checkpoint that was at `path` becomes the previous one, once the new one has been read back from the disk. A
+    damaged one is not kept: it would take the place of a whole one.
+    """
+
+    def write(aside: Path) -> None:
+        torch.save(state, aside)
+        if damage := damage_of(aside):
+            raise OSError(f"what was written cannot be read back: {damage}")
+
+    write_aside(path, write, keep=previous(path) if path.exists() and not damage_of(path) else None)
+
+
+def damage_of(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint, or nothing. Its parts have checksums; torch ignores them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except Exception as error:
+        return f"not a readable checkpoint ({type(error).__name__})"
+    return f"damaged (its part {part.partition('/')[2]} does not have its checksum)" if part is not None else ""
+
+
+def read_last(run: Path) -> tuple[dict[str, Any], str]:
+    """The newest checkpoint of a run that can be read, and a warning if that is not `last.ckpt`.
+
+    Raises:
+        InputError: none can be read. The message is about the newest.
+    """
+    newest, *older = checkpoints(run)
+    try:
+        return read_state(newest), "" if newest.name == LAST else f"warning: {run / LAST} is missing; {_FALLS_BACK}"
+    except InputError as error:
+        for file in older:
+            with suppress(InputError):
+                return read_state(file), f"warning: {str(error).removesuffix(_ANEW)}; {_FALLS_BACK}"
+        raise
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -27,20 +67,14 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged or holds something else.
     """
+    if damage := damage_of(path):
+        raise InputError(f"{path}: {damage}{_ANEW}")
     try:
-        with zipfile.ZipFile(path) as archive:  # its parts have checksums, and torch does not look at them
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise InputError(
-                f"{path}: damaged (its part {damaged.partition('/')[2]} does not have its checksum); train anew"
-            )
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); train anew") from None
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}){_ANEW}") from None
     if not isinstance(state, dict) or not {"step", "best", "categories", "model", "optimizer"} <= set(state):
-        raise InputError(f"{path}: not a checkpoint of this version's training; train anew")
+        raise InputError(f"{path}: not a checkpoint of this version's training{_ANEW}")
     return state
 
 

@@ -25,9 +25,9 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
 from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, write_weights
+from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, checkpoints, write_weights
 from retinaconf.training.assigners import assigner_at
-from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_state, see_same_data, write_state
+from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_last, see_same_data, write_state
 from retinaconf.training.ema import MovingAverage
 from retinaconf.training.epochs import write_epoch
 from retinaconf.training.joint_loss import class_prior
@@ -98,13 +98,15 @@ def train(
             f"optimizer.accumulate {parts}; change one of them"
         )
     torch.manual_seed(config.seed)
-    resumes = (run / LAST).exists()
+    resumes = bool(checkpoints(run))
     bare = resumes or is_run(config.model.weights)  # all weights come from there
     network = RetinaNet(config.model.model_copy(update={"weights": "none"} if bare else {}), len(train_set.classes))
     if config.loss.joint == "product":
         network.head.start_at(class_prior(PRIOR, config.inference.alpha))
     if resumes:
-        state = read_state(run / LAST)
+        state, warning = read_last(run)
+        if warning:
+            progress.say(warning)
         see_same_data(run / LAST, state, train_set, val_set)
         from_start = state.get("kept", ())  # names of the parameters of the detector that the run started from
     else:

@@ -24,9 +24,11 @@ from retinaconf.run_folder import (
     METRICS_TABLE,
     MODEL,
     PAGE,
+    PREVIOUS,
     RUN_FILES,
     SAMPLES,
     VAL,
+    checkpoints,
     read_config,
     read_metrics,
     val_list,
@@ -94,7 +96,7 @@ def train_run(
             progress.say(f"{root}: {what}; training without validation, the last weights are kept{unused}")
             val_set = None
         report_dropped(dropped, progress)
-        if fabric.is_global_zero and not (run / LAST).exists():
+        if fabric.is_global_zero and not checkpoints(run):
             progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)
 
@@ -139,7 +141,7 @@ def _opened(
             yield
         except InputError:
             # No step was taken, for a wrong backbone, say: the same --out can be used again.
-            if is_new and not ((run / METRICS_LOG).exists() or (run / LAST).exists()):
+            if is_new and not ((run / METRICS_LOG).exists() or checkpoints(run)):
                 for name in (CONFIG, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
                 shutil.rmtree(run / SAMPLES, ignore_errors=True)
@@ -153,7 +155,7 @@ def _see_that_it_fits(
 ) -> None:
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
-        others = (LAST, MODEL, METRICS_LOG, METRICS_TABLE, PAGE, LOG, VAL, SAMPLES)
+        others = (LAST, PREVIOUS, MODEL, METRICS_LOG, METRICS_TABLE, PAGE, LOG, VAL, SAMPLES)
         if found := [name for name in others if os.path.lexists(run / name)]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
@@ -162,7 +164,7 @@ def _see_that_it_fits(
         return
     if not resume:
         raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
-    if (run / MODEL).exists() and not (run / LAST).exists():  # it would be trained from the start, and lost
+    if (run / MODEL).exists() and not checkpoints(run):  # it would be trained from the start, and lost
         raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
     has_validated = any(record["kind"] == "val" for record in read_metrics(run / METRICS_LOG))
     drawn_anew = train_set.val_split is not None and train_set.val_split.kept_in is None

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from lightning_fabric.plugins import MixedPrecision
 
 from retinaconf.config import PRESETS
 from retinaconf.errors import InputError, Interrupted
+from retinaconf.run_folder import checkpoints
 from retinaconf.training import loop
 from retinaconf.training import run as training_run
+from retinaconf.training.checkpoint import write_state
 from retinaconf.training.progress import Progress
 from retinaconf.training.run import train_run
 
@@ -327,6 +330,84 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
     assert {path.name for path in run.iterdir()} == kept
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "torn": (lambda file: os.truncate(file, file.stat().st_size // 2), "not a readable checkpoint (BadZipFile)"),
+    "flipped": (flip, "damaged (its part"),
+    "killed between the two renamings": (Path.unlink, "is missing"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
+    data: Path,
+    whole: Path,
+    tiny_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    message: str,
+):
+    """Stopped at step 11; the one before it is of step 8. Stopped again soon after, it is still there."""
+    run = tmp_path / "run"
+
+    def train_until(step: int) -> None:
+        with monkeypatch.context() as patch:
+            at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(Interrupted, match=f"stopped at step {step} of 16"):
+                train_run(tiny_config(**CHANGES), data, run, resume=run.exists(), device="cpu")
+
+    train_until(EPOCH + 3)
+    damage(run / "last.ckpt")
+    capsys.readouterr()
+    train_until(EPOCH + 1)  # the damaged one does not take the place of the whole one
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert f"{run / 'last.ckpt'}" in warning
+    assert message in warning
+    assert warning.endswith("; the run goes on from the checkpoint before it")
+    assert torch.load(run / "last.ckpt.previous")["step"] == EPOCH
+    damage(run / "last.ckpt")
+    train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+    assert_same_run(run, whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "last.ckpt"
+    write_state(file, {"step": 1})
+    save = torch.save
+
+    def spoiled(state: Any, aside: Path) -> None:
+        save(state, aside)
+        flip(aside)
+
+    monkeypatch.setattr(torch, "save", spoiled)
+    with pytest.raises(InputError, match=r"cannot be written \(what was written cannot be read back: damaged"):
+        write_state(file, {"step": 2, "weights": torch.arange(1000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert torch.load(file)["step"] == 1
+
+
+def test_a_limit_on_file_sizes_leaves_both_checkpoints(tmp_path: Path):
+    file = tmp_path / "last.ckpt"
+    for step in (1, 2):
+        write_state(file, {"step": step})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"last\.ckpt: cannot be written \(.*\); free space there"):
+            write_state(file, {"step": 3, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
+    assert [torch.load(path)["step"] for path in checkpoints(tmp_path)] == [2, 1]
 
 
 @pytest.mark.parametrize("resume", [True, False])

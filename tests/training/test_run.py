@@ -32,6 +32,7 @@ def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
         "metrics.csv",
         "model.safetensors",
         "last.ckpt",
+        "last.ckpt.previous",
         "log.txt",
         "samples",
         "training.html",
