@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 # Nothing installed but what the page names can be imported, and what that needs itself.
@@ -39,10 +38,9 @@ print(json.dumps({name: values.tolist() for name, values in found.items()}))
 """
 
 
-# tests/test_strangers_path.py feeds a file of one class and without alpha, too.
-@pytest.mark.parametrize("key", ["conf.onnx", pytest.param("one-class.onnx", marks=pytest.mark.slow)])
-def test_the_page_s_inference_needs_no_torch(key: str, exported: Callable[..., Any], tmp_path: Path) -> None:
-    ours = exported(key)
+# tests/test_strangers_path.py runs it on a file of one class and without alpha.
+def test_the_page_s_inference_needs_no_torch(exported: Callable[..., Any], tmp_path: Path) -> None:
+    ours = exported("conf.onnx")
     (tmp_path / "model.onnx").write_bytes(ours.out.read_bytes())
     pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     photo = Image.fromarray(pixels).resize((373, 251), Image.Resampling.BICUBIC)
