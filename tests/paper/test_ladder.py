@@ -21,7 +21,7 @@ from retinaconf.paper import ladder, runs
 from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import Training
 
-ROWS = ("RetinaNet", "one anchor, ATSS", "aligned", "aligned, voting")
+ROWS = ("RetinaNet", "aligned", "aligned, voting")
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +42,12 @@ def test_some_steps_and_their_page_made_again(
     document, page = go()
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert [name.rpartition("-")[0] for name in names] == [
-        f"{training}-seed{seed}" for training in ("aligned", "one-anchor-atss", "retinanet") for seed in (0, 1)
+        f"{training}-seed{seed}" for training in ("aligned", "retinanet") for seed in (0, 1)
     ]
     assert [row["name"] for row in document["rows"]] == list(ROWS)
-    assert list(document["steps"]) == list(ROWS[:3])  # voting changes the boxes after NMS alone
+    assert list(document["steps"]) == list(ROWS[:2])  # voting changes the boxes after NMS alone
     for name, step in document["steps"].items():
-        others = {"aligned": ["RetinaNet"], "one anchor, ATSS": ["RetinaNet"], "RetinaNet": []}[name]
+        others = {"aligned": ["RetinaNet"], "RetinaNet": []}[name]
         assert list(step["measures"]["concordance"]["over"]) == others
         assert all(len(step["measures"][measure]["seeds"]) == 2 for measure in ladder.MEASURES)
         assert step["speed"]["training"]["images_per_second"] > 0
