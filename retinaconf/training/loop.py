@@ -162,7 +162,7 @@ def train(
     )
 
     # Processes agree on what happens between steps through their CPUs, which need not wait for a GPU's step for that.
-    cpus = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
+    cpus: Any = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
     network.train()
     first_step, saved_at = step, time.monotonic()
 

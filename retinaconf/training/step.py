@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from retinaconf.config import Config
 from retinaconf.data.loader import Batch
@@ -16,7 +16,7 @@ from retinaconf.training.losses import detection_losses
 
 
 def take_step(
-    fabric: Fabric, model: nn.Module, optimizer: Any, passes: Sequence[Batch], assign: Assigner, config: Config
+    fabric: Fabric, model: Any, optimizer: Any, passes: Sequence[Batch], assign: Assigner, config: Config
 ) -> dict[str, Tensor]:
     """Take a step with `model` and `optimizer`, set up by `fabric`, on `passes`, the parts of this process's batch.
 
@@ -44,7 +44,7 @@ def take_step(
             sums[name] = sums.get(name, torch.zeros((), device=fabric.device)) + loss.detach()
     if config.optimizer.clip_norm:
         fabric.clip_gradients(
-            model,  # type: ignore[arg-type]
+            model,
             optimizer,
             max_norm=config.optimizer.clip_norm,
             error_if_nonfinite=False,
