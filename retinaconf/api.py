@@ -45,8 +45,8 @@ def train(
         data: the data set's folder, in any layout.
         out: the run folder.
         settings: what differs from those of `start`, by dotted name: `{"schedule.epochs": 6, "data.short_side": 480}`.
-        resume: go on with the run in `out` where it stopped, with the same settings.
-        max_steps: stop after this many steps in all; within the first epoch, without validation.
+        resume: continue the run in `out` where it stopped, with the same settings.
+        max_steps: stop after this many steps in total; within the first epoch, without validation.
         device: `auto`, `cpu`, `cuda` or `mps`.
         tensorboard: also write the curves for TensorBoard, into the run's folder `tensorboard`.
 
@@ -63,7 +63,7 @@ def train(
 
 
 def settings_of(start: str, out: Path | None = None, resume: bool = False) -> Config:
-    """The settings of a recipe, of a run as those of one that starts from it, or of the run in `out` to go on with.
+    """The settings of a recipe, of a run as those of one that starts from it, or of the run in `out` to continue.
 
     The last makes a run independent of the one that it has started from.
 

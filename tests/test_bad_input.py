@@ -239,7 +239,7 @@ def test_an_existing_run_is_not_overwritten(
     before = contents(finished)
     words = ["train", "conf-r50-1x", "--data", trained.data, "--out", finished, *tiny_flags]
     line = one_line(run_cli(*words))
-    assert line == f"{finished} holds a run already; go on with it by --resume, or choose another --out"
+    assert line == f"{finished} holds a run already; continue it with --resume, or choose another --out"
     line = one_line(run_cli(*words, "--resume", "--optimizer.lr", "0.5"))
     assert "config.json: optimizer.lr is 0.01 there and 0.5 here; resume with the settings of the run" in line
     line = one_line(run_cli(*words, "--resume", "--seed", "1"))

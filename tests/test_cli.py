@@ -274,7 +274,7 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
     assert "flat COCO layout" in result.out
     result = run_cli(*words, "--max-steps", 2, "--resume")
     assert (result.code, result.err) == (0, "")
-    assert "going on at step 1 of 2" in result.out
+    assert "continuing at step 1 of 2" in result.out
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert set(steps) == {1, 2}

@@ -38,7 +38,7 @@ CONFIG = recipe("aligned-lite0").changed(
 def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     """Train, evaluate and look at a detector on built-in scenes, in minutes, without a download.
 
-    A demo that was interrupted goes on where it stopped; one that is done only evaluates again.
+    A demo that was interrupted continues where it stopped; one that is done only evaluates again.
 
     Args:
         out: folder for data, run, numbers and pictures.

@@ -29,9 +29,9 @@ class TrainOptions:
     out: Path
     """The run folder."""
     resume: bool = False
-    """Go on with the run in --out where it stopped."""
+    """Continue the run in --out where it stopped."""
     max_steps: int | None = None
-    """Stop after this many steps in all; within the first epoch, without validation."""
+    """Stop after this many steps in total; within the first epoch, without validation."""
     device: Device = "auto"
     """Where to compute."""
     tensorboard: bool = False

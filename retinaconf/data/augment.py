@@ -1,6 +1,6 @@
 """What happens to each training image: random draws that decide sizes, crops and boxes.
 
-A draw depends on seed, epoch, image and the name of the transform, and on nothing else. So a run that goes on, and any
+A draw depends on seed, epoch, image and the name of the transform, and on nothing else. So a continued run, and any
 number of processes, see the same pictures; and a transform that is switched on changes no draw of the others.
 """
 

@@ -41,7 +41,7 @@ def run_paper(
     """Regenerate an item, or `all` of the paper's, into `out/ITEM.{md,json,png}`.
 
     Seeds are `base.seed` and those that follow it. Runs are kept in `out/runs` and used again, whatever item asks for
-    them; stopped at any time, the same command goes on.
+    them; stopped at any time, the same command continues them.
 
     Args:
         item: a key of `ITEMS`, or `all`.

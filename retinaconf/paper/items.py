@@ -258,7 +258,7 @@ def _open_question() -> Item:
     return Item(title, "open-question", tuple(rows), claims, asked=BEYOND_POSITIVES)
 
 
-# By step: the step before it, and what it changes. A step that no other goes on from is a control or an alternative.
+# By step: the step before it, and what it changes. A step that no other builds on is a control or an alternative.
 LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "GIoU": ("RetinaNet", {"loss.box": "giou", "loss.box_weight": 2.0}),
     "nine anchors, ATSS": ("GIoU", {"matching.assigner": "atss"}),

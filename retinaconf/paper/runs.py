@@ -95,11 +95,11 @@ class Experiments:
         return self.base.changed(**changes)
 
     def run(self, training: Training, seed: int) -> Path:
-        """The folder of a finished run: found by its settings, or trained, going on where it was stopped.
+        """The folder of a finished run: found by its settings, or trained, continued where it was stopped.
 
         Raises:
             InputError: training is impossible.
-            Interrupted: it was asked to stop; the same command goes on.
+            Interrupted: it was asked to stop; the same command continues it.
         """
         if (training, seed) not in self._made:
             self._made[training, seed] = self.finished(training, seed) or self._train(training, seed)

@@ -1,4 +1,4 @@
-"""`last.ckpt`: everything that a resumed run needs, and whether it fits the data that the run goes on with."""
+"""`last.ckpt`: everything that a resumed run needs, and whether it fits the data of the continued run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retinaconf.files import write_aside
 from retinaconf.run_folder import LAST, VAL, checkpoints, previous
 
 _ANEW = "; train anew"
-_FALLS_BACK = "the run goes on from the checkpoint before it"
+_FALLS_BACK = "the run continues from the checkpoint before it"
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def data_of_run(train_set: GroundTruth, val_set: GroundTruth | None) -> dict[str
 
 
 def see_same_data(path: Path, state: Mapping[str, Any], train_set: GroundTruth, val_set: GroundTruth | None) -> None:
-    """See that a run goes on with the data that it began with; version 0.1 kept only their categories.
+    """See that a run continues with the data that it began with; version 0.1 kept only their categories.
 
     Raises:
         InputError: other data. The message names the first part that differs.

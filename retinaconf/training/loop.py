@@ -79,10 +79,10 @@ def train(
     max_steps: int | None = None,
     tensorboard: bool = False,
 ) -> None:
-    """Train a detector into the folder `run`, going on from its `last.ckpt` if there is one.
+    """Train a detector into the folder `run`, continuing from its `last.ckpt` if there is one.
 
     The weights kept are the best by AP on `val_set`, which has boxes, or without it the last. After `max_steps` steps
-    in all the run ends early, with its schedule as if it went on; within the first epoch, without validation. With
+    in total the run ends early, with the schedule of the full run; within the first epoch, without validation. With
     `tensorboard` its curves are also written for TensorBoard.
 
     Raises:
@@ -150,7 +150,7 @@ def train(
         window = state.get("window", {})
         shown = [from_state(state["shown"], val_set)] if val_set is not None and "shown" in state else []
         progress.best = best
-        progress.say(f"going on at step {step} of {last_step}")
+        progress.say(f"continuing at step {step} of {last_step}")
     log.go_on(window, {"train": step, "val": validated})
     progress.say(describe(config, epoch_steps))
     for line in remarks(fabric.device, config.precision):
@@ -194,7 +194,7 @@ def train(
                     try:
                         table, metrics = _validate(fabric, kept, evaluator, config)
                     except InputError as error:
-                        raise InputError(f"{error}; {_goes_on(step, last_step)}") from None
+                        raise InputError(f"{error}; {_stopped_at(step, last_step)}") from None
                     log.write_validation(step, metrics)
                     progress.validated(step / epoch_steps, metrics.overall)
                     boxes = best_boxes(table, evaluator.ground_truth)
@@ -229,11 +229,11 @@ def train(
                 if step == first_step:  # there is nothing to save
                     raise failure
                 save()
-                raise InputError(f"{failure}; {_goes_on(step, last_step)}")
+                raise InputError(f"{failure}; {_stopped_at(step, last_step)}")
             if stop or overdue:
                 save()
             if stop:
-                raise Interrupted(_goes_on(step, last_step))
+                raise Interrupted(_stopped_at(step, last_step))
 
             rate = learning_rate(config, step, epoch_steps)
             for group in optimizer.param_groups:
@@ -260,12 +260,12 @@ def _is_finite(network: nn.Module) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
-def _goes_on(step: int, last_step: int) -> str:
-    return f"stopped at step {step} of {last_step}; the same command with --resume goes on"
+def _stopped_at(step: int, last_step: int) -> str:
+    return f"stopped at step {step} of {last_step}; the same command with --resume continues"
 
 
 def _diverged(what: str, step: int, config: Config, run: Path) -> InputError:
-    """The message of a run that cannot go on: the same steps would diverge again."""
+    """The message of a run that cannot continue: the same steps would diverge again."""
     remedies = [f"a lower --optimizer.lr (now {config.optimizer.lr:g})"]
     remedies += [] if config.optimizer.clip_norm else ["--optimizer.clip-norm 10"]
     remedies += [] if config.precision == "32" else ["--precision 32"]

@@ -20,8 +20,8 @@ from retinaconf.training.worst_pictures import Shown, gallery
 
 POINTS = 200  # of a curve
 ENDED = "The run has ended."
-GOES_ON = "The run goes on. This page is drawn again after every epoch, and reloads itself every minute."
-RELOAD = '<meta http-equiv="refresh" content="60">'  # while the run goes on
+IN_PROGRESS = "The run is in progress. This page is drawn again after every epoch, and reloads itself every minute."
+RELOAD = '<meta http-equiv="refresh" content="60">'  # while the run is in progress
 STYLES = ("series-1", "series-2", "series-3", "series-4", "series-5", "series-6")
 
 
@@ -44,7 +44,7 @@ def write_page(
         style=asset("page.css") + asset("figures.css"),
         title=escape(run.resolve().name),
         heading=_heading(last, config.schedule.epochs),
-        state=ENDED if ended else GOES_ON,
+        state=ENDED if ended else IN_PROGRESS,
         subject=escape(f"{run}: {config.model.backbone}, {config.schedule.epochs} epochs planned"),
         tiles=_tiles(epochs),
         figures=_figures(run, epochs),

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a bar on a terminal, plain lines elsewhere, all lines in `log.txt`."""
+"""What a run says while it is in progress: a bar on a terminal, plain lines elsewhere, all lines in `log.txt`."""
 
 from __future__ import annotations
 

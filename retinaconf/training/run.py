@@ -118,7 +118,7 @@ def _val_list_of_start(config: Config, root: Path) -> Path | None:
 def _opened(
     run: Path, config: Config, train_set: GroundTruth, val_set: GroundTruth | None, resume: bool
 ) -> Iterator[None]:
-    """The folder of a new run or of the one to go on with, held against other processes.
+    """The folder of a new run or of the one to continue, held against other processes.
 
     If a new run cannot begin, its files are removed again; no file that was there before is removed or replaced.
     """
@@ -163,9 +163,9 @@ def _see_that_it_fits(
             )
         return
     if not resume:
-        raise InputError(f"{run} holds a run already; go on with it by --resume, or choose another --out")
+        raise InputError(f"{run} holds a run already; continue it with --resume, or choose another --out")
     if (run / MODEL).exists() and not checkpoints(run):  # it would be trained from the start, and lost
-        raise InputError(f"{run}: holds a model and no {LAST} to go on from; choose another --out")
+        raise InputError(f"{run}: holds a model and no {LAST} to continue from; choose another --out")
     has_validated = any(record["kind"] == "val" for record in read_metrics(run / METRICS_LOG))
     drawn_anew = train_set.val_split is not None and train_set.val_split.kept_in is None
     if drawn_anew or (has_validated and val_set is None):  # version 0.1 did not keep which images it drew

@@ -290,7 +290,7 @@ def test_training_does_not_go_on_from_a_retrofitted_run(
     out = tmp_path / "run"
     retrofit(write_run(tmp_path / "plain", **PLAIN), tiny_data, out, device="cpu")
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match=r"holds a model and no last\.ckpt to go on from; choose another --out"):
+    with pytest.raises(InputError, match=r"holds a model and no last\.ckpt to continue from; choose another --out"):
         train_run(read_config(out / "config.json"), tiny_data, out, resume=True, device="cpu")
     assert (out / "model.safetensors").read_bytes() == before
 

@@ -252,7 +252,7 @@ def test_kill_9_and_go_on(tiny_data: Path, tmp_path: Path, tiny_flags: list[str]
     assert (out / "table1.md").exists()
     assert trainings[0] == killed
     assert len(trainings) == len(list(out.glob("runs/*"))) == 3
-    assert "going on at step" in (killed / "log.txt").read_text()
+    assert "continuing at step" in (killed / "log.txt").read_text()
 
 
 def test_one_line_for_what_the_user_got_wrong(run_cli: Callable[..., Any], tiny_data: Path, tmp_path: Path):

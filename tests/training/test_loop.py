@@ -190,7 +190,7 @@ def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, 
         pytest.skip("the run ended before the signal came")
     message = stderr.decode().strip().splitlines()[-1]
     assert process.returncode == 1
-    assert "--resume goes on" in message
+    assert "--resume continues" in message
     run_to_the_end(command(scenes, run, "--resume"))
     best = [load_file(folder / "model.safetensors") for folder in (run, uninterrupted)]
     assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())

@@ -99,7 +99,7 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
     train_run(config, data, tmp_path / "whole", device="cpu")
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(Interrupted, match="stopped at step 3 of 4; the same command with --resume goes on"):
+        with pytest.raises(Interrupted, match="stopped at step 3 of 4; the same command with --resume continues"):
             train_run(config, data, tmp_path / "run", device="cpu")
     train_run(config, data, tmp_path / "run", resume=True, device="cpu")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -193,7 +193,7 @@ def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted, match=f"stopped at step {step} of 16; the same command with --resume goes on"):
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of 16; .* --resume continues"):
             train_run(tiny_config(**CHANGES), data, run, device="cpu")
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)
@@ -210,7 +210,7 @@ def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
     config = tiny_config(**(CHANGES | {"data.workers": 1}))
     with monkeypatch.context() as patch:
         at_step(patch, 3, kill_workers)
-        with pytest.raises(InputError, match=r"was killed \(SIGKILL\).*; stopped at step 3 of 16; .* --resume goes on"):
+        with pytest.raises(InputError, match=r"killed \(SIGKILL\).*; stopped at step 3 of 16; .* --resume continues"):
             train_run(config, data, run, device="cpu")
     assert torch.load(run / "last.ckpt")["step"] == 3
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert f"{run / 'last.ckpt'}" in warning
     assert message in warning
-    assert warning.endswith("; the run goes on from the checkpoint before it")
+    assert warning.endswith("; the run continues from the checkpoint before it")
     assert torch.load(run / "last.ckpt.previous")["step"] == EPOCH
     damage(run / "last.ckpt")
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")

@@ -165,7 +165,7 @@ def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny
     for name, value in (("data.flip", 0.25), ("seed", 3), ("inference.alpha", 0.1), ("schedule.epochs", 7)):
         with pytest.raises(InputError, match=rf"config\.json: {name} is .* there and .* here; resume with the"):
             train_run(tiny_config(**{name: value}), tiny_data, run, resume=True, device="cpu")
-    with pytest.raises(InputError, match="holds a run already; go on with it by --resume, or choose another --out"):
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume, or choose another --out"):
         train_run(tiny_config(), tiny_data, run, device="cpu")
     old = {name: value for name, value in tiny_config().flat().items() if name not in ("data.augment", "data.crop")}
     (run / "config.json").write_text(json.dumps(old | {"data.flip": 0.5}))  # as version 0.1 wrote it

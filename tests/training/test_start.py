@@ -295,7 +295,7 @@ def test_mistakes_are_one_line(
         ((*data, "old"), 2, "no recipe 'old'; there are .* as the first word, a run to start from"),
         (("empty", *data), 1, "empty/model.safetensors: no such file; give a run folder"),
         (("broken", *data), 1, "broken/model.safetensors: not a readable safetensors file"),
-        (("old", "--data", new_data, "--out", "old"), 1, "old holds a run already; go on with it by --resume, or"),
+        (("old", "--data", new_data, "--out", "old"), 1, "old holds a run already; continue it with --resume, or"),
         (
             ("old", *data, "--model.backbone", "resnet10t"),
             1,
