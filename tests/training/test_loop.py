@@ -177,7 +177,8 @@ def test_killed_before_its_first_checkpoint_starts_over(scenes, uninterrupted, t
     same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow  # test_resume.py sends the signals within one process
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, uninterrupted, tmp_path, number):
     """Loading processes get the signal, too, as from a terminal or a scheduler."""
     run = tmp_path / "interrupted"
@@ -202,11 +203,31 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path):
+# The commands one after the other; of the last the validations are real but for their AP.
+TWO_PROCESSES = """
+import json, sys
+from retinaconf.cli import main
+from retinaconf.training import loop
+validate, aps = loop._validate, iter([0.1, 0.3, 0.2, 0.25])
+def scripted(*args):
+    table, metrics = validate(*args)
+    metrics.overall["AP"] = next(aps)
+    return table, metrics
+for words in json.loads(sys.argv[1]):
+    if "--schedule.patience" in words:
+        loop._validate = scripted
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert stop.code == 0, words
+"""
+
+
+def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, tmp_path):
     """Loss curve within 1e-5 over 10 steps, and the same metrics; the first epoch with ATSS where it is `aligned`.
 
     So do the two halves of a batch, one by one. Plain SGD, whose steps are as close as the gradients are; norms frozen,
-    since batch statistics are a process's own.
+    since batch statistics are a process's own. Where patience ends a run, it ends both processes.
     """
     plain = {"model.freeze_norm": True, "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.ema": 0.0}
     detectors = {"conf": ({}, ("quality",)), "aligned": (ALIGNED, ("distribution", "rank"))}
@@ -215,15 +236,18 @@ def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path):
         changes |= plain | detectors[name][0]
         return command(scenes, tmp_path / f"{kind}-{name}", "--max-steps", "10", **changes)
 
-    both = tmp_path / "both.py"  # one after the other
-    both.write_text(
-        "import json, sys\nfrom retinaconf.cli import main\nfor words in json.loads(sys.argv[1]):\n"
-        "    try:\n        main(words)\n    except SystemExit as stop:\n        assert stop.code == 0, words\n"
-    )
+    both, patient = tmp_path / "both.py", tmp_path / "patient"
+    both.write_text(TWO_PROCESSES)
+    stops = command(scenes, patient, "--schedule.patience", "2", **{"schedule.epochs": 6, "data.batch_size": 16})
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), both]
-    two = [sys.executable, *torchrun, json.dumps([words("two", name) for name in detectors])]
+    two = [sys.executable, *torchrun, json.dumps([*(words("two", name) for name in detectors), stops])]
     result = subprocess.run(two, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
+    said = "AP was best in epoch 2 of 4; schedule.patience 2 stopped the run and saved 33% of the time"
+    assert (patient / "log.txt").read_text().splitlines()[-1] == said
+    page = (patient / "training.html").read_text()
+    assert "AP 0.250 after 4 of 6 epochs" in page
+    assert "The run has ended." in page
     for detector, (_, losses) in detectors.items():
         run_to_the_end(words("one", detector))
         run_to_the_end(words("parts", detector, **{"optimizer.accumulate": 2}))
