@@ -149,7 +149,8 @@ def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: 
 def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     run = tmp_path / "run"
     train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
-    (run / "last.ckpt").write_text("damaged")
+    for checkpoint in run.glob("last.ckpt*"):
+        checkpoint.write_text("damaged")
     with pytest.raises(InputError, match=r"last\.ckpt"):
         train_run(tiny_config(), tiny_data, run, resume=True, device="cpu")
     assert (run / "config.json").exists()
