@@ -121,8 +121,8 @@ def compare(
         against: several trainings of B, as many runs or files as of A, paired in their order.
         images: folder of the images that `ground_truth` lists, for the report's pictures.
         report: a file for the HTML report of `diagnose` on both detectors, on the first training of each.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is `val`, if neither data set nor run says which. Without it, the run's.
         device: `auto`, `cpu`, `cuda` or `mps`; for runs.
 
     Raises:
@@ -192,8 +192,8 @@ def diagnose(
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
         nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
         score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is `val`, if neither data set nor run says which. Without it, the run's.
         device: `auto`, `cpu`, `cuda` or `mps`; for a run.
 
     Raises:

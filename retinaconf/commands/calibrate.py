@@ -43,10 +43,10 @@ def calibrate(
         detections: detections after NMS, COCO results; to fit a map, also .npz.
         ground_truth: COCO ground truth of the detections, to fit a map or to measure what merging gains.
         data: a data set's folder, instead of --ground-truth.
-        split: split of the data set; val where it is not given.
+        split: split of the data set; val if it is not given.
         apply: the map to apply.
-        merge: calibrated detections of several detectors on the same images, to become one by NMS and score voting.
-        json: also write what is measured to this file.
+        merge: calibrated detections of several detectors on the same images, merged by NMS and score voting.
+        json: also write the report to this file.
     """
     check_outputs([out, json], [detections, ground_truth, data, apply, *merge])
     mode = "--merge" if merge else "--apply" if apply is not None else "to fit a map"

@@ -33,16 +33,16 @@ def check(
     layout: LayoutKey | None = None,
     val_fraction: float | None = None,
 ) -> None:
-    """What is wrong with a data set, file by file, before a training finds out.
+    """Problems in a data set, file by file, found before a training.
 
     Args:
         data: the data set's folder.
         json: also write the findings to this file.
         recipe: the training that is planned: objects are compared with its anchors, at its input size.
         short_side: another short side than the recipe's.
-        long_side: another long side likewise.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where the data set does not say which, instead of the recipe's.
+        long_side: another long side than the recipe's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if the data set does not say which are, instead of the recipe's.
     """
     check_outputs([json], [data])
     from retinaconf.data.check import check as check_data

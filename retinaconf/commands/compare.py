@@ -30,10 +30,10 @@ def compare(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Which of two detectors is better, with intervals paired over images and trainings.
+    """Say which of two detectors is better, with confidence intervals paired over images and trainings.
 
-    Either of two runs on a data set (A B --data ROOT), or of any two detectors from files (--detections A B
-    --ground-truth GT).
+    Compare two runs on a data set (A B --data ROOT), or any two detectors from files (--detections A B --ground-truth
+    GT).
 
     Args:
         runs: two run folders, A and B; with --against, those of A only.
@@ -45,8 +45,8 @@ def compare(
         images: folder of the images that --ground-truth lists, for the report's pictures.
         json: write every number to this file.
         report: write the HTML report of `diagnose` on both detectors to this file, on the first training of each.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute, for runs.
     """
     from retinaconf import api

@@ -48,8 +48,8 @@ def diagnose(
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
         nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
         score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute, for a run.
     """
     from retinaconf import api

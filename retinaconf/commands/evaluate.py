@@ -30,18 +30,18 @@ def evaluate(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """COCO's ten numbers of a run on a split, overall and by class.
+    """Measure COCO's ten metrics of a run on a split, overall and by class.
 
     Args:
         run: the run folder.
         data: the data set's folder.
         split: train, val or test.
         alpha: exponent of the quality in the joint score, instead of the run's own.
-        sweep: every alpha from 0.0 to 0.9 and every joint method, from one pass of the network.
+        sweep: also evaluate every alpha from 0.0 to 0.9 and every joint method, in one pass of the network.
         json: also write the numbers to this file.
         detections: also write the detections to this file, as COCO results with the data set's image ids.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute.
     """
     from retinaconf.inference.evaluate import evaluate as measure

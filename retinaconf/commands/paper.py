@@ -63,7 +63,7 @@ class PaperOptions(PaperBase):
     max_steps: int | None = None
     """Stop every training after this many steps: to try things out."""
     layout: LayoutKey | None = None
-    """Of the data set's folder; without it, found by looking."""
+    """Layout of the data set's folder. Without it, the folder's content decides."""
     device: Device = "auto"
     """Where to compute."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["retinanet-r50-1x"]

@@ -28,8 +28,8 @@ def predict(
         images: images, folders of images, videos, or patterns such as 'photos/**/*.jpg'.
         out: folder for the pictures and detections.json.
         alpha: exponent of the quality in the joint score, instead of the run's own.
-        score_threshold: boxes with a joint score above this are drawn; without it above 0.3, or of a tuned run
-            from the threshold of their class on; detections.json holds all.
+        score_threshold: draw boxes with a joint score above this. The default is 0.3, or for a tuned run its own
+            threshold of each class. detections.json holds all boxes.
         device: where to compute.
     """
     from retinaconf.inference.predict import predict_files

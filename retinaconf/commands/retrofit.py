@@ -48,8 +48,8 @@ def retrofit(
         out: the new run's folder; it appears whole or not at all.
         quality: tower that carries the branch.
         seed: of the augmentation, and of the images that choose the weight decay.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute.
 
     Raises:

@@ -27,12 +27,12 @@ def tune(
 
     Args:
         run: the run folder; `model.safetensors` in it is written anew, with the same weights.
-        data: the data set's folder; all is chosen on its split val, in one pass.
-        precision: give each class the lowest threshold that reaches this precision, instead of that of the least LRP.
-        recall: give each class the highest threshold that reaches this recall, instead of that of the least LRP.
+        data: the data set's folder. Everything is chosen on its split val, in one pass.
+        precision: give each class the lowest threshold that reaches this precision. Without it, the one of lowest LRP.
+        recall: give each class the highest threshold that reaches this recall. Without it, the one of lowest LRP.
         json: also write the report to this file.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is val where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute.
     """
     from retinaconf.inference.tune import tune as choose
@@ -71,11 +71,11 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row(name, f"{threshold:.3f}", *share_cells(row, "precision"), *share_cells(row, "recall"))
     console.print(table)
     if without := [name for name, row in by_class.items() if row["threshold"] is None]:
-        say(f"the threshold of all classes together, for want of objects or detections: {', '.join(without)}")
+        say(f"the threshold of all classes together, because they lack objects or detections: {', '.join(without)}")
     for name, row in by_class.items():
         if row["best"] is not None:
-            say(f"{name}: {goal} is not reached on val, at most {row['best']:.2f}, which it takes")
-    say(f"{report['run']}: `predict`, `evaluate`, `diagnose` and `export` take all this from there")
+            say(f"{name}: {goal} is not reached on val; the threshold taken gives {row['best']:.2f}")
+    say(f"{report['run']}: `predict`, `evaluate`, `diagnose` and `export` use these choices")
 
 
 def _ranking_line(ranking: dict[str, Any]) -> str:

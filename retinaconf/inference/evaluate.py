@@ -55,8 +55,8 @@ def evaluate(
         sweep: also every alpha from 0.0 to 0.9 and every joint method.
         detections: a file for the detections that `metrics` is about: COCO results with the image and category ids of
             the data set, `class_score` and, where the run has them, `quality` and `confidence`.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is `val`, if neither data set nor run says which. Without it, the run's.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:

@@ -57,10 +57,10 @@ def tune(
     Args:
         run: the run folder, or its `model.safetensors`, which is written anew with the same weights.
         data: the data set's folder, in any layout.
-        precision: give each class the lowest threshold that reaches this precision, instead of that of the least LRP.
-        recall: give each class the highest threshold that reaches this recall, instead of that of the least LRP.
-        layout: of the data set's folder; without it, found by looking.
-        val_fraction: share of images that is `val` where neither data set nor run says which; by default the run's.
+        precision: give each class the lowest threshold that reaches this precision. Without it, the one of lowest LRP.
+        recall: give each class the highest threshold that reaches this recall. Without it, the one of lowest LRP.
+        layout: of the data set's folder. Without it, the folder's content decides.
+        val_fraction: share of the images that is `val`, if neither data set nor run says which. Without it, the run's.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
