@@ -8,6 +8,7 @@
 `model.safetensors`          the best weights; classes, category ids, config, tuning as metadata
 `last.ckpt`                  everything that a resumed run needs (`training/checkpoint.py`)
 `last.ckpt.previous`         the one before it, should `last.ckpt` be damaged
+`not-finite.safetensors`     the step at which a run had to end, to be taken again (`training/replay.py`)
 `log.txt`                    what was printed
 `val.txt`                    names of the images held out as `val`, if the data set has none
 `samples/`                   a few augmented training images with their boxes
@@ -33,19 +34,21 @@ if TYPE_CHECKING:
 
 CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
 LOG, METRICS_LOG, METRICS_TABLE, PAGE = "log.txt", "metrics.jsonl", "metrics.csv", "training.html"
+NOT_FINITE = "not-finite.safetensors"
 PREVIOUS = f"{LAST}.previous"
-RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, PREVIOUS, LOG, VAL, METRICS_TABLE, PAGE)
+RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, PREVIOUS, NOT_FINITE, LOG, VAL, METRICS_TABLE, PAGE)
 SAMPLES = "samples"  # a folder
 
 
 class Weights(NamedTuple):
-    """The contents of `model.safetensors`."""
+    """The contents of `model.safetensors`, or of `not-finite.safetensors`, which has a batch beside the weights."""
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     state: dict[str, Tensor]
     tuning: dict[str, Any] | None = None  # what `retinaconf tune` has kept of these very weights
+    replay: dict[str, Any] | None = None  # of a batch: its step, epoch and images
 
 
 def write_config(path: Path, config: Config) -> None:
@@ -116,6 +119,7 @@ def write_weights(
     classes: tuple[str, ...],
     category_ids: tuple[int, ...],
     tuning: dict[str, Any] | None = None,
+    replay: dict[str, Any] | None = None,
 ) -> None:
     """Save weights with what is needed to use them. The same weights give the same bytes.
 
@@ -130,6 +134,7 @@ def write_weights(
         "classes": json.dumps(classes),
         "category_ids": json.dumps(category_ids),
         **({} if tuning is None else {"tuning": json.dumps(tuning)}),
+        **({} if replay is None else {"replay": json.dumps(replay)}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
@@ -179,11 +184,12 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{file}: no '{min(missing)}' in its metadata; was it written by retinaconf?")
     try:
         flat, classes, category_ids = (json.loads(metadata[name]) for name in ("config", "classes", "category_ids"))
-        tuning = json.loads(metadata.get("tuning", "null"))
+        tuning, replay = (json.loads(metadata.get(name, "null")) for name in ("tuning", "replay"))
         if not isinstance(flat, dict) or len(classes) != len(category_ids):
             raise ValueError
     except (ValueError, TypeError):
         raise InputError(f"{file}: its metadata is damaged; restore the file, or train anew") from None
-    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken and replay is None:
         raise InputError(f"{file}: its weights are not finite (in {broken[0]}); restore the file, or train anew")
-    return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state, tuning)
+    return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state, tuning, replay)

@@ -125,6 +125,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[lis
     # A run to start from, whose settings are the defaults.
     detector = SimpleNamespace(config=recipe("retinanet-lite0"))
     monkeypatch.setattr("retinaconf.inference.detector.load", lambda name, device: detector)
+    monkeypatch.setattr("retinaconf.run_folder.read_weights", lambda file: detector)
+    monkeypatch.setattr("retinaconf.training.replay.replay", lambda *args: "")
     monkeypatch.chdir(tmp_path)
 
     for name in set(cli.COMMANDS) - set(cli.PARSE_THEMSELVES):

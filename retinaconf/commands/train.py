@@ -36,6 +36,8 @@ class TrainOptions:
     """Where to compute."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run's folder tensorboard."""
+    replay: Path | None = None
+    """Only take the step again that ended a run, from its not-finite.safetensors, and print losses and gradient."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]
     """Any setting of the recipe or the run."""
 
@@ -43,6 +45,13 @@ class TrainOptions:
 def train(args: Sequence[str]) -> None:
     """Train a detector into a run folder."""
     options = _parsed(args)
+
+    if options.replay is not None:
+        from retinaconf.training.loop import launch
+        from retinaconf.training.replay import replay
+
+        print(replay(options.replay, options.config, launch(options.config, options.device)))
+        return
 
     from retinaconf.training.run import train_run
 
@@ -55,9 +64,16 @@ def _parsed(args: Sequence[str]) -> TrainOptions:
 
     A recipe may stand anywhere, as its name is known; a run must be the first word.
     """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--replay", nargs="?", type=Path)
+    if (file := parser.parse_known_args(args)[0].replay) is not None:
+        from retinaconf.run_folder import read_weights
+
+        default: Any = TrainOptions("", Path(), Path(), config=read_weights(file).config)
+        return parse(TrainOptions, args, "train", default=default)
     first = [word for word in args[:1] if not word.startswith("-")]
     for name in first or dict.fromkeys([*(word for word in args if word in RECIPES), "conf-r50-1x"]):
-        default: Any = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=_defaults(name, args))
+        default = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=_defaults(name, args))
         description = f"Train a detector into a run folder. The defaults below are those of {name}."
         options: TrainOptions = parse(TrainOptions, args, "train", default=default, description=description)
         if options.recipe == name:  # and it is not a folder that has the name of a recipe

@@ -25,7 +25,7 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
 from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.run_folder import LAST, METRICS_LOG, MODEL, Weights, checkpoints, write_weights
+from retinaconf.run_folder import LAST, MODEL, Weights, checkpoints, write_weights
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_last, see_same_data, write_state
 from retinaconf.training.ema import MovingAverage
@@ -43,6 +43,7 @@ from retinaconf.training.precision import (
     remarks,
 )
 from retinaconf.training.progress import Progress
+from retinaconf.training.replay import Watch, diverged
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
 from retinaconf.training.start import begin, is_run
 from retinaconf.training.step import take_step
@@ -164,21 +165,33 @@ def train(
     # Processes agree on what happens between steps through their CPUs, which need not wait for a GPU's step for that.
     cpus: Any = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
     network.train()
+    watch = Watch(fabric, network, train_set, config, run, bool(fused))
     first_step, saved_at = step, time.monotonic()
+
+    @contextmanager
+    def curve_kept() -> Iterator[None]:
+        """Write the losses since the last line if the run has to end."""
+        try:
+            yield
+        except InputError:
+            if log.window():
+                log.write_losses(step, rate)
+            raise
 
     def save() -> None:
         """Write `last.ckpt`. All processes call it together."""
         nonlocal saved_at
+        with curve_kept():
+            watch.look()
         state: dict[str, Any] = {"step": step, "best": best, "validated": validated, "data": data}
         state |= {"categories": categories, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"precision": fabric.strategy.precision.state_dict(), "window": log.window()}
         state |= {"averaged": averaged.state_dict()} if averaged is not None else {}
         state |= {"shown": shown[-1].state()} if shown else {}
         state |= {"kept": sorted(from_start)} if from_start else {}
-        if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
-            if state["window"]:  # the curve up to here
-                log.write_losses(step, rate)
-            raise _diverged("weights are", step, config, run)
+        with curve_kept():
+            if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
+                raise diverged(f"weights are not finite at step {step};", config, run)
         if fabric.is_global_zero:
             write_state(run / LAST, state)
         saved_at = time.monotonic()
@@ -239,17 +252,17 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
             assign = assigner_at(config, step // epoch_steps)
-            sums = take_step(fabric, model, optimizer, passes, assign, config)
+            taken = take_step(fabric, model, optimizer, passes, assign, config)
             if averaged is not None:
                 averaged.update(network)
             step += 1
 
-            log.add(sums)
+            log.add(taken.losses)
+            with curve_kept():
+                watch.add(step, (step - 1) // epoch_steps, passes, taken)
             # An epoch's end closes the window, so that validation comes after all the lines of its epoch.
             if step % LOG_EVERY == 0 or step % epoch_steps == 0 or step == last_step:
                 means = log.write_losses(step, rate)
-                if not math.isfinite(means["loss"]):
-                    raise _diverged("loss is", step, config, run)
                 progress.losses(step, means)
             progress.step(step, step / epoch_steps)
     if log.validations:
@@ -262,18 +275,6 @@ def _is_finite(network: nn.Module) -> bool:
 
 def _stopped_at(step: int, last_step: int) -> str:
     return f"stopped at step {step} of {last_step}; the same command with --resume continues"
-
-
-def _diverged(what: str, step: int, config: Config, run: Path) -> InputError:
-    """The message of a run that cannot continue: the same steps would diverge again."""
-    remedies = [f"a lower --optimizer.lr (now {config.optimizer.lr:g})"]
-    remedies += [] if config.optimizer.clip_norm else ["--optimizer.clip-norm 10"]
-    remedies += [] if config.precision == "32" else ["--precision 32"]
-    best = f", {run / MODEL} the best weights before" if (run / MODEL).exists() else ""
-    return InputError(
-        f"the {what} not finite at step {step}; train anew into another --out with {' or '.join(remedies)}. "
-        f"{run / METRICS_LOG} holds the losses{best}"
-    )
 
 
 def _validate(

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 from retinaconf.config import Config
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.layouts import describe, load_split
@@ -96,6 +98,9 @@ def train_run(
             progress.say(f"{root}: {what}; training without validation, the last weights are kept{unused}")
             val_set = None
         report_dropped(dropped, progress)
+        counts = np.bincount(train_set.labels[~train_set.crowd], minlength=len(train_set.classes))
+        if without := [name for name, count in zip(train_set.classes, counts) if not count]:
+            progress.say(f"warning: no box of {', '.join(without)} in {train_set.source}; nothing is learned of it")
         if fabric.is_global_zero and not checkpoints(run):
             progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -15,13 +16,36 @@ from retinaconf.training.assigners import Assigner
 from retinaconf.training.losses import detection_losses
 
 
+class Taken(NamedTuple):
+    """What a step has computed."""
+
+    losses: dict[str, Tensor]  # by name, () each, as far as this process has computed them
+    loss: Tensor  # () over all of them and all processes
+    gradient: Tensor  # () the largest absolute value; 0 in fp16, where one that is not finite is dealt with by scaling
+
+    @property
+    def finite(self) -> Tensor:
+        """() bool: whether the step has changed the weights."""
+        return self.loss.isfinite() & self.gradient.isfinite()
+
+    def what_is_not_finite(self) -> str:
+        """The part of the step that is to blame, and its verb."""
+        return "gradient is" if self.loss.isfinite() else "loss is"
+
+    def in_words(self) -> str:
+        """All values, to the last digit."""
+        parts = ", ".join(f"{name} {value.item()!r}" for name, value in self.losses.items())
+        return f"loss {self.loss.item()!r} ({parts}), gradient {self.gradient.item()!r}"
+
+
 def take_step(
     fabric: Fabric, model: Any, optimizer: Any, passes: Sequence[Batch], assign: Assigner, config: Config
-) -> dict[str, Tensor]:
+) -> Taken:
     """Take a step with `model` and `optimizer`, set up by `fabric`, on `passes`, the parts of this process's batch.
 
-    Returns the losses by name, () each, as far as this process has computed them: summed over all processes they are
-    those of the whole batch. For each pass the CPU waits once for a GPU, for the number of positives.
+    Losses summed over all processes are those of the whole batch. If one or a gradient is not finite, this step leaves
+    the weights as they are; with a fused optimizer so do all later steps. For each pass the CPU waits once for a GPU,
+    for the number of positives.
     """
     sums: dict[str, Tensor] = {}
     normaliser = torch.zeros((), device=fabric.device)
@@ -42,6 +66,14 @@ def take_step(
             fabric.backward(torch.stack(list(losses.values())).sum() * fabric.world_size)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=fabric.device)) + loss.detach()
+    total: Any = fabric.all_reduce(torch.stack(list(sums.values())).sum(), reduce_op="sum")
+    taken = Taken(sums, total, _largest_gradient(fabric, model))
+    if optimizer.param_groups[0]["fused"]:  # its kernel looks at `found_inf`, so that the CPU need not wait
+        earlier = getattr(optimizer.optimizer, "found_inf", torch.zeros((), device=fabric.device))
+        optimizer.optimizer.found_inf = torch.maximum(earlier, (~taken.finite).float())
+    elif not taken.finite:
+        optimizer.zero_grad()
+        return taken
     if config.optimizer.clip_norm:
         fabric.clip_gradients(
             model,
@@ -51,4 +83,11 @@ def take_step(
         )
     optimizer.step()
     optimizer.zero_grad()
-    return sums
+    return taken
+
+
+def _largest_gradient(fabric: Fabric, model: Any) -> Tensor:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not gradients or getattr(fabric.strategy.precision, "scaler", None) is not None:
+        return torch.zeros((), device=fabric.device)
+    return torch.stack(torch._foreach_norm(gradients, math.inf)).max()

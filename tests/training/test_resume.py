@@ -15,10 +15,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from retinaconf.data.layouts import load_split
+from retinaconf.data.loader import training_batches
 from retinaconf.errors import InputError, Interrupted
 from retinaconf.run_folder import checkpoints
 from retinaconf.training import loop
+from retinaconf.training import replay as replay_module
 from retinaconf.training import run as training_run
+from retinaconf.training import step as step_module
 from retinaconf.training.checkpoint import write_state
 from retinaconf.training.progress import Progress
 from retinaconf.training.run import train_run
@@ -267,14 +271,15 @@ DIVERGES = CHANGES | {"optimizer.name": "sgd", "optimizer.lr": 1e30, "optimizer.
 
 def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: Path, tiny_config: Any, tmp_path: Path):
     run = tmp_path / "run"
-    with pytest.raises(InputError, match="the loss is not finite at step 8; ") as caught:
+    with pytest.raises(InputError, match="the loss is not finite at step 2: loss nan") as caught:
         train_run(tiny_config(**DIVERGES), data, run, device="cpu")
     message = str(caught.value)
     assert "last.ckpt" not in message
     assert "a lower --optimizer.lr (now 1e+30) or --optimizer.clip-norm 10. " in message
     assert message.endswith(f"{run / 'metrics.jsonl'} holds the losses")
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl", "samples"]
-    assert [line["loss"] for line in lines(run)] == [None]
+    kept = ["config.json", "log.txt", "metrics.jsonl", "not-finite.safetensors", "samples"]
+    assert sorted(path.name for path in run.iterdir()) == kept
+    assert [(line["step"], line["loss"]) for line in lines(run)] == [(2, None)]
 
 
 def test_a_run_that_diverges_later_says_what_it_leaves(
@@ -283,13 +288,66 @@ def test_a_run_that_diverges_later_says_what_it_leaves(
     run = tmp_path / "run"
     rate = loop.learning_rate
     monkeypatch.setattr(loop, "learning_rate", lambda *args: 1e30 if args[1] == EPOCH + 1 else rate(*args))
-    with pytest.raises(InputError, match="the loss is not finite at step 16; ") as caught:
+    with pytest.raises(InputError, match="the loss is not finite at step 11: ") as caught:
         train_run(tiny_config(**(CHANGES | {"precision": "bf16-mixed"})), data, run, device="cpu")
     assert " or --precision 32. " in str(caught.value)
     assert str(caught.value).endswith(f"holds the losses, {run / 'model.safetensors'} the best weights before")
     state = torch.load(run / "last.ckpt")
     assert state["step"] == EPOCH
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("fused", [None, True], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_the_step_that_is_not_finite_is_kept_and_gives_the_same_numbers_again(
+    data: Path,
+    tiny_config: Any,
+    run_cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fused: bool | None,
+    part: str,
+):
+    """One image spoils a loss, or a gradient whose loss is finite. The file has the weights before it."""
+    at = 3
+    losses = step_module.detection_losses
+
+    def spoil(outputs: Any, matches: Any, boxes: torch.Tensor, *args: Any) -> dict[str, torch.Tensor]:
+        terms = losses(outputs, matches, boxes, *args)
+        if torch.equal(boxes, target):
+            terms["class"] = terms["class"] * torch.inf if part == "loss" else terms["class"] + slope(terms["class"])
+        return terms
+
+    def slope(loss: torch.Tensor) -> torch.Tensor:
+        return (loss * 0).sqrt()  # 0, with an infinite gradient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fused_on", lambda *_: fused)
+        patch.setattr(replay_module, "fused_on", lambda *_: fused)
+        patch.setattr(step_module, "detection_losses", spoil)
+        config = tiny_config(**CHANGES, **{"data.flip": 0.0})
+        truth = load_split(data, "train", False, None)
+        (batch,) = training_batches(truth, config.data, config.seed, at - 1, at)
+        target, name = batch.boxes, truth.file_names[batch.index.item()]
+        run = tmp_path / "run"
+        with pytest.raises(InputError) as caught:
+            train_run(config, data, run, device="cpu")
+        message = str(caught.value)
+        assert message.startswith(f"the {part} is not finite at step {at}: loss ")
+        numbers = message.partition(": ")[2].partition(f", on {name}. `retinaconf train --replay ")[0]
+        assert ("loss inf" in numbers) == (part == "loss")
+        result = run_cli("train", "--replay", run / "not-finite.safetensors", "--device", "cpu")
+        assert (result.code, result.err) == (0, "")
+        assert result.out.splitlines()[-1] == f"step {at} on {name}: {numbers}"
+        assert [line["step"] for line in lines(run)] == [at + bool(fused)]
+        train_run(config, data, tmp_path / "sound", max_steps=at - 1, device="cpu")
+    before = torch.load(tmp_path / "sound/last.ckpt")["model"]
+    kept = safetensors.torch.load_file(run / "not-finite.safetensors")
+    learned = [tensor for tensor in before if "running" not in tensor and "num_batches" not in tensor]
+    assert all(torch.equal(before[tensor], kept[tensor]) for tensor in learned)
+    result = run_cli("train", "--replay", tmp_path / "sound/model.safetensors", "--device", "cpu")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "holds no batch; give a not-finite.safetensors that a run has left" in result.err
 
 
 @pytest.mark.parametrize("ending", ["the epoch's", "a stop"])

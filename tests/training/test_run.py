@@ -248,6 +248,20 @@ def test_stopped_within_its_first_epoch_a_run_is_not_validated(tiny_data: Path, 
     assert not all(torch.equal(kept[name], tensor) for name, tensor in first.items())
 
 
+def test_classes_without_a_training_box_are_told(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def drop_red(document: dict[str, Any]) -> None:
+        document["annotations"] = [box for box in document["annotations"] if box["category_id"] != 3 or box["iscrowd"]]
+
+    train_run(tiny_config(), tiny_data, tmp_path / "all", max_steps=1, device="cpu")
+    assert "warning" not in capsys.readouterr().out
+    change(tiny_data / "train.json", drop_red)
+    train_run(tiny_config(), tiny_data, tmp_path / "run", max_steps=1, device="cpu")
+    warning = f"warning: no box of red in {tiny_data / 'train.json'}; nothing is learned of it"
+    assert warning in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("what", ["no split 'val'", "no boxes in the split 'val'"])
 def test_without_validation_the_last_weights_are_kept(tiny_data: Path, tiny_config: Any, tmp_path: Path, what: str):
     if what == "no split 'val'":
