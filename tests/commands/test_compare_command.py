@@ -110,9 +110,13 @@ def test_npz_a_data_set_and_several_trainings(files: Path, run_cli: Callable[...
     assert len(json.loads((files / "found.json").read_text())["differences"]["AP"]["trainings"]) == 2
 
 
-def test_the_report_shows_both(files: Path, run_cli: Callable[..., Any]):
-    words = ["--detections", "bad.json", "good.json", "--ground-truth", "gt.json", "--report", "both.html"]
-    assert run_cli("compare", *words).code == 0
+def test_the_report_shows_both_and_changes_nothing(files: Path, run_cli: Callable[..., Any]):
+    words = ["compare", "--detections", "bad.json", "good.json", "--ground-truth", "gt.json", "--json", "found.json"]
+    documents = []
+    for report in ([], ["--report", "both.html"]):
+        assert run_cli(*words, *report).code == 0
+        documents.append((files / "found.json").read_text())
+    assert documents[0] == documents[1]
     page = (files / "both.html").read_text()
     assert "bad" in page
     assert "good" in page
@@ -158,17 +162,14 @@ def with_alpha(run: Path, folder: Path, alpha: float) -> Path:
 
 
 def test_two_runs(trained: Any, tmp_path: Path, run_cli: Callable[..., Any]):
-    """The numbers are those of `evaluate` and `diagnose`; also where the report is asked for."""
+    """The numbers are those of `evaluate` and `diagnose`; the report is of both."""
     other = with_alpha(trained.run, tmp_path / "other", 0.9)
-    documents = []
-    for report in ([], ["--report", tmp_path / "both.html"]):
-        words = [trained.run, other, "--data", trained.data, "--device", "cpu", "--json", tmp_path / "found.json"]
-        result = run_cli("compare", *words, *report)
-        assert result.code == 0, result.err
-        documents.append(json.loads((tmp_path / "found.json").read_text()))
-    assert documents[0] == documents[1]
+    words = [trained.run, other, "--data", trained.data, "--device", "cpu", "--json", tmp_path / "found.json"]
+    result = run_cli("compare", *words, "--report", tmp_path / "both.html")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "found.json").read_text())
     assert "other" in (tmp_path / "both.html").read_text()
-    differences = documents[0]["differences"]
+    differences = found["differences"]
     for side, run in (("a", trained.run), ("b", other)):
         metrics = evaluate(run, trained.data, "val", device="cpu")["metrics"]
         assert {key: differences[key][side] for key in ("AP", "AP50", "AP75", "AP_M")} == pytest.approx(
@@ -177,8 +178,8 @@ def test_two_runs(trained: Any, tmp_path: Path, run_cli: Callable[..., Any]):
         diagnosis = diagnose_run(run, trained.data, device="cpu", replicates=2)
         assert differences["laece_0"][side] == pytest.approx(diagnosis.calibration.mean_laece_0)
         assert differences["concordance"][side] == pytest.approx(diagnosis.before.alignment.within.concordance)
-    assert documents[0]["better"] == "undecided"  # four images
-    assert "are too few, it takes at least 100 objects in 20 images" in documents[0]["sentence"]
+    assert found["better"] == "undecided"  # four images
+    assert "are too few, it takes at least 100 objects in 20 images" in found["sentence"]
 
 
 def test_runs_of_other_classes_are_refused(

@@ -87,7 +87,12 @@ def test_the_numbers_are_to_the_last_digit_those_of_the_validation_of_the_kept_w
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.batch_size": 3, "inference.joint": "proportional", "optimizer.ema": 0.8},
+        {
+            "data.batch_size": 3,
+            "inference.joint": "proportional",
+            "optimizer.ema": 0.8,
+            "schedule.epochs": 3,
+        },
         pytest.param(
             {"data.batch_size": 5, "inference.joint": "cls*obj", "inference.alpha": 0.0, "precision": "bf16-mixed"},
             marks=pytest.mark.slow,
