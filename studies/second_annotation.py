@@ -13,6 +13,9 @@ size), and their boxes compared where both photographs show them:
   quality of a box is its IoU with the first annotation (perfect; it is also what AP is computed with), with the second
   (an object as another person saw it, without the first one's hand), or what a RUN's quality branch says; the mean over
   RUNs.
+- The order of each object's boxes, its best 50 by the class score: of two of them, how often the better one by the
+  first annotation is ranked higher by the class score, the branch, the RUN's joint score, or the IoU with the second
+  annotation; the mean over objects.
 
 The second is no bound: it has a hand of its own, and a network that learned from many annotations may know an object's
 box better than one person drew it.
@@ -38,9 +41,11 @@ from torchvision.ops import box_iou
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.detections import Detections
+from retinaconf.diagnosis.measures.alignment import best_of_objects
+from retinaconf.diagnosis.measures.correlation import rank_correlation
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.evaluation.average_precision import AveragePrecision
-from retinaconf.evaluation.compare import bootstrap_ap
+from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.compare import DRAWS, bootstrap_ap
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
@@ -198,8 +203,16 @@ def across_splits(found: list[Pair]) -> dict[str, int]:
     return dict(Counter(split for split, _ in sorted(sides)))
 
 
-def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[str, list[np.ndarray]]]]:
-    """AP by the class score, and what each quality adds to it by use and alpha: (1 + B,), on all photographs and draws.
+class Worth(NamedTuple):
+    """What qualities are worth to one detector."""
+
+    average_precision: float  # by the class score
+    gains: dict[str, dict[str, list[np.ndarray]]]  # by quality, use and alpha: (1 + B,), on all photographs and draws
+    concordance: dict[str, list[float]]  # of what ranks an object's boxes: the mean over objects, low, high
+
+
+def worth(detector: Detector, found: list[Pair]) -> Worth:
+    """AP by the class score, what each quality adds to it, and how well each orders the boxes of an object.
 
     The uses are those of `retinaconf/paper/quality_statistics.py`.
     """
@@ -219,7 +232,28 @@ def worth(detector: Detector, found: list[Pair]) -> tuple[float, dict[str, dict[
     gains: dict[str, dict[str, list[np.ndarray]]] = {name: {use: [] for use in USES} for name in QUALITIES}
     for name, use, detections in detections_by_use(boxes, dict(zip(QUALITIES, columns))):
         gains[name][use].append(_average_precisions(detections, first) - baseline)
-    return float(baseline[0]), gains
+    scores, quality, alpha = boxes.scores, boxes.quality, detector.config.inference.alpha
+    ranked_by = {"class score": scores, "branch": quality, "joint score": quality**alpha * scores ** (1 - alpha)}
+    ranked_by["second annotation"] = columns[1]
+    return Worth(float(baseline[0]), gains, concordance(boxes, first, ranked_by))
+
+
+def concordance(boxes: Detections, truth: GroundTruth, ranked_by: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Of two boxes of an object, how often the better one is ranked higher: the mean over objects, its interval.
+
+    An object has the same boxes whatever ranks them: its best by `boxes.scores`. The interval is of draws of images.
+    """
+    overlaps = best_overlaps(boxes, truth)
+    on = best_of_objects(boxes.scores, overlaps)
+    draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), DRAWS, seed=0)])
+    found = {}
+    for name, values in ranked_by.items():
+        each = rank_correlation(values[on], overlaps.same_iou[on], overlaps.same_object[on], len(truth.boxes))
+        known = np.isfinite(each.concordance)
+        weights = draws[:, truth.image_index[known]]  # (1 + B, objects)
+        means = (weights * each.concordance[known]).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+        found[name] = [float(means[0]), *map(float, np.quantile(means[1:], [0.025, 0.975]))]
+    return found
 
 
 def _average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
@@ -300,6 +334,12 @@ def report(document: dict[str, Any]) -> None:
                 for alpha, (gain, low, high) in zip(ALPHAS, result[use])
             )
             print(f"  {quality}, {use}: " + ", ".join(words))
+    for run, order in document["concordance"].items():
+        words = (
+            f"{name} {100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            for name, (mean, low, high) in order.items()
+        )
+        print(f"  order of an object's boxes, {run}: " + ", ".join(words))
 
 
 def main() -> None:
@@ -322,8 +362,9 @@ def main() -> None:
         "photographs": len(unseen),
         "objects": sum(len(pair.twice()) for pair in unseen),
         "alphas": ALPHAS,
-        "runs": {name: AP for name, (AP, _) in results.items()},
-        "gains": over_runs([gains for _, gains in results.values()]),
+        "runs": {name: result.average_precision for name, result in results.items()},
+        "gains": over_runs([result.gains for result in results.values()]),
+        "concordance": {name: result.concordance for name, result in results.items()},
     }
     report(document)
     if options.json:
