@@ -106,9 +106,8 @@ def test_training_and_validation_share_nothing():
 
 
 def test_the_same_parameters_give_the_same_files(folder: Path, tmp_path: Path):
-    again = write_scenes(tmp_path / "again", train=24, val=12)
-    assert contents(again) == contents(folder)
-    fewer = write_scenes(tmp_path / "fewer", train=3, val=1)
+    again, fewer = (write_scenes(tmp_path / name, train=3, val=1) for name in ("again", "fewer"))
+    assert contents(again) == contents(fewer)
     assert contents(fewer)["images/train-0002.jpg"] == contents(folder)["images/train-0002.jpg"]
     other = write_scenes(tmp_path / "other", train=3, val=1, seed=1)
     assert contents(other)["images/train-0002.jpg"] != contents(folder)["images/train-0002.jpg"]
