@@ -2,6 +2,7 @@
 
 ============================ ==============================================================
 `config.json`                the configuration, flat and complete
+`environment.json`           seed, versions, command, device and digests of the data (`training/environment.py`)
 `metrics.jsonl`              a line every few training steps, a line every validation
 `metrics.csv`                a row an epoch
 `training.html`              the training as a page, drawn again every epoch (`training/page.py`)
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
+ENVIRONMENT = "environment.json"
 LOG, METRICS_LOG, METRICS_TABLE, PAGE = "log.txt", "metrics.jsonl", "metrics.csv", "training.html"
 NOT_FINITE = "not-finite.safetensors"
 PREVIOUS = f"{LAST}.previous"
-RUN_FILES = (CONFIG, METRICS_LOG, MODEL, LAST, PREVIOUS, NOT_FINITE, LOG, VAL, METRICS_TABLE, PAGE)
+RUN_FILES = (CONFIG, ENVIRONMENT, METRICS_LOG, MODEL, LAST, PREVIOUS, NOT_FINITE, LOG, VAL, METRICS_TABLE, PAGE)
 SAMPLES = "samples"  # a folder
 
 

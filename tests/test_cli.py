@@ -267,6 +267,7 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
         "model.safetensors",
         "last.ckpt",
         "last.ckpt.previous",
+        "environment.json",
         "log.txt",
         "samples",
         "training.html",

@@ -126,6 +126,9 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[lis
     detector = SimpleNamespace(config=recipe("retinanet-lite0"))
     monkeypatch.setattr("retinaconf.inference.detector.load", lambda name, device: detector)
     monkeypatch.setattr("retinaconf.run_folder.read_weights", lambda file: detector)
+    monkeypatch.setattr("retinaconf.commands.train.read_config", lambda file: detector.config)
+    record = {"data": "cells", "max_steps": None}
+    monkeypatch.setattr("retinaconf.training.environment.read_environment", lambda run: record)
     monkeypatch.setattr("retinaconf.training.replay.replay", lambda *args: "")
     monkeypatch.chdir(tmp_path)
 

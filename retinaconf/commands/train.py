@@ -14,7 +14,9 @@ from tyro.conf import Positional
 from retinaconf.api import settings_of, unknown_start
 from retinaconf.commands.options import Device, parse
 from retinaconf.config import Config
+from retinaconf.errors import UsageError
 from retinaconf.recipes import RECIPES
+from retinaconf.run_folder import CONFIG, read_config
 
 
 @dataclass
@@ -36,6 +38,8 @@ class TrainOptions:
     """Where to compute."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run's folder tensorboard."""
+    like: Path | None = None
+    """Repeat this run: with its settings, on its data and for as many steps, unless other options say otherwise."""
     replay: Path | None = None
     """Only take the step again that ended a run, from its not-finite.safetensors, and print losses and gradient."""
     config: Annotated[Config, tyro.conf.arg(name="")] = RECIPES["conf-r50-1x"]
@@ -55,7 +59,7 @@ def train(args: Sequence[str]) -> None:
 
     from retinaconf.training.run import train_run
 
-    more = (options.resume, options.max_steps, options.device, options.tensorboard)
+    more = (options.resume, options.max_steps, options.device, options.tensorboard, options.like)
     train_run(options.config, options.data, options.out, *more)
 
 
@@ -66,19 +70,38 @@ def _parsed(args: Sequence[str]) -> TrainOptions:
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--replay", nargs="?", type=Path)
-    if (file := parser.parse_known_args(args)[0].replay) is not None:
-        from retinaconf.run_folder import read_weights
-
-        default: Any = TrainOptions("", Path(), Path(), config=read_weights(file).config)
-        return parse(TrainOptions, args, "train", default=default)
+    parser.add_argument("--like", nargs="?", type=Path)
+    words, _ = parser.parse_known_args(args)
+    if words.replay is not None or words.like is not None:
+        default = _of_replay(words.replay) if words.replay is not None else _of_run(words.like)
+        options: TrainOptions = parse(TrainOptions, args, "train", default=default)
+        if options.recipe:
+            raise UsageError(f"{options.recipe}: --like and --replay take their settings from a run; leave it out")
+        return options
     first = [word for word in args[:1] if not word.startswith("-")]
     for name in first or dict.fromkeys([*(word for word in args if word in RECIPES), "conf-r50-1x"]):
         default = TrainOptions(tyro.MISSING, tyro.MISSING, tyro.MISSING, config=_defaults(name, args))
         description = f"Train a detector into a run folder. The defaults below are those of {name}."
-        options: TrainOptions = parse(TrainOptions, args, "train", default=default, description=description)
+        options = parse(TrainOptions, args, "train", default=default, description=description)
         if options.recipe == name:  # and it is not a folder that has the name of a recipe
             return options
     raise unknown_start(options.recipe)
+
+
+def _of_replay(file: Path) -> Any:
+    """The options that take a step again, with the settings of its run."""
+    from retinaconf.run_folder import read_weights
+
+    return TrainOptions("", Path(), Path(), config=read_weights(file).config)
+
+
+def _of_run(run: Path) -> Any:
+    """The options that repeat a run."""
+    from retinaconf.training.environment import read_environment
+
+    made = read_environment(run)
+    config = read_config(run / CONFIG)
+    return TrainOptions("", Path(made["data"]), tyro.MISSING, max_steps=made["max_steps"], config=config)
 
 
 def _defaults(name: str, args: Sequence[str]) -> Config:

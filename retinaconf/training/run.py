@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.splits import read_train_and_val
 from retinaconf.data.val_split import name_of, read_list
 from retinaconf.errors import InputError, UsageError, extras_needed_by, reason
-from retinaconf.files import asides, locked
+from retinaconf.files import asides, locked, write_json
 from retinaconf.run_folder import (
     CONFIG,
+    ENVIRONMENT,
     LAST,
     LOG,
     METRICS_LOG,
@@ -37,6 +39,7 @@ from retinaconf.run_folder import (
     write_config,
     write_val_list,
 )
+from retinaconf.training.environment import differences, environment, read_environment
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
 from retinaconf.training.samples import write_samples
@@ -54,10 +57,12 @@ def train_run(
     max_steps: int | None = None,
     device: str = "auto",
     tensorboard: bool = False,
+    like: Path | None = None,
 ) -> None:
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
-    Every annotation is read and every image decoded first, so that a bad file stops no step.
+    Every annotation is read and every image decoded first, so that a bad file stops no step. With `like`,
+    what differs from that run in versions, device or data is said.
 
     Raises:
         InputError: bad data; a product that is to be trained without one of its factors; a folder that holds another
@@ -86,7 +91,9 @@ def train_run(
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
 
     fabric = launch(config, device)
-    with _opened(run, config, train_set, val_set, resume) if fabric.is_global_zero else nullcontext():
+    now = environment(root, train_set, val_set, fabric, config.seed, max_steps)
+    before = read_environment(like) if like is not None else now
+    with _opened(run, config, train_set, val_set, resume, now) if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         progress = Progress(run / LOG, silent=not fabric.is_global_zero)
         progress.say(describe(root, train_set, layout))
@@ -97,6 +104,8 @@ def train_run(
             what = "no split 'val'" if val_set is None else "no boxes in the split 'val'"
             progress.say(f"{root}: {what}; training without validation, the last weights are kept{unused}")
             val_set = None
+        if warning := differences(before, now):
+            progress.say(warning)
         report_dropped(dropped, progress)
         counts = np.bincount(train_set.labels[~train_set.crowd], minlength=len(train_set.classes))
         if without := [name for name, count in zip(train_set.classes, counts) if not count]:
@@ -104,6 +113,10 @@ def train_run(
         if fabric.is_global_zero and not checkpoints(run):
             progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)
+        if (
+            resume and fabric.is_global_zero and (run / ENVIRONMENT).exists()
+        ):  # it may have ended elsewhere the first time
+            write_json(run / ENVIRONMENT, read_environment(run) | {"max_steps": max_steps})
 
 
 def _val_list_of_start(config: Config, root: Path) -> Path | None:
@@ -121,7 +134,7 @@ def _val_list_of_start(config: Config, root: Path) -> Path | None:
 
 @contextmanager
 def _opened(
-    run: Path, config: Config, train_set: GroundTruth, val_set: GroundTruth | None, resume: bool
+    run: Path, config: Config, train_set: GroundTruth, val_set: GroundTruth | None, resume: bool, now: dict[str, Any]
 ) -> Iterator[None]:
     """The folder of a new run or of the one to continue, held against other processes.
 
@@ -143,11 +156,12 @@ def _opened(
                 if train_set.val_split is not None:
                     write_val_list(run / VAL, train_set.val_split.names)
                 write_config(run / CONFIG, config)
+                write_json(run / ENVIRONMENT, now)
             yield
         except InputError:
             # No step was taken, for a wrong backbone, say: the same --out can be used again.
             if is_new and not ((run / METRICS_LOG).exists() or checkpoints(run)):
-                for name in (CONFIG, LOG, VAL):
+                for name in (CONFIG, ENVIRONMENT, LOG, VAL):
                     (run / name).unlink(missing_ok=True)
                 shutil.rmtree(run / SAMPLES, ignore_errors=True)
                 if not had_folder and not any(run.iterdir()):

@@ -277,7 +277,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: P
     assert "last.ckpt" not in message
     assert "a lower --optimizer.lr (now 1e+30) or --optimizer.clip-norm 10. " in message
     assert message.endswith(f"{run / 'metrics.jsonl'} holds the losses")
-    kept = ["config.json", "log.txt", "metrics.jsonl", "not-finite.safetensors", "samples"]
+    kept = ["config.json", "environment.json", "log.txt", "metrics.jsonl", "not-finite.safetensors", "samples"]
     assert sorted(path.name for path in run.iterdir()) == kept
     assert [(line["step"], line["loss"]) for line in lines(run)] == [(2, None)]
 
@@ -374,7 +374,13 @@ def test_weights_that_are_not_finite_are_never_written(
     at_step(monkeypatch, step, spoil)
     with pytest.raises(InputError, match=f"the weights are not finite at step {step}; "):
         train_run(tiny_config(**CHANGES), data, run, device="cpu")
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.txt", "metrics.jsonl", "samples"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "samples",
+    ]
     assert [line["step"] for line in lines(run)] == [step]
     assert lines(run)[0]["loss"] > 0
 
@@ -395,7 +401,7 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
         patch.setattr(*((torch, "save") if file == "last.ckpt" else (safetensors.torch, "save_file")), full)
         with pytest.raises(InputError, match=rf"{file}: cannot be written \(No space left"):
             train_run(tiny_config(**CHANGES), data, run, device="cpu")
-    kept = {"config.json", "log.txt", "metrics.jsonl", "last.ckpt", "samples"} - {file}
+    kept = {"config.json", "environment.json", "log.txt", "metrics.jsonl", "last.ckpt", "samples"} - {file}
     assert {path.name for path in run.iterdir()} == kept
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
         "model.safetensors",
         "last.ckpt",
         "last.ckpt.previous",
+        "environment.json",
         "log.txt",
         "samples",
         "training.html",
@@ -300,3 +302,55 @@ def test_an_unwritable_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path)
     for out in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(InputError, match=rf"{out}: cannot be written \(.*\); choose another --out"):
             train_run(tiny_config(), tiny_data, out, device="cpu")
+
+
+# --- runs that are repeated ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_repeated_to_the_bit(
+    tiny_data: Path, tiny_flags: list[str], run_cli: Callable[..., Any], tmp_path: Path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--data", tiny_data, "--out", first, *tiny_flags, "--device", "cpu", "--seed", 7]
+    assert run_cli("train", "conf-r50-1x", *words, "--max-steps", 2).code == 0
+    assert run_cli("train", "conf-r50-1x", *words, "--max-steps", 4, "--resume").code == 0
+    made = json.loads((first / "environment.json").read_text())
+    assert (made["seed"], made["max_steps"], made["data"]) == (7, 4, str(tiny_data.resolve()))
+    assert (made["device"], made["versions"]["torch"]) == ("cpu", torch.__version__)
+    assert made["digests"]["train"]["images"] == 8
+
+    result = run_cli("train", "--like", first, "--out", second, "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    assert "warning" not in result.out
+    for name in ("model.safetensors", "config.json", "metrics.jsonl"):
+        assert (second / name).read_bytes() == (first / name).read_bytes(), name
+
+    change(tiny_data / "train.json", lambda document: document["annotations"].pop())
+    (first / "environment.json").write_text(json.dumps(made | {"versions": made["versions"] | {"torch": "1.0"}}))
+    result = run_cli("train", "--like", first, "--out", tmp_path / "other", "--device", "cpu")
+    (warning,) = [line for line in result.out.splitlines() if line.startswith("warning")]
+    assert (
+        f"the result may differ: torch 1.0 there and {torch.__version__} here; other data in train (boxes, " in warning
+    )
+    assert "other data in val" not in warning
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda file: file.unlink(), "no such file, so the run cannot be repeated"),
+        (lambda file: file.write_text("[1]"), "not a readable record of a run"),
+        (lambda file: file.write_text('{"data": 1, "max_steps": null}'), "its data or max_steps are of another type"),
+    ],
+)
+def test_a_run_without_its_record_is_not_repeated(
+    trained: Any, run_cli: Callable[..., Any], tmp_path: Path, edit: Callable[[Path], object], message: str
+):
+    shutil.copytree(trained.run, tmp_path / "run")
+    edit(tmp_path / "run/environment.json")
+    result = run_cli("train", "--like", tmp_path / "run", "--out", tmp_path / "again")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert message in result.err
+    result = run_cli("train", "conf-lite0", "--like", trained.run, "--out", tmp_path / "again")
+    assert (result.code, "take their settings from a run" in result.err) == (2, True)
+    assert not (tmp_path / "again").exists()
