@@ -117,7 +117,7 @@ def compare(
         data: the data set's folder, in any layout; it may also hold the ground truth of files.
         split: split of the data set.
         detections: COCO results or .npz of A and B after NMS, in place of runs; with `against`, of A only.
-        ground_truth: COCO ground truth that the files are about.
+        ground_truth: for files, the COCO ground truth of the same images.
         against: several trainings of B, as many runs or files as of A, paired in their order.
         images: folder of the images that `ground_truth` lists, for the report's pictures.
         report: a file for the HTML report of `diagnose` on both detectors, on the first training of each.
@@ -181,17 +181,17 @@ def diagnose(
     need no torch.
 
     Args:
-        run: a run folder; its candidates are made on the spot.
+        run: a run folder; its boxes before NMS are computed.
         data: the data set's folder, in any layout; it may also hold the ground truth of files.
         split: split of the data set.
         detections: COCO results of a detector after NMS; two files compare two detectors.
         candidates: boxes before NMS, COCO results or .npz; two files compare two detectors.
-        ground_truth: COCO ground truth that the files are about.
+        ground_truth: for files, the COCO ground truth of the same images.
         images: folder of the images that `ground_truth` lists, for the report's pictures.
         report: a file for the HTML report.
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
-        nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
-        score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
+        nms_iou: for files, IoU above which NMS removes a box; 0.5 if it is not given.
+        score_threshold: for files, score that a candidate must exceed; 0 if it is not given.
         layout: of the data set's folder. Without it, the folder's content decides.
         val_fraction: share of the images that is `val`, if neither data set nor run says which. Without it, the run's.
         device: `auto`, `cpu`, `cuda` or `mps`; for a run.

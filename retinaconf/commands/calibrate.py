@@ -33,7 +33,7 @@ def calibrate(
     merge: tuple[Path, ...] = (),
     json: Path | None = None,
 ) -> None:
-    """Turn scores into the IoU to expect: fit a map to detections of any detector, or apply one; or merge detectors.
+    """Turn scores into the IoU to expect: fit a map, apply it, or merge detectors.
 
     Fit: --detections DT --ground-truth GT --out MAP. Apply: --apply MAP --detections DT2 --out DT3. Merge: --merge DT3
     DT4 --out DT5.

@@ -33,7 +33,7 @@ def check(
     layout: LayoutKey | None = None,
     val_fraction: float | None = None,
 ) -> None:
-    """Problems in a data set, file by file, found before a training.
+    """List problems in a data set, file by file, before you train on it.
 
     Args:
         data: the data set's folder.

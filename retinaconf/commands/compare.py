@@ -30,7 +30,7 @@ def compare(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Say which of two detectors is better, with confidence intervals paired over images and trainings.
+    """Say which of two detectors is better, with a confidence interval over images and trainings.
 
     Compare two runs on a data set (A B --data ROOT), or any two detectors from files (--detections A B --ground-truth
     GT).
@@ -40,7 +40,7 @@ def compare(
         data: the data set's folder; it may also hold the ground truth of files.
         split: split of the data set.
         detections: COCO results or .npz of A and B after NMS, in place of runs; with --against, of A only.
-        ground_truth: COCO ground truth that the files are about.
+        ground_truth: for files, the COCO ground truth of the same images.
         against: several trainings of B, as many runs or files as of A, paired in their order.
         images: folder of the images that --ground-truth lists, for the report's pictures.
         json: write every number to this file.

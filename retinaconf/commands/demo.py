@@ -36,7 +36,7 @@ CONFIG = recipe("aligned-lite0").changed(
 
 
 def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
-    """Train, evaluate and look at a detector on built-in scenes, in minutes, without a download.
+    """Train, evaluate and diagnose a detector on built-in scenes, in minutes, without a download.
 
     A demo that was interrupted continues where it stopped; one that is done only evaluates again.
 

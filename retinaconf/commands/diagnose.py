@@ -30,24 +30,24 @@ def diagnose(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Where a detector's score and its boxes disagree, what NMS loses by it, and what mending it is worth.
+    """Measure where a detector's scores and boxes disagree, what that costs, and what fixing it is worth.
 
-    Either of a run on a data set (RUN --data ROOT), or of any detector from files (--detections DT --ground-truth GT).
+    Diagnose a run on a data set (RUN --data ROOT), or any detector from files (--detections DT --ground-truth GT).
 
     Args:
-        run: a run folder; its candidates are made on the spot.
+        run: a run folder; its boxes before NMS are computed.
         data: the data set's folder; it may also hold the ground truth of files.
         split: split of the data set.
         detections: COCO results of a detector after NMS; two files compare two detectors.
         candidates: boxes before NMS, COCO results or .npz; two files compare two detectors.
-        ground_truth: COCO ground truth that the files are about.
+        ground_truth: for files, the COCO ground truth of the same images.
         images: folder of the images, for the report's pictures.
         report: write a self-contained HTML report to this file.
         json: write every number to this file.
         figures: write the figures as SVG to this folder.
         alpha: for a run, exponent of the quality in the joint score, instead of its own.
-        nms_iou: for files, IoU above which NMS removes a box; 0.5 where it is not given.
-        score_threshold: for files, score that a candidate must exceed; 0 where it is not given.
+        nms_iou: for files, IoU above which NMS removes a box; 0.5 if it is not given.
+        score_threshold: for files, score that a candidate must exceed; 0 if it is not given.
         layout: of the data set's folder. Without it, the folder's content decides.
         val_fraction: share of the images that is val, if neither data set nor run says which. Without it, the run's.
         device: where to compute, for a run.

@@ -10,12 +10,12 @@ from retinaconf.errors import UsageError
 
 
 def export(run: Positional[Path], /, out: Path, raw: bool = False) -> None:
-    """An ONNX file or a torch.export program of a run, for programs without this package.
+    """Write a run as an ONNX file or a torch.export program, for programs without this package.
 
     Args:
         run: the run folder.
-        out: the file; its suffix decides, .onnx or .pt2.
-        raw: the network's outputs as they are, instead of finished detections.
+        out: the file; its suffix, .onnx or .pt2, decides the format.
+        raw: export the network's outputs without post-processing, instead of detections.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise UsageError(f"--out {out}: end it in .onnx (ONNX) or .pt2 (torch.export)")

@@ -15,13 +15,13 @@ def import_(
     classes: Path | None = None,
     quality: Literal["classification", "localization"] | None = None,
 ) -> None:
-    """A RetinaNet of torchvision, MMDetection or Detectron2 as a run folder.
+    """Turn a RetinaNet from torchvision, MMDetection or Detectron2 into a run folder.
 
     Args:
-        weights: its checkpoint; code in it is not run.
+        weights: the checkpoint; code in it is not run.
         out: the run folder.
-        classes: names of its classes, where it does not say them: a COCO JSON, or a text file with a name a line.
-        quality: tower that carries its quality branch, where it has one and does not say it.
+        classes: the class names, if the checkpoint has none: a COCO JSON, or a text file with one name per line.
+        quality: tower that carries the quality branch, if there is one and the checkpoint does not say where.
     """
     from retinaconf.interop.import_weights import import_weights
 

@@ -46,7 +46,7 @@ class PaperBase:
 
 @dataclass(kw_only=True)
 class PaperOptions(PaperBase):
-    """A table or figure of the paper on a data set, beside the published one, with a verdict on its claims."""
+    """Make a table or figure of the paper on a data set, beside the published one, with a verdict on its claims."""
 
     item: Positional[PaperItem]
     """What to regenerate."""
@@ -55,13 +55,13 @@ class PaperOptions(PaperBase):
     out: Path
     """Folder for ITEM.md, ITEM.json, ITEM.png and the runs, which are used again."""
     seeds: int = 1
-    """Trainings of each kind, with the seeds from --seed on; verdicts need two, better three or more."""
+    """Number of trainings of each kind. The seeds count up from --seed. Verdicts need two or more."""
     split: str = "val"
     """What is evaluated: train, val or test. Training always validates on val."""
     rows: tuple[str, ...] = ()
-    """Only these rows of the item, by name (docs/paper.md); without it, all."""
+    """Train and show only these rows of the item, by name (docs/paper.md). Without it, all rows."""
     max_steps: int | None = None
-    """Stop every training after this many steps: to try things out."""
+    """Stop every training after this many steps, to try things out."""
     layout: LayoutKey | None = None
     """Layout of the data set's folder. Without it, the folder's content decides."""
     device: Device = "auto"
@@ -71,7 +71,7 @@ class PaperOptions(PaperBase):
 
 
 def paper(args: Sequence[str]) -> None:
-    """A table or figure of the paper, regenerated and compared."""
+    """Make a table or figure of the paper on any data set, with a verdict on its claims."""
     words = [word for word in args if word not in ("-h", "--help")]
     first, _ = parse(PaperBase, words, "paper", return_unknown_args=True)
     base = paper_recipe(first.recipe_base, first.schedule)

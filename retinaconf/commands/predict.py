@@ -19,7 +19,7 @@ def predict(
     score_threshold: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Annotated pictures and detections.json (COCO results) of images, folders of images, and videos.
+    """Draw boxes on images and videos, and write all detections to detections.json (COCO results).
 
     Files that cannot be read are skipped and listed at the end; the exit code is then 1.
 

@@ -40,12 +40,12 @@ def retrofit(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Give a trained RetinaNet a quality branch, trained alone: boxes and class scores stay what they are.
+    """Add a quality branch to a trained RetinaNet. Only the branch learns: boxes and class scores stay the same.
 
     Args:
         run: the folder of a run without a quality branch.
         data: the data set's folder; the branch learns on its train split, alpha is chosen on val.
-        out: the new run's folder; it appears whole or not at all.
+        out: the new run's folder; it appears when everything is done.
         quality: tower that carries the branch.
         seed: of the augmentation, and of the images that choose the weight decay.
         layout: of the data set's folder. Without it, the folder's content decides.

@@ -26,7 +26,7 @@ def tune(
     """Choose alpha, a calibrated confidence and thresholds by class on val, and keep them in the run.
 
     Args:
-        run: the run folder; `model.safetensors` in it is written anew, with the same weights.
+        run: the run folder; `model.safetensors` in it is written again, with the same weights.
         data: the data set's folder. Everything is chosen on its split val, in one pass.
         precision: give each class the lowest threshold that reaches this precision. Without it, the one of lowest LRP.
         recall: give each class the highest threshold that reaches this recall. Without it, the one of lowest LRP.
