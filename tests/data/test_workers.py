@@ -27,7 +27,7 @@ def gt(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path])
 @pytest.fixture
 def batches(gt: GroundTruth, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Many batches, by two workers, of which the first has come."""
-    monkeypatch.setattr(workers, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(workers, "CHECK_SECONDS", 0.5)
     config = DataConfig(short_side=64, long_side=96, batch_size=4, workers=2)
     batches = training_batches(gt, config, 0, 0, 1000)
     next(batches)
@@ -63,7 +63,7 @@ def test_a_worker_that_dies_or_stops_ends_in_one_line_and_none_is_left(batches: 
 def test_the_main_process_is_not_torn_out_of_its_work_by_a_workers_death(batches: Any):
     """It may be in the middle of an optimizer's step."""
     signalled(signal.SIGKILL)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 0.7
     while time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(InputError, match="was killed"):
@@ -72,9 +72,9 @@ def test_the_main_process_is_not_torn_out_of_its_work_by_a_workers_death(batches
 
 def test_a_worker_that_is_stopped_for_a_moment_is_left_alone(batches: Any):
     signalled(signal.SIGSTOP)
-    time.sleep(0.3)
+    time.sleep(0.1)
     signalled(signal.SIGCONT)
-    time.sleep(2.5)
+    time.sleep(1.3)  # two looks at it
     for _ in range(20):
         next(batches)
     batches.close()
