@@ -16,6 +16,7 @@ from retinaconf import load
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import coco_categories
 from retinaconf.interop.import_weights import import_weights
+from retinaconf.run_folder import read_weights
 from retinaconf.training import loop
 
 SHORT, LONG = 96, 160  # instead of 800 and 1333, so that minutes become seconds
@@ -139,7 +140,8 @@ def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, 
     for file in tiny_data.glob("*.json"):
         file.write_text(file.read_text().replace('"green"', '"Traffic_Light"'))
     state = theirs("v2", classes=91).state_dict()
-    imported(state, tmp_path)
+    torch.save(state, tmp_path / "weights.pth")
+    import_weights(tmp_path / "weights.pth", tmp_path / "run")
     first = {}
     build = loop.build_optimizer
 
@@ -171,7 +173,7 @@ def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, 
     torch.testing.assert_close(
         torch.sigmoid(first["head.class_conv.bias"].view(9, 3)[:, [0, 2]]), torch.full((9, 2), 0.01)
     )
-    now = load(tmp_path / "new", "cpu").model.state_dict()
+    now = read_weights(tmp_path / "new").state
     assert not now["head.box_conv.weight"].equal(boxes)  # it learns
 
 
