@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from retinaconf.errors import InputError, reason
 
@@ -45,7 +46,9 @@ def write_aside(path: Path, write: Callable[[Path], object], keep: Path | None =
         InputError: the folder is missing, the disk is full, or the like; what was at `path` is still there.
     """
     try:
-        if not path.exists() or path.is_file() or path.is_dir():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        if not path.exists() or path.is_file():
             _replace(Path(os.path.realpath(path)), write, keep)
         else:
             with TemporaryDirectory() as folder:
@@ -56,6 +59,18 @@ def write_aside(path: Path, write: Callable[[Path], object], keep: Path | None =
         raise InputError(
             f"{path}: cannot be written ({reason(error)}); free space there, or choose another place"
         ) from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that a stranger may have named, to read it: a pipe or a device could go on for ever.
+
+    Raises:
+        OSError: it cannot be read, or it is no regular file.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system refuses a folder by itself
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -143,3 +143,8 @@ def test_a_folder_is_not_replaced(tmp_path: Path):
     with pytest.raises(InputError, match=r"a: cannot be written \(Is a directory\)"):
         write_aside(tmp_path / "a", lambda aside: aside.write_text("new"))
     assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_not_replaced_even_if_it_has_no_name():
+    with pytest.raises(InputError, match=r"^/: cannot be written \(Is a directory\)"):
+        write_json(Path("/"), {})

@@ -18,6 +18,7 @@ import numpy as np
 
 from retinaconf.data.val_split import ValSplit
 from retinaconf.errors import FaultKind, InputError, reason
+from retinaconf.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -217,12 +218,13 @@ def _class_of(annotation: Any, categories: list[tuple[int, str]]) -> frozenset[s
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as stream:
+            return json.loads(stream.read())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
 
 

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.errors import InputError, reason
+from retinaconf.files import open_regular
 
 # How stored pixels are turned upright, by EXIF orientation (Exif 2.3, tag 0x0112). 1 is upright already.
 _UPRIGHT = {
@@ -188,7 +189,7 @@ def see_share_left_out(ground_truth: GroundTruth, max_skipped: float) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     try:
-        stream = path.open("rb")
+        stream = open_regular(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file; restore it, or correct the path", "missing-image") from None
     except IsADirectoryError:

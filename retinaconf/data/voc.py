@@ -21,6 +21,7 @@ from typing import Any
 from retinaconf.data.folders import ANNOTATION_SUFFIXES, JUDGED, find_images, folders_in, taken, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.errors import InputError, reason
+from retinaconf.files import open_regular
 
 USUAL_ANNOTATIONS, USUAL_IMAGES, USUAL_LISTS = "Annotations", ("JPEGImages", "images"), Path("ImageSets/Main")
 
@@ -160,7 +161,7 @@ def _annotations(root: Path) -> Path | None:
 
 def _is_annotation(file: Path) -> bool:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return next(ET.iterparse(stream, ("start",)))[1].tag == "annotation"
     except (ET.ParseError, OSError, ValueError, LookupError, StopIteration):
         return False

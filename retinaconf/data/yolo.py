@@ -20,6 +20,7 @@ from retinaconf.data.folders import IMAGE_SUFFIXES, JUDGED, folders_in, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
 from retinaconf.errors import InputError, reason
+from retinaconf.files import open_regular
 
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
@@ -130,10 +131,14 @@ def _specification(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        specification = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with open_regular(file) as stream:
+            text = stream.read().decode("utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("an alias, which can stand for more than fits into memory; write out what it stands for")
+        specification = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({reason(error)})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(specification, dict):
         raise InputError(f"{file}: has no keys; it needs 'names', 'train' and 'val'")
@@ -221,7 +226,8 @@ def _label_file(image: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        with open_regular(file) as stream:
+            return stream.read().decode("utf-8").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -296,3 +296,9 @@ def test_real_coco_files(shared_data: Path):
     assert gt.crowd.any()
     assert (np.diff(gt.offsets) == 0).any()  # an image without boxes
     assert all(gt.path(i).is_file() for i in range(len(gt)))
+
+
+def test_nesting_beyond_every_coco_file_is_refused_in_a_line(tmp_path: Path):
+    (tmp_path / "deep.json").write_text('{"images": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(InputError, match=r"deep\.json: not valid JSON \(maximum recursion depth exceeded"):
+        read_coco(tmp_path / "deep.json")

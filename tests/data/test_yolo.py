@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
     assert again.boxes.tolist() == truth.boxes.tolist()
 
 
+@pytest.mark.parametrize("name", ["images/val/c.jpg", "labels/val/c.txt", "data.yaml"])
+def test_a_pipe_is_not_waited_for(root: Path, name: str):
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    with pytest.raises(InputError, match=r"not a regular file|not a YOLO layout"):
+        load_split(root, "val", layout="yolo")
+
+
 def test_a_box_without_extent_is_dropped(root: Path):
     labels(root / "labels/val/c.txt", "0 0.5 0.5 1 1", "0 0.5 0.5 0 0.2")
     truth = load_split(root, "val")
@@ -188,6 +197,11 @@ def test_what_is_left_out_is_counted(root: Path):
     [
         ("names: [a", "not valid YAML"),
         ("just text", "has no keys"),
+        ("names: &a [x]\nval: images/val\nmore: [*a, *a]", "not valid YAML (an alias, which can stand for more than"),
+        ("names: [a]\nnc: !!int abc", "not valid YAML (invalid literal for int()"),
+        (f"names: [a]\nnc: {'9' * 5000}", "not valid YAML (Exceeds the limit"),
+        (f"names: {'[' * 2000}{']' * 2000}", "not valid YAML (maximum recursion depth exceeded"),
+        ("val: /dev/zero\nnames: [a]", "/dev/zero: cannot be read (not a regular file)"),
         ("val: images/val", "no 'names' in it"),
         ("val: images/val\nnames: []", "no 'names' in it"),
         ("val: images/val\nnames: {x: cat}", "an index that is not a whole number"),
