@@ -4,7 +4,7 @@
 
 Trains `aligned-lite0` at short side 256 in each way and evaluates each training's best epoch on `val`, which also chose
 that epoch, for every way alike. Differences are paired over seeds and images (`retinaconf/evaluation/compare.py`). The
-trainings and what was measured stay in DIR; the command goes on where it was stopped, and ends with
+trainings and what was measured stay in DIR; the command continues where it was stopped, and ends with
 `augmentation.json`.
 """
 

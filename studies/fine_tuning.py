@@ -5,8 +5,8 @@
 The first detector learns the other classes, on the pictures of `train` that show no new class. It is then continued on
 few pictures of the new classes, drawn by the seed, and so is ImageNet's backbone. Each training sees the same number of
 images, and its last weights are evaluated on the whole of `val`, which chooses nothing. Differences are paired over
-seeds and images (`retinaconf/evaluation/compare.py`). DIR keeps the trainings and `measured.jsonl`; the command goes on
-where it was stopped. It ends with `fine-tuning.json` and `fine-tuning.png`.
+seeds and images (`retinaconf/evaluation/compare.py`). DIR keeps the trainings and `measured.jsonl`; a stopped
+command continues. It ends with `fine-tuning.json` and `fine-tuning.png`.
 """
 
 from __future__ import annotations
