@@ -90,7 +90,7 @@ def test_training_and_loading_take_the_same_device(
 
 def test_the_default_is_auto_everywhere():
     commands = [command for command in map(load_command, COMMANDS) if "device" in inspect.signature(command).parameters]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for function in (
         *(*commands, TrainOptions, PaperOptions),
         *(retinaconf.load, retinaconf.Detector, loop.launch, train_run, evaluate, diagnose_run, predict_files),
