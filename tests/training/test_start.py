@@ -186,7 +186,7 @@ def test_what_is_frozen_does_not_change(old: Path, new_data: Path, tmp_path: Pat
     assert "backbone.body" in changed("none")
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_what_is_kept_learns_at_a_share_of_the_learning_rate(old: Path, new_data: Path, tmp_path: Path, name: str):
     """The first step of both optimizers is proportional to the learning rate; a second run goes on to the last bit."""
     plain = {"optimizer.name": name, "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.0, "model.head_convs": 2}
