@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ class Backbone(nn.Module):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
             raise InputError(f"backbone {name!r}: timm has no such model" + (f"; near it: {near}" if near else ""))
-        with torch.device("meta"):
-            reductions = _create(name, pretrained=False).feature_info.reduction()
+        reductions = _reductions(name)
         if missing := [stride for stride in STRIDES if stride not in reductions]:
             raise InputError(f"backbone {name!r} has no features at stride {missing[0]}, only at {reductions}")
         # The last feature of each stride; where the stem ends, one of stride 4 if there is one.
@@ -193,6 +193,14 @@ def make_plain(body: nn.Module) -> None:
             del module.norm
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
             module.weight, module.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+
+@cache
+def _reductions(name: str) -> list[int]:
+    """Strides of the model's features."""
+    with torch.device("meta"):  # without weights
+        found: list[int] = _create(name, pretrained=False).feature_info.reduction()
+    return found
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
