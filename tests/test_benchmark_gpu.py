@@ -29,6 +29,7 @@ def test_every_section_runs_and_the_table_has_them(tmp_path: Path):
     assert "Self CPU" in (tmp_path / "profile.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_or_takes_too_long_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import signal

@@ -63,6 +63,7 @@ def go(item: str, out: Path, data: Path, base: Config, **options: Any) -> None:
     run_paper(item, out, data, base, **({"recipe_base": "lite0", "max_steps": 2, "device": "cpu"} | options))
 
 
+@pytest.mark.slow
 def test_all_renders_every_item_and_trains_and_measures_nothing_twice(
     tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
