@@ -129,7 +129,7 @@ def _classes(epochs: Sequence[Epoch]) -> str:
             f'<tr><th scope="row">{escape(name)}</th><td>{_number(value)}</td><td>{change}</td><td>{words}</td>'
             f"<td>{line}</td></tr>"
         )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Class", "AP", "Change", "Best", "Course"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Class", "AP", "Change", "Best", "Curve"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
