@@ -25,7 +25,7 @@ def reports(shared_data: Path) -> Callable[[str], Report]:
     [
         # The official split has two pictures of one field of cells, a little shifted, in train and val.
         ("bccd", 364, {("shared-image", "val"): 1}),
-        ("voc-animals", 2561, {}),
+        pytest.param("voc-animals", 2561, {}, marks=pytest.mark.slow),
         (
             "coco-mini",
             443,

@@ -67,7 +67,7 @@ def test_detections_are_mmdetections(images, tmp_path, groups):
     assert_same(detector, model, images, (MEAN, STD), RULES)
 
 
-@pytest.mark.parametrize("tower", ["classification", "localization"])
+@pytest.mark.parametrize("tower", ["classification", pytest.param("localization", marks=pytest.mark.slow)])
 def test_the_joint_score_ranks_where_there_is_a_quality_branch(images, tmp_path, tower):
     torch.manual_seed(1)
     model = Reference(classes=4, quality=tower)
@@ -81,7 +81,7 @@ def test_the_joint_score_ranks_where_there_is_a_quality_branch(images, tmp_path,
     ("generator", "ratios", "scales"),
     [
         ("octave_base_scale=3, scales_per_octave=2, ratios=[0.25, 1.0]", (0.25, 1.0), (3, 3 * 2**0.5)),
-        ("scales=[8], ratios=[1.0], strides=[8, 16, 32, 64, 128]", (1.0,), (8,)),
+        pytest.param(*("scales=[8], ratios=[1.0], strides=[8, 16, 32, 64, 128]", (1.0,), (8,)), marks=pytest.mark.slow),
     ],
     ids=["octaves", "one square"],
 )
