@@ -165,3 +165,29 @@ def test_own_map_sees_that_a_class_differs(shared_data: Path) -> None:
     assert alike[few][1] < alike[few][2]
     assert differ[many][2] < differ[many][1]
     assert alike[many][2] == pytest.approx(differ[many][2], rel=0.02)  # an own map undoes the square root
+
+
+def test_thresholds_reach_a_precision_where_scores_tell_right_from_wrong(
+    tmp_path: Path, main: Callable[..., str]
+) -> None:
+    """Each of 8 images has a right box of "a" at 0.9 and a wrong one at 0.5, and a wrong one of "b" at 0.7."""
+    ids = range(1, 9)
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 90, "height": 90} for n in ids],
+        "categories": [{"id": n, "name": name} for n, name in enumerate("ab")],
+        "annotations": [
+            {"id": 2 * n + kind, "image_id": n, "category_id": kind, "bbox": [0, 50 * kind, 40, 40]}
+            for n in ids
+            for kind in (0, 1)
+        ],
+    }
+    found = [
+        {"image_id": n, "category_id": kind, "bbox": [left, 0, 40, 40], "score": score}
+        for n in ids
+        for kind, left, score in ((0, 0, 0.9), (0, 45, 0.5), (1, 45, 0.7))
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    right, wrong = main("thresholds", tmp_path / "truth.json", tmp_path / "found.json", "--divisions", 5).splitlines()
+    assert right.startswith("a, 8 objects: precision 1.000, standard deviation 0.000; within 3 points of 0.9 in 0%")
+    assert wrong.startswith("b, 8 objects: precision 0.000")
