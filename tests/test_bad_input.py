@@ -256,7 +256,7 @@ def test_resuming_with_other_categories(
     words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", finished, *tiny_flags, "--resume"]
     line = one_line(run_cli(*words))
     assert "last.ckpt: its categories are not those of" in line
-    assert "train.json; resume with the data of the run, or choose another --out" in line
+    assert "train.json (category 4 is 'new' here and missing there); resume with the data of the run, or choose" in line
     assert (finished / "last.ckpt").read_bytes() == before
 
 
@@ -327,21 +327,43 @@ def test_an_alpha_without_a_branch(run_cli: Callable[..., Any], branchless: Path
     assert line == f"{branchless}: has no quality branch, so there is nothing to sweep; evaluate it without --sweep"
 
 
+def swap(categories: list[dict[str, Any]]) -> None:
+    """Give two classes the ids of each other."""
+    categories[0]["name"], categories[1]["name"] = categories[1]["name"], categories[0]["name"]
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (lambda document: document["categories"].append({"id": 4, "name": "new"}), "its 4 categories are not the 3"),
-        (lambda document: document["categories"][0].update(name="violet"), "its 3 categories are not the 3"),
+        (
+            lambda categories: categories.append({"id": 4, "name": "new"}),
+            ("its 4 categories are not the 3", "category 4 is 'new' here and missing there"),
+        ),
+        (
+            lambda categories: categories[0].update(name="violet"),
+            ("its 3 categories are not the 3", "category 3 is 'violet' here and 'red' there"),
+        ),
+        (swap, ("its 3 categories are not the 3", "category 3 is 'green' here and 'red' there")),
     ],
-    ids=["one more", "another name"],
+    ids=["one more", "another name", "another order"],
 )
-def test_evaluation_on_other_categories(
-    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, edit: Any, named: str
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_data_with_other_categories(
+    run_cli: Callable[..., Any], untrained: Path, tiny_data: Path, edit: Any, named: tuple[str, str], command: str
 ):
-    change(tiny_data / "val.json", edit)
-    line = one_line(run_cli("evaluate", untrained, "--data", tiny_data))
-    assert line.startswith(f"{tiny_data / 'val.json'}: {named} of {untrained}")
+    change(tiny_data / "val.json", lambda document: edit(document["categories"]))
+    line = one_line(run_cli(command, untrained, "--data", tiny_data))
+    assert line.startswith(f"{tiny_data / 'val.json'}: {named[0]} of {untrained} ({named[1]}); ")
     assert "use data with the same categories" in line
+
+
+def test_a_split_without_objects(run_cli: Callable[..., Any], untrained: Path, tiny_data: Path):
+    change(tiny_data / "val.json", lambda document: document["annotations"].clear())
+    result = run_cli("evaluate", untrained, "--data", tiny_data)
+    assert (result.code, result.err) == (0, "")
+    assert "0 boxes, 3 classes; warning: no objects in it, so that nothing can be measured" in result.out
+    line = one_line(run_cli("tune", untrained, "--data", tiny_data))
+    assert line == f"{tiny_data / 'val.json'}: no objects in it; tune on a split with annotated objects"
 
 
 def test_evaluation_of_a_split_or_an_image_that_is_not_there(

@@ -27,6 +27,16 @@ class HasCategories(Protocol):
         """Their K ids on disk."""
 
 
+def other_category(one: HasCategories, other: HasCategories) -> str:
+    """The first category in which two differ, in words; they go together by id and name, and nothing is guessed."""
+    here, there = (dict(zip(each.category_ids, each.classes)) for each in (one, other))
+    for category_id in sorted(here.keys() | there.keys()):
+        names = [repr(names[category_id]) if category_id in names else "missing" for names in (here, there)]
+        if names[0] != names[1]:
+            return f"category {category_id} is {names[0]} here and {names[1]} there"
+    return "they are in another order"
+
+
 def read_split(
     root: Path,
     split: str,
@@ -58,9 +68,10 @@ def read_split(
     if val_fraction is not None and truth.val_split is not None and truth.val_split.kept_in is not None:
         raise InputError(f"--val-fraction {val_fraction:g}: {val_list} says which images are val; leave the option out")
     if like is not None and (truth.category_ids, truth.classes) != (like.category_ids, like.classes):
+        other = other_category(truth, like)
         raise InputError(
-            f"{truth.source}: its {len(truth.classes)} categories are not the {len(like.classes)} of {whose} "
-            f"({', '.join(like.classes[:3])}, ...); use data with the same categories"
+            f"{truth.source}: its {len(truth.classes)} categories are not the {len(like.classes)} of {whose} ({other})"
+            "; use data with the same categories"
         )
     see_share_left_out(truth, data.max_skipped)
     if images is not None and len(truth) > images:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.splits import read_split
+from retinaconf.data.splits import other_category, read_split
 from retinaconf.detections import read_detections
 from retinaconf.diagnosis.inputs import detections_and_candidates, diagnose_run
 from retinaconf.diagnosis.measures.alignment import measure_alignment
@@ -74,8 +74,8 @@ def compare_runs(
     for run, detector in detectors.items():
         if (detector.category_ids, detector.classes) != (first.category_ids, first.classes):
             raise InputError(
-                f"{run}: its classes ({_few(detector.classes)}) are not those of {a[0]} ({_few(first.classes)}); "
-                "compare runs that were trained on the same classes"
+                f"{run}: its classes are not those of {a[0]} ({other_category(detector, first)}); compare runs that "
+                "were trained on the same classes"
             )
     ground_truth: GroundTruth | None = None
     for run, detector in detectors.items():
@@ -139,7 +139,3 @@ def _check(a: Sequence[Path], b: Sequence[Path]) -> None:
 def _check_objects(ground_truth: GroundTruth) -> None:
     if ground_truth.crowd.all():  # also where there are no boxes
         raise InputError(f"{ground_truth.source}: no objects in it; compare on a split with annotated objects")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

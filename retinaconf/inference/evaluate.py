@@ -92,6 +92,8 @@ def evaluate(
     found = describe(root, ground_truth, layout)
     if ground_truth.val_split is not None:
         found += ground_truth.val_split.unknown_to(run)
+    if ground_truth.crowd.all():  # also where there are no boxes
+        found += "; warning: no objects in it, so that nothing can be measured"
     report |= {"found": found, "images": len(ground_truth)}
     report["left_out"] = asdict(ground_truth.left_out)
     report |= {"joint": configured.name, **_as_json(metrics[configured])}

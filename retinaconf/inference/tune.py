@@ -14,7 +14,7 @@ from rich.progress import Progress
 from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import read_split
-from retinaconf.errors import UsageError
+from retinaconf.errors import InputError, UsageError
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import Gain, choose
 from retinaconf.evaluation.matching import match_detections
@@ -119,6 +119,8 @@ def choose_all(
     Raises:
         InputError: the detector finds nothing on these images, or they have no objects.
     """
+    if val_set.crowd.all():  # known before the time that a pass takes
+        raise InputError(f"{val_set.source}: no objects in it; tune on a split with annotated objects")
     own = detector.inference_config()
     settings = _settings(detector)
     tables = detector.detect(val_set, own, [joint_score(config) for config in settings], done=done)

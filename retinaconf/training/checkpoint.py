@@ -6,12 +6,13 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
 from retinaconf.data.ground_truth import GroundTruth
+from retinaconf.data.splits import other_category
 from retinaconf.errors import InputError
 from retinaconf.files import write_aside
 from retinaconf.run_folder import LAST, VAL, checkpoints, previous
@@ -92,6 +93,13 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
+class _Categories(NamedTuple):
+    """As a checkpoint keeps them."""
+
+    category_ids: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
 def data_of_run(train_set: GroundTruth, val_set: GroundTruth | None) -> dict[str, dict[str, int | str]]:
     """What `last.ckpt` keeps of the data, for `see_same_data`; of a run without validation nothing for `val`."""
     return {"train": train_set.fingerprint(), "val": val_set.fingerprint() if val_set is not None else {}}
@@ -108,7 +116,8 @@ def see_same_data(path: Path, state: Mapping[str, Any], train_set: GroundTruth, 
         raise InputError(f"{path}: {what}; resume with the data of the run, or choose another --out")
 
     if state["categories"] != (train_set.category_ids, train_set.classes):
-        refuse(f"its categories are not those of {train_set.source}")
+        other = other_category(train_set, _Categories(*state["categories"]))
+        refuse(f"its categories are not those of {train_set.source} ({other})")
     now = data_of_run(train_set, val_set)
     before = state.get("data", now)
     if bool(before["val"]) != bool(now["val"]):

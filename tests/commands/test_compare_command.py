@@ -188,7 +188,8 @@ def test_runs_of_other_classes_are_refused(
     other = write_run(tmp_path / "other", classes={3: "red", 8: "dog"})
     result = run_cli("compare", trained.run, other, "--data", trained.data, "--device", "cpu")
     assert (result.code, result.out) == (1, "")
-    assert f"{other}: its classes (red, dog) are not those of {trained.run} (red, green, blue)" in result.err
+    where = "category 8 is 'dog' here and 'green' there"
+    assert f"{other}: its classes are not those of {trained.run} ({where}); compare runs that were" in result.err
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
