@@ -56,9 +56,7 @@ def write_aside(path: Path, write: Callable[[Path], object], keep: Path | None =
                 with (Path(folder) / path.name).open("rb") as written, path.open("wb") as device:
                     shutil.copyfileobj(written, device)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise InputError(
-            f"{path}: cannot be written ({reason(error)}); free space there, or choose another place"
-        ) from None
+        raise _cannot_write(path, error) from None
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -86,6 +84,28 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line, which ends with a newline, to a file, made if it is not there.
+
+    Half a line that a kill or a full disk has left is ended first.
+
+    Raises:
+        InputError: the disk is full, or the like.
+    """
+    try:
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            begun = size > 0 and file.read(1) != b"\n"
+            file.write(("\n" * begun + line).encode())
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be written ({reason(error)}); free space there, or choose another place")
 
 
 def _replace(file: Path, write: Callable[[Path], object], keep: Path | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside, write_json
+from retinaconf.files import append_line, write_aside, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -42,6 +42,18 @@ def test_json_has_null_for_what_is_not_finite(tmp_path: Path):
     write_json(tmp_path / "a.json", value)
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert read == {"a": [1.5, None, {"b": [None, None, 3]}], "c": None, "d": "NaN", "e": None}
+
+
+def test_lines_are_added_and_half_a_line_is_ended(tmp_path: Path):
+    file = tmp_path / "log.txt"
+    append_line(file, "one\n")
+    append_line(file, "two\n")
+    assert file.read_text() == "one\ntwo\n"
+    file.write_text("one\ntw")  # a kill, or a full disk
+    append_line(file, "three\n")
+    assert file.read_text() == "one\ntw\nthree\n"
+    with pytest.raises(InputError, match=r"/dev/full: cannot be written \(No space left on device\); free space"):
+        append_line(Path("/dev/full"), "one\n")
 
 
 def half(error: Exception) -> Callable[[Path], None]:

@@ -25,7 +25,7 @@ from retinaconf.data.splits import read_split
 from retinaconf.errors import InputError, reason
 from retinaconf.evaluation.coco import METRICS, CocoEvaluator
 from retinaconf.evaluation.compare import bootstrap_ap
-from retinaconf.files import finite, write_json
+from retinaconf.files import append_line, finite, write_json
 from retinaconf.inference.detector import load
 from retinaconf.model.backbone import Backbone
 from retinaconf.paper.items import Training, rows_of
@@ -153,9 +153,7 @@ class Experiments:
         line |= {"config": self.config(training, seed).flat(), "results": results}
         self.kept.mkdir(exist_ok=True)
         path = self.kept / f"{training.name}.jsonl"
-        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")  # else a command was killed in a line
-        with path.open("a") as file:
-            file.write(("" if whole else "\n") + json.dumps(line, separators=(",", ":")) + "\n")
+        append_line(path, json.dumps(line, separators=(",", ":")) + "\n")
         return results
 
     def kept_of(self, training: Training, seed: int, what: str, wanted: tuple[str, ...] = ()) -> dict[str, Any] | None:

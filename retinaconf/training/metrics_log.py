@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from retinaconf.evaluation.coco import Metrics
-from retinaconf.files import finite, write_aside
+from retinaconf.files import append_line, finite, write_aside
 from retinaconf.run_folder import METRICS_LOG, metrics_line, read_metrics
 from retinaconf.training.patience import Validation
 from retinaconf.training.tensorboard import TensorBoard
@@ -68,7 +68,6 @@ class MetricsLog:
     def _append(self, kind: str, step: int, record: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             record = {"kind": kind, "step": step, "epoch": step / self.epoch_steps, **record}
-            with self.path.open("a") as file:
-                file.write(metrics_line(record))
+            append_line(self.path, metrics_line(record))
             if self._board is not None:
                 self._board.add(finite(record))

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from retinaconf.files import append_line
+
 LINE_SECONDS = 30  # between lines of losses where there is no terminal
 
 
@@ -28,8 +30,7 @@ class Progress:
         if show:
             self.console.print(line, markup=False, emoji=False)
         if self.log is not None:
-            with self.log.open("a") as file:
-                file.write(line + "\n")
+            append_line(self.log, line + "\n")
 
     @contextmanager
     def training(self, first: int, steps: int, batch_size: int) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import training_batches
 from retinaconf.errors import InputError, reason
+from retinaconf.files import asides, write_aside
 from retinaconf.inference.draw import draw_boxes
 
 SAMPLES = 12  # pictures
@@ -28,7 +30,10 @@ def write_samples(folder: Path, train_set: GroundTruth, config: Config) -> str:
     try:
         folder.mkdir(exist_ok=True)
         for number, (name, picture) in enumerate(islice(_samples(train_set, config), SAMPLES), 1):
-            picture.save(folder / f"{number:02} {name[:50]}.jpg", quality=95, subsampling=0)
+            file = folder / f"{number:02} {name[:50]}.jpg"
+            for left in asides(file):  # by a process that was killed
+                left.unlink()
+            write_aside(file, partial(picture.save, format="JPEG", quality=95, subsampling=0))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another --out") from None
     knobs = [f"{name} {value:g}" for name, value in config.data.knobs._asdict().items() if value]

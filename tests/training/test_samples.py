@@ -73,7 +73,7 @@ def test_a_disk_that_is_full(tiny_data: Path, tiny_config: Any, tmp_path: Path, 
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(
-        InputError, match=r"samples: cannot be written \(No space left on device\); choose another --out"
+        InputError, match=r"samples/01 .*\.jpg: cannot be written \(No space left on device\); free space there"
     ):
         train_run(tiny_config(), tiny_data, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
