@@ -75,9 +75,14 @@ def read_config(path: Path) -> Config:
     return config_from_flat(flat, str(path))
 
 
+def val_list_text(names: Sequence[str]) -> str:
+    """The text of `val.txt`: as `ImageSets/Main/val.txt` of a PASCAL VOC folder would have it."""
+    return "".join(f"{name}\n" for name in names)
+
+
 def write_val_list(path: Path, names: Sequence[str]) -> None:
-    """Keep which images are `val`, as the file `ImageSets/Main/val.txt` of a PASCAL VOC folder would."""
-    write_aside(path, lambda aside: aside.write_text("".join(f"{name}\n" for name in names)))
+    """Keep which images are `val`."""
+    write_aside(path, lambda aside: aside.write_text(val_list_text(names), encoding="utf-8"))
 
 
 def val_list(run: Path) -> Path | None:

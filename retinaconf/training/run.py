@@ -36,6 +36,7 @@ from retinaconf.run_folder import (
     read_config,
     read_metrics,
     val_list,
+    val_list_text,
     write_config,
     write_val_list,
 )
@@ -141,13 +142,15 @@ def _opened(
     If a new run cannot begin, its files are removed again; no file that was there before is removed or replaced.
     """
     _see_that_it_fits(run, config, train_set, val_set, resume)
-    is_new, had_folder = not (run / CONFIG).exists(), run.exists()
+    had_folder = run.exists()
     with ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(run / LOG))
         except OSError as error:
             raise InputError(f"{run}: cannot be written ({reason(error)}); choose another --out") from None
+        _see_that_it_fits(run, config, train_set, val_set, resume)  # another process may have been at work until now
+        is_new = not (run / CONFIG).exists()
         for name in RUN_FILES:
             for left in asides(run / name):  # by a process that was killed: the lock says that none is at work
                 left.unlink()
@@ -155,7 +158,8 @@ def _opened(
             if is_new:
                 if train_set.val_split is not None:
                     write_val_list(run / VAL, train_set.val_split.names)
-                write_config(run / CONFIG, config)
+                write_config(run / CONFIG, config)  # the last: with it the folder holds a run, whose list is complete
+            if not checkpoints(run):  # one that was killed before its first checkpoint begins again, here and now
                 write_json(run / ENVIRONMENT, now)
             yield
         except InputError:
@@ -175,7 +179,9 @@ def _see_that_it_fits(
     """See that the folder `run` has no files of a run, or with `resume` those of this very run."""
     if not (run / CONFIG).exists():
         others = (LAST, PREVIOUS, MODEL, METRICS_LOG, METRICS_TABLE, PAGE, LOG, VAL, SAMPLES)
-        if found := [name for name in others if os.path.lexists(run / name)]:
+        # A start that was killed before it wrote `config.json` has left these as this one would write them.
+        own = {LOG: "", VAL: val_list_text(train_set.val_split.names) if train_set.val_split is not None else None}
+        if found := [name for name in others if os.path.lexists(run / name) and not _holds(run / name, own.get(name))]:
             raise InputError(
                 f"{run}: holds {found[0]} but no {CONFIG}, so it is not a run that can be continued, and nothing there "
                 f"is overwritten; restore {CONFIG}, or choose another --out"
@@ -199,6 +205,11 @@ def _see_that_it_fits(
             f"{run / CONFIG}: {different[0]} is {old[different[0]]!r} there and {new[different[0]]!r} here; "
             "resume with the settings of the run, or choose another --out"
         )
+
+
+def _holds(file: Path, text: str | None) -> bool:
+    """Whether a file has this text and no other."""
+    return text is not None and file.is_file() and file.read_bytes() == text.encode()
 
 
 def report_dropped(dropped: list[Fault], progress: Progress) -> None:

@@ -4,7 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from retinaconf.errors import InputError
 from retinaconf.run_folder import read_config, read_weights
+from retinaconf.training import run as training_run
 from retinaconf.training.run import DROPPED_SHOWN, train_run
 
 
@@ -146,6 +148,45 @@ def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: 
         assert lines(run, "train")[-1]["step"] == 2
     finally:
         os.killpg(other.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kept", [["val.txt"], ["val.txt", "config.json"]], ids=["val.txt", "config.json"])
+def test_a_start_that_was_killed_does_not_stand_in_the_way(
+    make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path, kept: list[str]
+):
+    """It has left what the same command would write first; a record of it is made, too."""
+    data, run = make_data(tmp_path / "data", val=0), tmp_path / "run"
+    config = tiny_config()
+    train_run(config, data, tmp_path / "whole", max_steps=1, device="cpu")
+    run.mkdir()
+    for name in kept:
+        shutil.copy(tmp_path / "whole" / name, run)
+    (run / "log.txt").write_text("")
+    train_run(config, data, run, resume=True, max_steps=1, device="cpu")
+    for name in ("config.json", "val.txt", "model.safetensors"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert (run / "environment.json").exists()
+
+
+def test_a_run_that_another_process_has_made_meanwhile_is_not_replaced(
+    tiny_data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It was not there yet when this one looked, and has ended when this one gets the lock."""
+    run, locked = tmp_path / "run", training_run.locked
+
+    @contextmanager
+    def wait_for_the_other(file: Path) -> Iterator[None]:
+        monkeypatch.setattr(training_run, "locked", locked)
+        (run / "log.txt").unlink(missing_ok=True)
+        train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+        with locked(file):
+            yield
+
+    monkeypatch.setattr(training_run, "locked", wait_for_the_other)
+    with pytest.raises(InputError, match="holds a run already"):
+        train_run(tiny_config(seed=1), tiny_data, run, device="cpu")
+    assert read_config(run / "config.json").seed == 0
+    assert lines(run, "train")[-1]["step"] == 1
 
 
 def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, tmp_path: Path):
