@@ -75,6 +75,7 @@ class GroundTruth:
     category_ids: tuple[int, ...]  # K ids as on disk, ascending, not necessarily contiguous
     image_folder: Path | None
     source: str  # the file or folder that messages name
+    annotation_files: tuple[Path, ...] = ()  # what the boxes were read from; one that is not there may come
     dropped: tuple[Fault, ...] = field(default=())  # what was left out
     images_checked: bool = False  # every image has been decoded, and `image_sizes` are the true ones
     val_split: ValSplit | None = None  # which images are `val`, where the data set does not say
@@ -157,7 +158,8 @@ def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad:
             raise InputError(
                 f"{annotation_file}: no list '{key}' in it; a COCO file has images, annotations, categories"
             )
-    return ground_truth_from_coco(document, image_folder, str(annotation_file), skip_bad)
+    ground_truth = ground_truth_from_coco(document, image_folder, str(annotation_file), skip_bad)
+    return replace(ground_truth, annotation_files=(annotation_file,))
 
 
 def ground_truth_from_coco(

@@ -141,7 +141,8 @@ def read_voc(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
         splits=(lists or root / USUAL_LISTS, [root / USUAL_LISTS]),
     )
     ground_truth = ground_truth_from_coco(document, pictures, str(source))
-    return replace(ground_truth, dropped=tuple(dropped), taken=found)
+    read = (*files, source) if lists is not None else tuple(files)
+    return replace(ground_truth, dropped=tuple(dropped), taken=found, annotation_files=read)
 
 
 class _BadFileError(Exception):

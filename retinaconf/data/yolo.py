@@ -109,7 +109,7 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
     found = [f"classes from {file.name}"] if file.name != "data.yaml" else []
     found += [f"labels from {folder.relative_to(root)}"] if folder is not None else []
     boxes, areas = truth.boxes * pixels, truth.areas * pixels[:, 0] * pixels[:, 1]
-    return replace(truth, boxes=boxes, areas=areas, taken=tuple(found))
+    return replace(truth, boxes=boxes, areas=areas, taken=tuple(found), annotation_files=(file, *labels_of.values()))
 
 
 def _file(root: Path) -> Path | None:

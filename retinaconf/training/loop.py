@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from retinaconf.config import Config
+from retinaconf.data.changes import Files
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import steps_per_epoch, training_batches
 from retinaconf.detections import Detections
@@ -158,6 +159,7 @@ def train(
         progress.say(line)
 
     evaluator = CocoEvaluator(val_set) if val_set is not None else None
+    files = Files(split for split in (train_set, val_set) if split is not None) if fabric.is_global_zero else None
     batches = training_batches(
         train_set, config.data, config.seed, step, last_step, parts, fabric.global_rank, fabric.world_size
     )
@@ -200,6 +202,8 @@ def train(
         while True:
             if validated < step and (step % epoch_steps == 0 or step == last_step):
                 save()  # before validation: whatever ends it, no step is lost
+                for warning in files.changes() if files is not None else ():
+                    progress.say(warning)
                 kept = network if averaged is None else averaged.module
                 metrics = None
                 # Stopped within its first epoch, a run tries things out; a pass over COCO's val would take far longer.

@@ -264,6 +264,30 @@ def test_a_bad_image_in_the_first_batch_leaves_nothing(data: Path, tiny_config: 
     assert not (tmp_path / "run").exists()
 
 
+def test_data_that_change_in_a_run_are_told_at_the_end_of_the_epoch(
+    make_data: Callable[..., Path], whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The run keeps the boxes that it has read, and does not continue on others."""
+    data, run = make_data(tmp_path / "data", train=EPOCH, val=2), tmp_path / "run"
+
+    def rewrite() -> None:
+        document = json.loads((data / "train.json").read_text())
+        document["annotations"][0]["bbox"] = [1, 2, 30, 40]
+        (data / "train.json").write_text(json.dumps(document))
+        (data / "images/train-1.png").write_bytes((data / "images/train-1.png").read_bytes() + b"\0")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, rewrite)
+        train_run(tiny_config(**CHANGES), data, run, max_steps=EPOCH, device="cpu")
+    told = [line for line in (run / "log.txt").read_text().splitlines() if line.startswith("warning")]
+    assert [line.split(" changed ")[0] for line in told] == [
+        f"warning: {file}" for file in (data / "train.json", data / "images/train-1.png")
+    ]
+    assert lines(run) == lines(whole)[: len(lines(run))]
+    with pytest.raises(InputError, match=r"the box coordinates of .*train\.json are not those of the run's data"):
+        train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
+
+
 # --- runs that diverge -----------------------------------------------------------------------------------------------
 
 DIVERGES = CHANGES | {"optimizer.name": "sgd", "optimizer.lr": 1e30, "optimizer.clip_norm": 0.0}
