@@ -71,6 +71,24 @@ def launch(config: Config, device: str = "auto") -> Fabric:
     return fabric
 
 
+@contextmanager
+def with_other_processes(fabric: Fabric) -> Iterator[None]:
+    """Say in one line that another process of the run has died: the next exchange with it fails.
+
+    Raises:
+        InputError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        raise InputError(
+            "another process of this run has ended, and said why if it could; once that is mended, the same command "
+            "with --resume continues from the last checkpoint"
+        ) from None
+
+
 def train(
     config: Config,
     train_set: GroundTruth,

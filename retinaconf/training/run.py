@@ -41,7 +41,7 @@ from retinaconf.run_folder import (
     write_val_list,
 )
 from retinaconf.training.environment import differences, environment, read_environment
-from retinaconf.training.loop import launch, train
+from retinaconf.training.loop import launch, train, with_other_processes
 from retinaconf.training.progress import Progress
 from retinaconf.training.samples import write_samples
 from retinaconf.training.start import is_run
@@ -94,7 +94,8 @@ def train_run(
     fabric = launch(config, device)
     now = environment(root, train_set, val_set, fabric, config.seed, max_steps)
     before = read_environment(like) if like is not None else now
-    with _opened(run, config, train_set, val_set, resume, now) if fabric.is_global_zero else nullcontext():
+    opened = _opened(run, config, train_set, val_set, resume, now) if fabric.is_global_zero else nullcontext()
+    with opened, with_other_processes(fabric):
         fabric.barrier()
         progress = Progress(run / LOG, silent=not fabric.is_global_zero)
         progress.say(describe(root, train_set, layout))
