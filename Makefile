@@ -2,16 +2,17 @@
 #
 #   make demo   train, evaluate and draw on built-in scenes      make test   the fast tests
 #   make lint   style and types                                  make bench  what is timed
+#   make torture   trainings that are killed, files that are hostile: a quarter of an hour on two cores
 
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: as many processes as there are cores, at most four, already keep the machine busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow torture lint format bench clean
 
 help: # the default: the lines above
-	@sed -n "3,4s/^# *//p" Makefile
+	@sed -n "3,5s/^# *//p" Makefile
 
 setup: .venv/.installed
 
@@ -25,10 +26,13 @@ demo: setup
 	$(BIN)/retinaconf demo --out demo
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not torture"
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+torture: setup
+	$(PYTEST) -m torture
 
 lint: setup
 	$(BIN)/ruff check

@@ -45,6 +45,16 @@ TINY = {
 }
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up what tests have counted with `record_property(what, (as it should be, of all))`."""
+    totals: dict[str, list[int]] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for what, counts in report.user_properties if report.when == "call" else ():
+            totals[what] = [sum(pair) for pair in zip(totals.get(what, [0, 0]), counts)]
+    for what, (right, cases) in totals.items():
+        terminalreporter.write_line(f"{right:6,} of {cases:6,} {what}")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside a development checkout."""
