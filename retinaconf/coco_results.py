@@ -1,29 +1,32 @@
-"""COCO results JSON to columns, a few megabytes at a time.
-
-A results file of millions of candidates is hundreds of megabytes, and as Python objects several gigabytes; so records
-are decoded one after the other and turned into columns in batches.
-"""
+"""COCO results JSON to columns, batch by batch."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from io import TextIOBase, TextIOWrapper
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
-from retinaconf.errors import InputError, reason
+from retinaconf.errors import InputError
+from retinaconf.json_text import Box, opened, quick_decoder
 from retinaconf.progress import ProgressCallback, silent
 
 OPTIONAL = ("class_score", "quality")
-CHUNK = 1 << 22  # characters read at once
-BATCH = 1 << 11  # records turned into columns at once; many more objects alive slow the garbage collector
 LARGEST_EXACT = 1 << 53  # from here on several integers round to one float
-LONGEST_RECORD = 1 << 24  # characters; a record that has not ended by then is broken
-_SPACE = re.compile(r"\s*")
+
+
+class _Record(TypedDict):
+    """The usual form of a record."""
+
+    image_id: int
+    category_id: int
+    bbox: Box
+    score: float
+    class_score: NotRequired[float]
+    quality: NotRequired[float]
 
 
 def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[str, np.ndarray]:
@@ -35,7 +38,7 @@ def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[s
     """
     batches: list[dict[str, np.ndarray]] = []
     count = 0
-    for batch in read_records(path, progress):
+    for batch in read_records(path, progress, quick_decoder(_Record)):
         batches.append(_columns(batch, path, count))
         count += len(batch)
     for name in OPTIONAL:
@@ -53,86 +56,26 @@ def read_coco_results(path: Path, progress: ProgressCallback = silent) -> dict[s
     return {name: np.concatenate([batch.pop(name) for batch in batches]) for name in list(batches[0])}
 
 
-def read_records(path: Path, progress: ProgressCallback = silent) -> Iterator[list[Any]]:
-    """The list's elements as they are in the file, some thousands at a time.
+def read_records(
+    path: Path, progress: ProgressCallback = silent, decode: Callable[[str], list[Any]] = json.loads
+) -> Iterator[list[Any]]:
+    """The list's elements as they are in the file, some thousands at a time; `decode` as of `JsonText.records`.
 
     Raises:
         InputError: the file is missing, or is not a JSON list.
     """
-    try:
+
+    def opener(path: Path) -> BinaryIO:
+        return path.open("rb")  # it may be a pipe
+
+    with opened(path, opener) as text:
+        if text.peek() != "[":
+            raise InputError(f"{path}: not a COCO results file; it must be a JSON list of records")
         size = path.stat().st_size
-        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
-            for batch in _batches(file, path):
-                yield batch
-                progress(f"reading {path.name} (MB)", raw.tell() >> 20, size >> 20)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-
-
-class _Reader:
-    """A window on a JSON text that moves on as it is read."""
-
-    def __init__(self, file: TextIOBase):
-        self.file = file
-        self.text = ""
-        self.position = 0
-        self.passed = 0  # characters before `text`
-
-    def read_on(self) -> bool:
-        """Drop what was used and read more; False at the file's end."""
-        more = self.file.read(max(CHUNK, len(self.text) - self.position))
-        self.passed += self.position
-        self.text, self.position = self.text[self.position :] + more, 0
-        return bool(more)
-
-    def peek(self) -> str:
-        """The next character that is not a space, at `position` now; empty at the file's end."""
-        while True:
-            self.position = _SPACE.match(self.text, self.position).end()  # type: ignore[union-attr]
-            if self.position < len(self.text):
-                return self.text[self.position]
-            if not self.read_on():
-                return ""
-
-
-def _batches(file: TextIOBase, path: Path) -> Iterator[list[Any]]:
-    """The list's elements, decoded as they are read."""
-    decode = json.JSONDecoder().raw_decode
-    reader = _Reader(file)
-    if reader.peek() != "[":
-        raise InputError(f"{path}: not a COCO results file; it must be a JSON list of records")
-    reader.position += 1
-    batch: list[Any] = []
-    mark = reader.peek()
-    while mark != "]":
-        try:
-            record, reader.position = decode(reader.text, reader.position)
-        except json.JSONDecodeError as error:  # the record may go on beyond the window
-            if len(reader.text) - reader.position < LONGEST_RECORD and reader.read_on():
-                continue
-            raise InputError(
-                f"{path}: not valid JSON ({error.msg}, at character {reader.passed + error.pos})"
-            ) from None
-        batch.append(record)
-        if len(batch) == BATCH:
+        for batch in text.records(decode):
             yield batch
-            batch = []
-        mark = reader.peek()
-        if mark == ",":
-            reader.position += 1
-            reader.peek()
-        elif mark != "]":
-            where = reader.passed + reader.position
-            raise InputError(f"{path}: not valid JSON (expected ',' or ']' after a record, at character {where})")
-    if batch:
-        yield batch
-    reader.position += 1
-    if reader.peek():
-        raise InputError(f"{path}: not valid JSON (more text after the list's closing bracket)")
+            progress(f"reading {path.name} (MB)", text.bytes_read >> 20, size >> 20)
+        text.end()
 
 
 def _columns(records: list[Any], path: Path, first: int) -> dict[str, np.ndarray]:

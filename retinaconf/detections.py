@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retinaconf.coco_results import OPTIONAL, read_coco_results
+from retinaconf.data.coco_records import index_of
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError, extras_needed_by, reason
 from retinaconf.files import write_aside
@@ -189,13 +190,13 @@ def read_detections(path: Path, ground_truth: GroundTruth, progress: ProgressCal
             found = f"{name} {values[row].tolist()}{fault}"
             raise InputError(f"{path}: {record} {row} (image {image_ids[row]}) has {found}")
 
-    image_index = _lookup(image_ids, ground_truth.image_ids)
+    image_index = index_of(image_ids, ground_truth.image_ids)
     for row in np.flatnonzero(image_index < 0)[:1]:
         raise InputError(
             f"{path}: {record} {row} names image {image_ids[row]}, which {ground_truth.source} does not list; give the "
             "ground truth of the same split"
         )
-    labels = _lookup(columns["category_id"], np.asarray(ground_truth.category_ids, dtype=np.int64))
+    labels = index_of(columns["category_id"], np.asarray(ground_truth.category_ids, dtype=np.int64))
     advice = "write the data set's category ids, not the network's class indices"
     unlisted = f", which {ground_truth.source} does not list; {advice}"
     refuse(labels < 0, "category_id", columns["category_id"], unlisted)
@@ -287,13 +288,3 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
         if column.shape != ((count, 4) if name == "bbox" else (count,)):
             raise InputError(f"{path}: array '{name}' has shape {column.shape}; all need D rows, bbox 4 columns")
     return columns
-
-
-def _lookup(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(D,) int64: where each id stands in `known`, -1 where it does not."""
-    if len(known) == 0:
-        return np.full(len(ids), -1, dtype=np.int64)
-    whole = ids.astype(np.int64)  # a comparison of unsigned with signed ones would be one of floats
-    order = np.argsort(known, kind="stable")
-    place = order[np.minimum(np.searchsorted(known, whole, sorter=order), len(known) - 1)]
-    return np.where((known[place] == whole) & (ids <= np.iinfo(np.int64).max), place, -1)

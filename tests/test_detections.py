@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaconf import coco_results
+from retinaconf import coco_results, json_text
 from retinaconf.data.ground_truth import ground_truth_from_coco
 from retinaconf.detections import Detections, read_detections, write_detections
 from retinaconf.errors import InputError
@@ -69,8 +69,7 @@ def test_chunks_may_end_anywhere(
         {**RECORD, "score": float(score), "quality": 1e-7, "note": 'a "}],[{" in a text \u00e9'}
         for score in rng.random(23)
     ]
-    monkeypatch.setattr(coco_results, "CHUNK", chunk)
-    monkeypatch.setattr(coco_results, "BATCH", 5)
+    monkeypatch.setattr(json_text, "CHUNK", chunk)
     path = write_json(tmp_path / "dt.json", json.dumps(records, indent=indent) + "\n ")
     columns = coco_results.read_coco_results(path)
     assert columns["score"].tolist() == [record["score"] for record in records]
@@ -84,6 +83,7 @@ def test_chunks_may_end_anywhere(
         ("", "must be a JSON list"),
         ('[{"image_id": 3', "not valid JSON"),
         ("[{}, ", "not valid JSON"),
+        ("[" + "9" * 5000 + "]", "not valid JSON"),
         (json.dumps([RECORD]) + " []", "more text after"),
         ("[{} {}]", "expected ',' or"),
         ([RECORD, 5], "record 1 is not an object"),
@@ -126,7 +126,7 @@ def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
 
 
 def test_an_optional_field_that_starts_in_a_later_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco_results, "BATCH", 2)
+    monkeypatch.setattr(json_text, "CHUNK", 200)
     path = write_json(tmp_path / "dt.json", [RECORD] * 4 + [{**RECORD, "quality": 0.1}] * 2)
     with pytest.raises(InputError, match="at record 4"):
         read_detections(path, GROUND_TRUTH)

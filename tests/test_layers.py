@@ -24,8 +24,8 @@ FILES = {
 
 # A module imports only from its own room and from rooms before it.
 ROOMS = (
-    *("errors", "files", "progress", "cell_anchors", "config", "recipes", "run_folder", "device", "data", "outputs"),
-    *("pages", "coco_results", "detections", "evaluation", "model", "inference", "training"),
+    *("errors", "files", "progress", "cell_anchors", "config", "recipes", "run_folder", "device", "json_text", "data"),
+    *("outputs", "pages", "coco_results", "detections", "evaluation", "model", "inference", "training"),
     *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "api", "commands", "cli", "__main__"),
 )
 # What may import packages of the extra `torch` as it is imported: these rooms, and the batches of `data`.

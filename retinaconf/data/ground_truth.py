@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from retinaconf.data.coco_records import (
+    Annotations,
+    BadRecordError,
+    Row,
+    UsualAnnotation,
+    UsualImage,
+    categories_of,
+    images_of,
+    row_of,
+)
 from retinaconf.data.val_split import ValSplit
-from retinaconf.errors import FaultKind, InputError, reason
-from retinaconf.files import open_regular
+from retinaconf.errors import FaultKind, InputError
+from retinaconf.json_text import opened, quick_decoder
 
 
 @dataclass(frozen=True)
@@ -152,13 +162,27 @@ def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad:
     Raises:
         InputError: the file is missing, is not JSON, is not COCO, or holds a bad record.
     """
-    document = _load_json(annotation_file)
+    lists: dict[str, Any] = {}
+    with opened(annotation_file) as text:
+        if text.peek() != "{":
+            text.value()
+        else:
+            for key in text.keys():  # noqa: SIM118
+                is_list = text.peek() == "["
+                if key == "annotations" and is_list:
+                    lists[key] = Annotations.of(text.records(quick_decoder(UsualAnnotation)))
+                elif key == "images" and is_list:
+                    lists[key] = list(chain.from_iterable(text.records(quick_decoder(UsualImage))))
+                else:
+                    lists[key] = text.value()
+        text.end()
     for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+        if not isinstance(lists.get(key), list | Annotations):
             raise InputError(
                 f"{annotation_file}: no list '{key}' in it; a COCO file has images, annotations, categories"
             )
-    ground_truth = ground_truth_from_coco(document, image_folder, str(annotation_file), skip_bad)
+    images, annotations, categories = (lists["images"], lists["annotations"], lists["categories"])
+    ground_truth = _columns(images, annotations, categories, image_folder, str(annotation_file), skip_bad)
     return replace(ground_truth, annotation_files=(annotation_file,))
 
 
@@ -166,40 +190,52 @@ def ground_truth_from_coco(
     document: dict[str, Any], image_folder: Path | None, source: str, skip_bad: bool = False
 ) -> GroundTruth:
     """Columns of a COCO dictionary; `source` is what messages name. See `read_coco`."""
-    images, image_row = _images(document["images"], source)
-    categories = sorted(_categories(document["categories"], source))
+    annotations = Annotations.of([document["annotations"]])
+    return _columns(document["images"], annotations, document["categories"], image_folder, source, skip_bad)
+
+
+def _columns(
+    image_records: list[Any],
+    annotations: Annotations,
+    category_records: list[Any],
+    image_folder: Path | None,
+    source: str,
+    skip_bad: bool,
+) -> GroundTruth:
+    images, image_row = images_of(image_records, source)
+    categories = categories_of(category_records, source)
     label_of = {category_id: label for label, (category_id, _) in enumerate(categories)}
+    image_ids = np.array([image[0] for image in images], dtype=np.int64)
+    table, others = annotations.rows(image_ids, np.array(list(label_of), dtype=np.int64))
 
     dropped: list[Fault] = []
-    rows: list[tuple[int, int, float, float, float, float, bool, float]] = []
-    for position, annotation in enumerate(document["annotations"]):
+    rows: list[Row] = []
+    for position, annotation in others:
         try:
-            row = _annotation(annotation, position, images, image_row, label_of)
-        except _BadRecordError as fault:
+            row = row_of(annotation, position, images, image_row, label_of)
+        except BadRecordError as fault:
             if not skip_bad:
                 raise InputError(f"{source}: {fault}; mend it, or drop such records with --data.skip-bad") from None
             dropped.append(Fault("bad-annotation", f"{source}: {fault}", classes=_class_of(annotation, categories)))
             continue
-        if row[4] <= 0 or row[5] <= 0:
-            side, value = ("width", row[4]) if row[4] <= 0 else ("height", row[5])
-            name = f"annotation {annotation.get('id', f'at position {position}')} (image {images[row[0]][1]})"
+        if row.width <= 0 or row.height <= 0:
+            side, value = ("width", row.width) if row.width <= 0 else ("height", row.height)
+            name = f"annotation {annotation.get('id', f'at position {position}')} (image {images[row.image][1]})"
             dropped.append(Fault("degenerate-box", f"{source}: {name} has {side} {value:g}"))
             continue
         rows.append(row)
 
-    rows.sort(key=lambda row: row[0])  # stable: the file's order within an image
-    table = np.array([row[:6] for row in rows], dtype=np.float64).reshape(-1, 6)
-    xyxy = table[:, 2:6].copy()
-    xyxy[:, 2:] += xyxy[:, :2]
-    counts = np.bincount(table[:, 0].astype(np.int64), minlength=len(images))
+    table = np.concatenate([table, np.array(rows, dtype=np.float64).reshape(-1, len(Row._fields))])
+    position, image, label, x, y, width, height, crowd, area = table[np.lexsort((table[:, 0], table[:, 1]))].T
+    counts = np.bincount(image.astype(np.int64), minlength=len(images))
     return GroundTruth(
-        image_ids=np.array([image[0] for image in images], dtype=np.int64),
+        image_ids=image_ids,
         file_names=np.array([image[1] for image in images], dtype=np.str_),
         image_sizes=np.array([image[2:] for image in images], dtype=np.int64).reshape(-1, 2),
-        boxes=xyxy,
-        labels=table[:, 1].astype(np.int64),
-        crowd=np.array([row[6] for row in rows], dtype=bool),
-        areas=np.array([row[7] for row in rows], dtype=np.float64),
+        boxes=np.column_stack([x, y, x + width, y + height]),
+        labels=label.astype(np.int64),
+        crowd=crowd.astype(bool),
+        areas=area.copy(),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         classes=tuple(name for _, name in categories),
         category_ids=tuple(category_id for category_id, _ in categories),
@@ -209,98 +245,6 @@ def ground_truth_from_coco(
     )
 
 
-class _BadRecordError(Exception):
-    """An annotation that cannot be used; the message names it."""
-
-
 def _class_of(annotation: Any, categories: list[tuple[int, str]]) -> frozenset[str]:
     category_id = annotation.get("category_id") if isinstance(annotation, dict) else None
     return frozenset(name for known, name in categories if known == category_id)
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        with open_regular(path) as stream:
-            return json.loads(stream.read())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) <= sys.float_info.max  # false also of integers that no float holds
-
-
-def _images(records: list[Any], source: str) -> tuple[list[tuple[int, str, int, int]], dict[int, int]]:
-    images: list[tuple[int, str, int, int]] = []
-    row_of: dict[int, int] = {}
-    for position, record in enumerate(records):
-        if not isinstance(record, dict) or not _is_int(record.get("id")):
-            raise InputError(f"{source}: image at position {position} has no integer 'id'")
-        if not isinstance(record.get("file_name", ""), str):
-            raise InputError(f"{source}: image {record['id']}: 'file_name' is not a text")
-        if record["id"] in row_of:
-            raise InputError(f"{source}: image id {record['id']} occurs twice; ids must be unique")
-        size = [record.get(key) or 0 for key in ("height", "width")]
-        if not all(_is_int(side) and side >= 0 for side in size):
-            raise InputError(
-                f"{source}: image {record['id']} has size {size[1]} x {size[0]}; give whole numbers of pixels"
-            )
-        row_of[record["id"]] = len(images)
-        images.append((record["id"], record.get("file_name") or str(record["id"]), size[0], size[1]))
-    return images, row_of
-
-
-def _categories(records: list[Any], source: str) -> list[tuple[int, str]]:
-    if not records:
-        raise InputError(f"{source}: the list 'categories' is empty; a detector needs at least one class")
-    seen: dict[int, str] = {}
-    for position, record in enumerate(records):
-        if not isinstance(record, dict) or not _is_int(record.get("id")):
-            raise InputError(f"{source}: category at position {position} has no integer 'id'")
-        if record["id"] in seen:
-            raise InputError(f"{source}: category id {record['id']} occurs twice; ids must be unique")
-        seen[record["id"]] = str(record.get("name", record["id"]))
-    return list(seen.items())
-
-
-def _annotation(
-    annotation: Any,
-    position: int,
-    images: list[tuple[int, str, int, int]],
-    image_row: dict[int, int],
-    label_of: dict[int, int],
-) -> tuple[int, int, float, float, float, float, bool, float]:
-    """(image, label, x, y, w, h, crowd, area) of one record."""
-    if not isinstance(annotation, dict):
-        raise _BadRecordError(f"annotation at position {position} is not an object")
-    name = f"annotation {annotation.get('id', f'at position {position}')}"
-    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    image = image_row.get(cast(int, image_id)) if _is_int(image_id) else None
-    if image is None:
-        raise _BadRecordError(f"{name} names image {image_id!r}, which 'images' does not list")
-    name += f" (image {images[image][1]})"
-    label = label_of.get(cast(int, category_id)) if _is_int(category_id) else None
-    if label is None:
-        raise _BadRecordError(f"{name} names category {category_id!r}, which 'categories' does not list")
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise _BadRecordError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
-    if not all(_is_finite(value) for value in box):
-        raise _BadRecordError(f"{name} has bbox {box!r}; its numbers must be finite")
-    x, y, w, h = (float(value) for value in box)
-    area = annotation.get("area")
-    area = w * h if area is None else area
-    if not isinstance(area, int | float) or not _is_finite(area):
-        raise _BadRecordError(f"{name} has area {area!r}, not a finite number")
-    crowd = annotation.get("iscrowd") or 0
-    if crowd not in (0, 1):
-        raise _BadRecordError(f"{name} has iscrowd {crowd!r}, not 0 or 1")
-    return image, label, x, y, w, h, bool(crowd), float(area)

@@ -8,6 +8,7 @@ from as_coco import as_coco
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retinaconf import json_text
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco, read_coco
 from retinaconf.errors import InputError
 
@@ -205,6 +206,26 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path):
     (tmp_path / "latin.json").write_bytes('{"name": "ü"}'.encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.json: not valid JSON"):
         read_coco(tmp_path / "latin.json")
+
+
+def test_a_large_file_is_read_as_a_small_one_and_faults_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Annotations before images and categories, in batches of which some are usual and others are not.
+    good = [annotation(id=i, image_id=(9, 50)[i % 2], bbox=[i, 0.1, 2, 3], segmentation=[[1.5] * 8]) for i in range(60)]
+    without = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    odd = [annotation(id="x", area=None), without, annotation(id=31, bbox=[1, 2, 0, 4]), annotation(iscrowd=True)]
+    bad = [annotation(id=71, image_id=8), annotation(id=72, bbox=[1, 2, 3]), annotation(id=73, category_id=2)]
+    annotations = [*good[:30], *odd, *bad, *good[30:]]
+    file = write(tmp_path, {"annotations": annotations} | document(annotations))
+    monkeypatch.setattr(json_text, "CHUNK", 1000)
+    gt = read_coco(file, skip_bad=True)
+    assert len(gt.boxes) == 63
+    assert gt.boxes[gt.offsets[0] : gt.offsets[1], 0].tolist() == list(range(1, 60, 2))
+    assert [fault.message.split(": ")[1].split(" (")[0][:20] for fault in gt.dropped] == [
+        "annotation 31", "annotation 71 names ", "annotation 72", "annotation 73",
+    ]  # fmt: skip
+    assert_equal(gt, ground_truth_from_coco(document(annotations), None, str(file), skip_bad=True))
 
 
 # --- subset and round trip -----------------------------------------------------------------------------------------
