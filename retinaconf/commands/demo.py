@@ -9,12 +9,13 @@ from retinaconf.commands.options import Device
 from retinaconf.files import write_json
 from retinaconf.recipes import recipe
 
-TRAIN_SCENES, VAL_SCENES = 320, 50
+SCENES, EPOCHS = (320, 50), 4  # scenes to train on and to judge by
+QUICK_SCENES, QUICK_EPOCHS = (96, 16), 3  # with `--quick`
 SIZE = (168, 224)  # height and width of a scene
 PICTURES = 12
 SHOWN = 0.45  # least score of a box in a picture: about as many boxes as digits
 
-# aligned-lite0 for a few minutes: small pictures, a small head, four epochs.
+# aligned-lite0 for a few minutes: small pictures, a small head, few epochs.
 CONFIG = recipe("aligned-lite0").changed(
     **{
         "model.channels": 64,
@@ -29,19 +30,19 @@ CONFIG = recipe("aligned-lite0").changed(
         "optimizer.lr": 2e-3,
         "optimizer.reference_batch": 4,
         "optimizer.ema": 0.98,
-        "schedule.epochs": 4,
         "schedule.warmup_steps": 25,
     }
 )
 
 
-def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
+def demo(out: Path = Path("demo"), quick: bool = False, device: Device = "auto") -> None:
     """Train, evaluate and diagnose a detector on built-in scenes, in minutes, without a download.
 
     A demo that was interrupted continues where it stopped; one that is done only evaluates again.
 
     Args:
         out: folder for data, run, numbers and pictures.
+        quick: the same in about a minute, to see that all of it works: fewer scenes and epochs, and so a lower AP.
         device: where to compute.
 
     Raises:
@@ -56,10 +57,11 @@ def demo(out: Path = Path("demo"), device: Device = "auto") -> None:
     from retinaconf.training.run import train_run
 
     data, run = out / "data", out / "run"
-    print(f"1. {TRAIN_SCENES} + {VAL_SCENES} scenes of real handwritten digits on photographs, made here: {data}")
-    write_scenes(data, TRAIN_SCENES, VAL_SCENES, size=SIZE)
+    (train, val), epochs = (QUICK_SCENES, QUICK_EPOCHS) if quick else (SCENES, EPOCHS)
+    print(f"1. {train} + {val} scenes of real handwritten digits on photographs, made here: {data}")
+    write_scenes(data, train, val, size=SIZE)
     print(f"2. training aligned-lite0, made small, on them: {run}")
-    train_run(CONFIG, data, run, resume=True, device=device)
+    train_run(CONFIG.changed(**{"schedule.epochs": epochs}), data, run, resume=True, device=device)
     print("3. evaluating every joint score of class and quality, from one pass of the network")
     report = evaluate(run, data, sweep=True, device=device)
     print_report(report)

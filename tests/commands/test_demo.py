@@ -16,12 +16,18 @@ def test_the_demo_from_scenes_to_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Any]
 ) -> None:
     tiny = {"model.backbone": "test_resnet", "model.weights": "none", "data.short_side": 64, "data.workers": 0}
-    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.changed(**tiny, **{"schedule.epochs": 1}))
-    monkeypatch.setattr(demo, "TRAIN_SCENES", 8)
-    monkeypatch.setattr(demo, "VAL_SCENES", 3)
+    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.changed(**tiny))
+    train, val = demo.QUICK_SCENES
+    assert train < demo.SCENES[0]
+    assert val < demo.SCENES[1]
+    assert demo.QUICK_EPOCHS < demo.EPOCHS
+    monkeypatch.setattr(demo, "QUICK_SCENES", (8, 3))
+    monkeypatch.setattr(demo, "QUICK_EPOCHS", 1)
     out = tmp_path / "demo"
-    done = run_cli("demo", "--out", out, "--device", "cpu")
+    done = run_cli("demo", "--quick", "--out", out, "--device", "cpu")
     assert done.code == 0, done.err
+    assert "1. 8 + 3 scenes" in done.out
+    assert json.loads((out / "run/config.json").read_text())["schedule.epochs"] == 1
     report = json.loads((out / "sweep.json").read_text())
     by_joint = {row["joint"]: row["metrics"]["AP"] for row in report["sweep"]}
     assert (
