@@ -7,19 +7,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: as many processes as there are cores, at most four, already keep the machine busy.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo test test-slow torture lint format bench clean
+.PHONY: help setup demo test test-slow test-oldest torture lint format bench dist clean
 
 help: # the default: the lines above
 	@sed -n "3,5s/^# *//p" Makefile
 
 setup: .venv/.installed
 
-# Made anew when the dependencies change. constraints.txt: the versions that the tests have passed with.
-.venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+# Made anew when the dependencies change. constraints.txt: the versions that the tests have passed with;
+# constraints-oldest.txt: the oldest that pyproject.toml allows.
+.venv/.installed: constraints.txt
+.venv-oldest/.installed: constraints-oldest.txt
+.venv/.installed .venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --constraint $(filter constraints%,$^) --editable '.[dev]'
 	touch $@
 
 demo: setup
@@ -30,6 +33,11 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+# The fast tests with the oldest dependencies, in an environment of its own.
+test-oldest: BIN := .venv-oldest/bin
+test-oldest: .venv-oldest/.installed
+	$(PYTEST) -m "not slow and not torture"
 
 torture: setup
 	$(PYTEST) -m torture
@@ -46,7 +54,14 @@ format: setup
 bench: setup
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python "$$script"; done
 
+# A source distribution, a wheel that is made from it, and a list of all packages in .venv with their versions and
+# licences (a software bill of materials, in CycloneDX's format).
+dist: setup
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[release]'
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.cdx.json .venv
+
 # What the targets above have made. Your runs (runs/) stay.
 clean:
-	rm -rf .venv build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

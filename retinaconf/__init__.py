@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from retinaconf.interop.export import export
 
 __all__ = ["Detector", "compare", "diagnose", "evaluate", "export", "load", "train", "tune"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("compare", "diagnose", "train"), "api"),

@@ -126,4 +126,4 @@ def test_the_extras_are_those_of_pyproject():
         installed = {requirement.partition(">")[0].partition("=")[0] for requirement in extras[extra]}
         normal = {name.replace("-", "_") for name in installed} - {"retinaconf[torch]"}
         assert {distributions.get(package, package).replace("-", "_") for package in packages} == normal
-    assert extras.keys() - EXTRAS == {"dev"}
+    assert extras.keys() - EXTRAS == {"dev", "release"}
