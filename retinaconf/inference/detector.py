@@ -19,6 +19,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from PIL import Image
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from retinaconf.config import Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
@@ -72,6 +75,17 @@ def load(run: str | Path, device: str | torch.device = "auto") -> Detector:
         raise InputError(f"{run}: {error}") from None
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Modules that are made here keep what memory holds in the place of random weights, which are loaded over it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs.get("tensor", *args[:1]) if func in _DRAWING else func(*args, **kwargs)
+
+
+_DRAWING = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_}
+
+
 class Detector(ModelHubMixin):
     """A trained network with its classes and settings.
 
@@ -92,7 +106,8 @@ class Detector(ModelHubMixin):
         self.tuning: Tuning | None = None if weights.tuning is None else tuning_of(weights.tuning)
         self.device = find_device(device)
         untrained = self.config.model.model_copy(update={"weights": "none"})
-        self.model = RetinaNet(untrained, len(self.classes)).eval()
+        with _NothingDrawn():
+            self.model = RetinaNet(untrained, len(self.classes)).eval()
         try:
             self.model.load_state_dict(weights.state)
         except RuntimeError as error:

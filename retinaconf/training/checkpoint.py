@@ -33,7 +33,17 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         if damage := damage_of(aside):
             raise OSError(f"what was written cannot be read back: {damage}")
 
-    write_aside(path, write, keep=previous(path) if path.exists() and not damage_of(path) else None)
+    is_whole = path.exists() and (_stamp(path) == _read_back.get(path) or not damage_of(path))
+    write_aside(path, write, keep=previous(path) if is_whole else None)
+    _read_back[path] = _stamp(path)
+
+
+_read_back: dict[Path, tuple[int, ...]] = {}  # checkpoints that this process has written, as they were then
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def damage_of(path: Path) -> str:

@@ -70,10 +70,8 @@ def focal_loss(logits: Tensor, matches: Matches, alpha: float, gamma: float) -> 
     `logits` are (N, A, K). Ignored anchors do not count. With p = sigmoid(x) the loss of an entry is
     alpha (1 - p)^gamma (-log p) at the class of a positive, (1 - alpha) p^gamma (-log(1 - p)) elsewhere.
     """
-    positive = _at_labels(logits, matches)
-    return (1 - alpha) * _background_loss(logits, matches, gamma) + alpha * (
-        torch.sigmoid(-positive) ** gamma * F.softplus(-positive)
-    ).sum()
+    background, positive = _background_loss(logits, matches, gamma)
+    return (1 - alpha) * background + alpha * (torch.sigmoid(-positive) ** gamma * F.softplus(-positive)).sum()
 
 
 def quality_focal_loss(logits: Tensor, matches: Matches, quality: Tensor, beta: float) -> Tensor:
@@ -82,35 +80,33 @@ def quality_focal_loss(logits: Tensor, matches: Matches, quality: Tensor, beta: 
     At the class of the i-th positive (in the order of `matches.index`) the target is `quality[i]` (P,), elsewhere 0:
     |y - p|^beta times the cross entropy of p = sigmoid(x) with y. Ignored anchors do not count.
     """
-    positive = _at_labels(logits, matches)
-    return _background_loss(logits, matches, beta) + gfocal(positive, quality, beta).sum()
+    background, positive = _background_loss(logits, matches, beta)
+    return background + gfocal(positive, quality, beta).sum()
 
 
-def _at_labels(logits: Tensor, matches: Matches) -> Tensor:
-    """(P,) float32 logits at the class of each positive."""
-    return logits[*matches.index, matches.labels[matches.index]].float()
+def _background_loss(logits: Tensor, matches: Matches, gamma: float) -> tuple[Tensor, Tensor]:
+    """Sum of p^gamma (-log(1 - p)) over the entries whose target is 0; and the logits of the others, (P,) float32.
 
-
-def _background_loss(logits: Tensor, matches: Matches, gamma: float) -> Tensor:
-    """Sum of p^gamma (-log(1 - p)) over the entries whose target is 0.
-
-    Those are all but a few: it sums over all classes of all anchors that count, and takes back the few. So nothing
+    The first are all but a few: it sums over all classes of all anchors that count, and takes back the few. So nothing
     of size N x A x K but the logits takes part, no one-hot target among them.
     """
-    everywhere: Tensor = _FocalOfBackground.apply(logits, matches.labels >= NEGATIVE, gamma)
-    positive = _at_labels(logits, matches)
-    return everywhere - (torch.sigmoid(positive) ** gamma * F.softplus(positive)).sum()
+    places = (*matches.index, matches.labels[matches.index])  # the class of each positive
+    everywhere, positive, at_positives = _FocalOfBackground.apply(logits, matches.labels >= NEGATIVE, *places, gamma)
+    return everywhere - (torch.sigmoid(positive) ** gamma * F.softplus(positive)).sum(), at_positives
 
 
 class _FocalOfBackground(torch.autograd.Function):
-    """Sum of p^gamma softplus(x) over the anchors that count, p = sigmoid(x).
+    """Sum of p^gamma softplus(x) over the anchors that count, p = sigmoid(x); and twice, in float32, x at `places`.
 
     The gradient, p^gamma (gamma (1 - p) softplus(x) + p), is made on the way forward: one tensor is kept for the
-    backward pass where autograd would keep four.
+    backward pass where autograd would keep four. Gradients that come back to x at `places` are added to that tensor:
+    autograd would make one of size N x A x K for each of the two.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, counts: Tensor, gamma: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, counts: Tensor, image: Tensor, anchor: Tensor, label: Tensor, gamma: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = logits.detach().float()
         p = torch.sigmoid(x)
         softplus = F.softplus(x)
@@ -120,10 +116,13 @@ class _FocalOfBackground(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # softplus becomes the gradient in place: gamma (1 - p) softplus + p, times the weight
             softplus.mul_(gamma).addcmul_(softplus, p, value=-1).add_(p).mul_(weight)
-            ctx.save_for_backward(softplus.to(logits.dtype))
-        return loss
+            ctx.save_for_backward(softplus.to(logits.dtype), image, anchor, label)
+        at_places = x[image, anchor, label]
+        return loss, at_places, at_places.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * gradient.to(slope.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+        slope, *places = ctx.saved_tensors
+        slope = slope * gradient.to(slope.dtype)
+        slope[*places] = slope[*places] + first.to(slope.dtype) + second.to(slope.dtype)
+        return slope, *[None] * 5

@@ -44,6 +44,14 @@ def test_it_is_what_was_trained(detector: Detector, trained: Any):
     assert all(torch.equal(tensor, state[name]) for name, tensor in detector.model.state_dict().items())
 
 
+def test_no_weights_are_drawn_at_random_before_those_of_the_run_are_loaded(trained: Any):
+    state, weights = torch.get_rng_state(), read_weights(trained.run)
+    loaded = Detector(weights, "cpu").model.state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.keys() == weights.state.keys()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights.state.items())
+
+
 def test_a_folder_a_text_or_the_file_itself_can_be_loaded(detector: Detector, trained: Any, image: Image.Image):
     (expected,) = detector.predict(image)
     for run in (str(trained.run), trained.run / "model.safetensors"):

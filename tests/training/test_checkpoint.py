@@ -10,6 +10,7 @@ import torch
 from retinaconf.config import Config
 from retinaconf.errors import InputError
 from retinaconf.run_folder import read_weights, write_weights
+from retinaconf.training import checkpoint
 from retinaconf.training.checkpoint import read_state, write_state
 
 STATE = {"step": 7, "best": 0.25, "categories": ((3, 90), ("a", "b")), "model": {"w": torch.ones(2)}, "optimizer": {}}
@@ -43,6 +44,25 @@ def test_every_file_of_a_run_is_written_aside(
         write(file)
     assert file.read_bytes() == before
     assert names(tmp_path) == ["file"]
+
+
+def test_a_checkpoint_that_was_read_back_is_not_read_again_unless_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[str] = []
+
+    def damage_of(path: Path) -> str:
+        read.append(path.name)
+        return ""
+
+    monkeypatch.setattr(checkpoint, "damage_of", damage_of)
+    file = tmp_path / "last.ckpt"
+    write_state(file, STATE)
+    write_state(file, STATE)
+    assert [name.startswith(".last.ckpt") for name in read] == [True, True]
+    file.write_bytes(file.read_bytes())
+    write_state(file, STATE)
+    assert [name.startswith(".last.ckpt") for name in read[2:]] == [False, True]
 
 
 # --- what comes back -----------------------------------------------------------------------------------------------

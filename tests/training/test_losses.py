@@ -43,6 +43,21 @@ def test_focal_loss_and_gradient_are_torchvisions(seed, gamma):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_gradient_of_the_class_logits_is_made_once():
+    """Not once more for each reading of the logits at the positives: a tensor of all classes of all anchors each."""
+    logits = torch.randn(2, 50, 7, requires_grad=True)
+    labels = torch.randint(-2, 7, (2, 50))
+    matches = Matches(labels, torch.zeros_like(labels))
+    for loss in (
+        focal_loss(logits, matches, 0.25, 2.0),
+        quality_focal_loss(logits, matches, torch.rand(matches.positives), 2.0),
+    ):
+        with torch.profiler.profile() as profile:
+            loss.backward()
+        names = [event.name for event in profile.events() if event.name.startswith("autograd::engine::evaluate")]
+        assert sum("Index" in name for name in names) == 0
+
+
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_quality_focal_loss_and_gradient_against_its_definition(beta):
     logits, labels = random_case()
