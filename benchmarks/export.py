@@ -1,9 +1,9 @@
-"""Inference by onnxruntime against torch: conf-lite0 with random weights, one image of 320 x 416, in one run.
+"""Inference by onnxruntime and OpenVINO against torch, in 32 bits and in int8: one image of 320 x 416, in one run.
 
-    python benchmarks/export.py [--rounds 15] [--threads 2]
+    python benchmarks/export.py [--recipe conf-lite0] [--rounds 15] [--threads 2]
 
-Both sides begin with the padded pixels and end with finished detections; without training no score is above the
-threshold. They take turns; the line gives medians, and the median of the ratios.
+The weights are random. All sides begin with the padded pixels and end with finished detections; without training no
+score is above the threshold. They take turns; each line gives the median, and the median of the ratios to torch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import openvino
 import torch
 
-from retinaconf.inference.detector import load
+from retinaconf.data.loader import Batch
+from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.interop.export import export
+from retinaconf.interop.quantize import quantized
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.run_folder import MODEL, write_weights
@@ -32,47 +36,51 @@ CLASSES, HEIGHT, WIDTH = 80, 320, 416
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="conf-lite0")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = recipe("conf-lite0").changed(**{"model.weights": "none"})
+    config = recipe(options.recipe).changed(**{"model.weights": "none"})
     torch.manual_seed(0)
     state = RetinaNet(config.model, CLASSES).state_dict()
+    images = np.random.default_rng(0).uniform(0, 255, (1, 3, HEIGHT, WIDTH)).astype(np.float32)
+    sizes = np.array([[HEIGHT, WIDTH]])
+    inputs = {"images": images, "sizes": sizes}
+    pixels, on_torch = torch.from_numpy(images), torch.from_numpy(sizes)
     with tempfile.TemporaryDirectory() as name:
-        run, out = Path(name), Path(name) / "model.onnx"
+        run, files = Path(name), {"float": Path(name) / "float.onnx", "int8": Path(name) / "int8.onnx"}
         write_weights(run / MODEL, state, config, tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
-        print(export(run, out))
+        print(export(run, files["float"]))
+        batch = Batch(pixels, on_torch, torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1))
+        files["int8"].write_bytes(quantized(files["float"].read_bytes(), [batch]))
         detector = load(run, "cpu")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = options.threads, 3
-        session = onnxruntime.InferenceSession(out, settings, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).uniform(0, 255, (1, 3, HEIGHT, WIDTH)).astype(np.float32)
-    sizes = np.array([[HEIGHT, WIDTH]])
-    pixels, on_torch = torch.from_numpy(images), torch.from_numpy(sizes)
-
-    def by_torch() -> None:
-        with torch.inference_mode():
-            inference = detector.config.inference
-            postprocess(detector.model(pixels, on_torch), on_torch, inference, [joint_score(inference)])
-
-    def by_onnx() -> None:
-        session.run(None, {"images": images, "sizes": sizes})
-
-    rounds = [(seconds(by_onnx), seconds(by_torch)) for _ in range(options.rounds + 2)][2:]  # the first ones warm up
-    onnx, ours = (statistics.median(side) for side in zip(*rounds))
-    ratio = statistics.median(one / other for one, other in rounds)
+        sides: dict[str, Callable[[], object]] = {"torch": lambda: by_torch(detector, pixels, on_torch)}
+        for kind, file in files.items():
+            session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+            compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_NUM_THREADS": options.threads})
+            sides[f"onnxruntime, {kind}"] = partial(session.run, None, inputs)
+            sides[f"OpenVINO, {kind}"] = partial(compiled, inputs)
+        rounds = [[seconds(side) for side in sides.values()] for _ in range(options.rounds + 2)][2:]  # 2 to warm up
     print(
-        f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {options.threads} threads, "
-        f"{platform.processor() or platform.machine()}"
+        f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, OpenVINO {openvino.__version__}, "
+        f"{options.threads} threads, {platform.processor() or platform.machine()}; {options.recipe}, {HEIGHT} x {WIDTH}"
     )
-    print(
-        f"conf-lite0, {HEIGHT} x {WIDTH}: onnxruntime {onnx * 1e3:.0f} ms, torch {ours * 1e3:.0f} ms, ratio {ratio:.2f}"
-    )
+    for side, times in zip(sides, zip(*rounds)):
+        ratio = statistics.median(time / row[0] for time, row in zip(times, rounds))
+        print(f"{side}: {statistics.median(times) * 1e3:.0f} ms, {ratio:.2f} of torch")
 
 
-def seconds(work: Callable[[], None]) -> float:
+def by_torch(detector: Detector, pixels: torch.Tensor, sizes: torch.Tensor) -> None:
+    with torch.inference_mode():
+        inference = detector.config.inference
+        postprocess(detector.model(pixels, sizes), sizes, inference, [joint_score(inference)])
+
+
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from retinaconf.config import InferenceConfig
-from retinaconf.errors import EXTRAS, InputError, extras_needed_by
+from retinaconf.errors import EXTRAS, InputError, UsageError, extras_needed_by
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import load
 from retinaconf.inference.joint_score import WITH_ALPHA
@@ -30,15 +30,23 @@ METADATA = "retinaconf.json"  # in a .pt2, which has files in it where ONNX has 
 Tensors = dict[str, Tensor]
 
 
-def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
+def export(run: str | Path, out: str | Path, raw: bool = False, int8: str | Path | None = None) -> str:
     """Write the detector of `run` to `out`, an ONNX file or a torch.export program by its suffix.
 
-    With post-processing inside; `raw`: the network's outputs as they are. What is written has been run on random images
-    and compared with torch; returns a line that says how far they differ.
+    Returns a line that says how far the file differs from torch on random images, and of an `int8` file also what it
+    loses on real ones.
+
+    Args:
+        run: the run folder.
+        out: the file.
+        raw: the network's outputs as they are, without post-processing.
+        int8: a data set's folder. The convolutions of an ONNX file are then in 8-bit integers, but for the last ones of
+            the head. The ranges of their values are those on 100 images of `train`; AP before and after is of `val`.
 
     Raises:
         InputError: no such run, another suffix, `out` cannot be written or is a file of the run, a package is missing,
-            the network cannot be exported, or the result does not give what torch gives.
+            the network cannot be exported, or the result does not give what torch gives. `int8` with another suffix or
+            with `raw`, or bad data.
     """
     run, out = Path(run), Path(out)
     if out.suffix not in SUFFIXES:
@@ -48,9 +56,11 @@ def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
         with extras_needed_by(f"{out}: ONNX"):
             for package in EXTRAS["onnx"]:
                 import_module(package)
+    if int8 is not None and (raw or not is_onnx):
+        raise UsageError("export --int8: it is for .onnx files with post-processing, whose AP it measures")
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out}: cannot be written; give a file in a folder that exists")
-    check_outputs([out], [run])
+    check_outputs([out], [run, *([] if int8 is None else [Path(int8)])])
     detector = load(run, "cpu")
     model, config = detector.model, detector.config
     if not raw and not RULES[config.inference.rules].clip_first:
@@ -89,6 +99,11 @@ def export(run: str | Path, out: str | Path, raw: bool = False) -> str:
         agreement = (
             check_raw(call, detector, out) if raw else check_detections(call, detector, out, "alpha" in settings)
         )
+    if int8 is not None:
+        from retinaconf.interop.quantize import quantize_and_measure
+
+        content, loss = quantize_and_measure(content, _onnx_session, detector, run, Path(int8))
+        agreement += f"; {loss}"
     write_aside(out, lambda aside: aside.write_bytes(content))
     return f"{out}: {agreement}"
 
