@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,12 @@ def _opened(
         except InputError:
             # No step was taken, for a wrong backbone, say: the same --out can be used again.
             if is_new and not ((run / METRICS_LOG).exists() or checkpoints(run)):
-                for name in (CONFIG, ENVIRONMENT, LOG, VAL):
-                    (run / name).unlink(missing_ok=True)
-                shutil.rmtree(run / SAMPLES, ignore_errors=True)
-                if not had_folder and not any(run.iterdir()):
-                    run.rmdir()
+                with suppress(OSError):  # a folder that can no longer be written: what is said is why
+                    for name in (CONFIG, ENVIRONMENT, LOG, VAL):
+                        (run / name).unlink(missing_ok=True)
+                    shutil.rmtree(run / SAMPLES, ignore_errors=True)
+                    if not had_folder and not any(run.iterdir()):
+                        run.rmdir()
             raise
 
 
