@@ -7,6 +7,7 @@ is called as the argument is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -75,7 +76,7 @@ def settings_of(start: str, out: Path | None = None, resume: bool = False) -> Co
         return RECIPES[start]
     if resume and out is not None and (out / CONFIG).is_file():
         config = read_config(out / CONFIG)
-        if config.model.weights == start or out.resolve() == Path(start).resolve():
+        if config.model.weights == start or os.path.realpath(out) == os.path.realpath(start):
             return config
     if not Path(start).exists() and Path(start).parent.exists():  # otherwise it may be a name on the Hub
         raise unknown_start(start)

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 from retinaconf import __doc__ as purpose
 from retinaconf import __version__
 from retinaconf.commands.options import parse
-from retinaconf.errors import InputError, Interrupted, UsageError, extras_needed_by, reason
+from retinaconf.errors import InputError, Interrupted, UsageError, extras_needed_by, one_line, reason
 
 # Each is the function of this name in the module of this name in `commands`.
 COMMANDS = {
@@ -45,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be text that the terminal can encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with extras_needed_by(args[0] if args else "retinaconf"):
             _dispatch(args)
@@ -63,7 +66,7 @@ def _run(args: list[str]) -> int:
         return 1
     except OSError as error:  # a disk that is full, a folder that went away
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"retinaconf: {where}{reason(error)}", file=sys.stderr)
+        print(f"retinaconf: {one_line(f'{where}{reason(error)}')}", file=sys.stderr)
         return 1
     return 0
 

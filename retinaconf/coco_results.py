@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, quoted
 from retinaconf.json_text import Box, opened, quick_decoder
 from retinaconf.progress import ProgressCallback, silent
 
@@ -138,13 +138,13 @@ def _fault(records: list[Any], path: Path, first: int) -> InputError:
                 return InputError(f"{name} has no '{key}'; each needs image_id, category_id, bbox, score")
         for key in ("image_id", "category_id"):
             if not _is_id(record[key]):
-                return InputError(f"{name} has {key} {record[key]!r}, not an integer of 64 bits")
+                return InputError(f"{name} has {key} {quoted(record[key])}, not an integer of 64 bits")
         box = record["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            return InputError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
+            return InputError(f"{name} has bbox {quoted(box)}, not four numbers x, y, width, height")
         for key in ("score", *OPTIONAL):
             if key in record and not is_number(record[key]):
-                return InputError(f"{name} has {key} {record[key]!r}, not a number")
+                return InputError(f"{name} has {key} {quoted(record[key])}, not a number")
         for key in OPTIONAL:
             if (key in record) != (key in records[0]):
                 return InputError(_partly(path, position, key))

@@ -16,6 +16,7 @@ quality      float  (D,), optional   in [0, 1]; the predicted IoU (centerness, o
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,8 +28,8 @@ import numpy as np
 from retinaconf.coco_results import OPTIONAL, read_coco_results
 from retinaconf.data.coco_records import index_of
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.errors import InputError, extras_needed_by, reason
-from retinaconf.files import write_aside
+from retinaconf.errors import InputError, extras_needed_by, quoted, reason
+from retinaconf.files import open_regular, see_no_bomb, write_aside
 from retinaconf.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMAT_VERSION = 1
+COLUMNS = ("version", "image_id", "category_id", "bbox", "score", "class_score", "quality")
 SCORES = {"score": "scores", "class_score": "class_scores", "quality": "quality"}  # on disk, and as a column
 SCORE_SLACK = 1e-6  # a float32 softmax may exceed 1 by this much; it is clipped
 
@@ -264,18 +266,20 @@ def write_detections(path: Path, images: Iterable[Mapping[str, Any]]) -> int:
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            see_no_bomb(archive)
+            columns = {name: _array(archive, name) for name in COLUMNS if f"{name}.npy" in archive.namelist()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise InputError(
             f"{path}: not a columnar candidates file ({reason(error)}); write_detections makes one"
         ) from None
-    if int(columns.get("version", np.int64(0))) != FORMAT_VERSION:
-        found = columns.get("version", "none")
+    version = columns.get("version", np.int64(0))
+    if version.shape != () or version != FORMAT_VERSION:
+        found = quoted(columns["version"].tolist()) if "version" in columns else "none"
         raise InputError(f"{path}: format version {found}; this retinaconf reads version {FORMAT_VERSION}")
     for name in ("image_id", "category_id", "bbox", "score"):
         if name not in columns:
@@ -288,3 +292,21 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
         if column.shape != ((count, 4) if name == "bbox" else (count,)):
             raise InputError(f"{path}: array '{name}' has shape {column.shape}; all need D rows, bbox 4 columns")
     return columns
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an archive, whose size is compared with its header before there is memory for it.
+
+    Raises:
+        ValueError: it holds something else, or the header is of another size.
+    """
+    header = np.lib.format
+    with archive.open(f"{name}.npy") as stream:
+        read = header.read_array_header_1_0 if header.read_magic(stream) == (1, 0) else header.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        whole = archive.getinfo(f"{name}.npy").file_size - stream.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != whole:
+            raise ValueError(f"array '{name}' is said to be {dtype} of shape {shape}, and has {whole:,} bytes")
+    with archive.open(f"{name}.npy") as stream:
+        array: np.ndarray = header.read_array(stream, allow_pickle=False)
+    return array

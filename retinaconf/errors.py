@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from reprlib import Repr
+from typing import Any, Literal
 
 # The kinds of fault that a file or a record of a data set can have.
 FaultKind = Literal[
@@ -24,6 +26,30 @@ EXTRAS = {
 }
 
 
+LONGEST = 1000  # characters of a message
+# Control characters, line ends, halves of surrogate pairs, and marks that turn the direction of what follows.
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_QUOTED = Repr()
+_QUOTED.maxlevel, _QUOTED.maxstring, _QUOTED.maxlong, _QUOTED.maxother = 3, 100, 60, 100
+
+
+def plain(text: str) -> str:
+    """A text that may hold a stranger's names, on one line and with nothing that a terminal obeys: it is escaped."""
+    return _NOT_SHOWN.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """A message, plain, and without its middle if it is long: where the fault is comes first, and what to do last."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"
+    return plain(text)
+
+
+def quoted(value: Any) -> str:
+    """A value of a file as a message shows it: `repr`, shortened, and not deeper than three levels."""
+    return _QUOTED.repr(value)
+
+
 class InputError(Exception):
     """Something the user gave cannot be used.
 
@@ -31,12 +57,12 @@ class InputError(Exception):
     prints it without a traceback and exits with 1.
 
     Args:
-        message: that line.
+        message: that line; `one_line` makes it one.
         kind: of a fault of an image file; None where the file is there and cannot be read for another reason.
     """
 
     def __init__(self, message: str, kind: FaultKind | None = None):
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.kind = kind
 
 

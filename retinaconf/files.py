@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 from retinaconf.errors import InputError, reason
 
@@ -22,6 +24,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # a half of a pair, as JSON writes it
+UNFOLDED = 100  # times the size of an archive; boxes and weights never shrink so much
 _locks: set[int] = set()  # file descriptors that hold one
 
 
@@ -69,6 +73,58 @@ def open_regular(path: Path) -> BinaryIO:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system refuses a folder by itself
         raise OSError(errno.EINVAL, "not a regular file")
     return path.open("rb")
+
+
+def see_no_bomb(archive: ZipFile) -> None:
+    """See that what an archive unfolds to stays in proportion to the archive, before it unfolds.
+
+    Raises:
+        ValueError: it does not.
+    """
+    assert archive.fp is not None
+    packed, unpacked = os.fstat(archive.fp.fileno()).st_size, sum(part.file_size for part in archive.infolist())
+    if unpacked > UNFOLDED * packed:
+        raise ValueError(f"it would unfold from {packed:,} to {unpacked:,} bytes")
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text in a file, in UTF-8; `errors` as `bytes.decode` takes it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        UnicodeDecodeError: it is no such text.
+    """
+    with open_regular(path) as stream:
+        return stream.read().decode("utf-8-sig", errors)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: as `parse_json`.
+    """
+    with open_regular(path) as stream:
+        content = stream.read()
+    return parse_json(content.decode(json.detect_encoding(content)))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has half of a surrogate pair, which no file takes as text.
+    """
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text in it has half of a surrogate pair, which is no character") from None
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

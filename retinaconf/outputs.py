@@ -32,7 +32,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None])
     for path in outputs:
         if path is None or (path.exists() and not path.is_file()):  # pipes and devices are not replaced
             continue
-        if places.setdefault(path.resolve(), path) is not path:
+        if places.setdefault(Path(os.path.realpath(path)), path) is not path:
             raise InputError(f"{path}: two outputs would be written to it; give each a file of its own")
         if path.exists():
             replaced[_identity(path)] = path
@@ -57,7 +57,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _is_data_in(folder: Path, path: Path) -> bool:
     """Whether `path`, by its name or by where links lead, is in `folder` and has the name of a file of a data set."""
-    pairs = ((Path(os.path.abspath(path)), Path(os.path.abspath(folder))), (path.resolve(), folder.resolve()))
+    pairs = [(Path(of(path)), Path(of(folder))) for of in (os.path.abspath, os.path.realpath)]
     return any(
         one.is_relative_to(whole) and any(Path(str(one).lower()).match(pattern) for pattern in _DATA_FILES)
         for one, whole in pairs

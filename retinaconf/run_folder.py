@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError, reason
-from retinaconf.files import finite, write_aside, write_json
+from retinaconf.files import finite, parse_json, read_json, read_text, write_aside, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def read_config(path: Path) -> Config:
         InputError: the file is missing, is not JSON, or does not fit.
     """
     try:
-        flat = json.loads(path.read_text())
+        flat = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; is {path.parent} a run folder?") from None
     except (OSError, ValueError) as error:
@@ -82,7 +82,8 @@ def val_list_text(names: Sequence[str]) -> str:
 
 def write_val_list(path: Path, names: Sequence[str]) -> None:
     """Keep which images are `val`."""
-    write_aside(path, lambda aside: aside.write_text(val_list_text(names), encoding="utf-8"))
+    text = val_list_text(names)  # names of files that are no UTF-8 stay what they are
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def val_list(run: Path) -> Path | None:
@@ -109,9 +110,9 @@ def metrics_line(record: dict[str, Any]) -> str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, none where there is no such file; without half a line of a killed run."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in read_text(path, "replace").splitlines() if path.is_file() else []:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
@@ -190,8 +191,8 @@ def read_weights(path: Path) -> Weights:
     if missing := {"config", "classes", "category_ids"} - set(metadata):
         raise InputError(f"{file}: no '{min(missing)}' in its metadata; was it written by retinaconf?")
     try:
-        flat, classes, category_ids = (json.loads(metadata[name]) for name in ("config", "classes", "category_ids"))
-        tuning, replay = (json.loads(metadata.get(name, "null")) for name in ("tuning", "replay"))
+        flat, classes, category_ids = (parse_json(metadata[name]) for name in ("config", "classes", "category_ids"))
+        tuning, replay = (parse_json(metadata.get(name, "null")) for name in ("tuning", "replay"))
         if not isinstance(flat, dict) or len(classes) != len(category_ids):
             raise ValueError
     except (ValueError, TypeError):

@@ -386,6 +386,29 @@ def test_a_report_that_cannot_be_written_leaves_nothing(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("value", ["x" * 100_000, [[0] * 50_000], [[[["deep"] * 9000]]], 10**4000])
+def test_a_long_value_is_not_repeated_whole(run_cli: Callable[..., Any], tiny_data: Path, tmp_path: Path, value: Any):
+    for record in ({"bbox": value}, {"category_id": value}, {"image_id": value}, {"area": value, "id": value}):
+        annotation(**record)(tiny_data)
+        line = one_line(
+            run_cli("calibrate", "--detections", "x", "--data", tiny_data, "--out", "y", "--split", "train")
+        )
+        assert len(line) < 1100
+        assert line.startswith(f"{tiny_data / 'train.json'}: annotation ")
+        assert line.endswith("mend it, or drop such records with --data.skip-bad")
+
+
+def test_a_message_has_nothing_that_a_terminal_obeys(run_cli: Callable[..., Any], tiny_data: Path):
+    name = "two\nlines \x1b[31m\u202e.png" + "n" * 900
+    change(tiny_data / "val.json", lambda document: document["images"][1].update(file_name=name))
+    words = ["train", "conf-r50-1x", "--data", tiny_data, "--out", tiny_data / "run"]
+    line = one_line(run_cli(*words))
+    assert r"two\nlines \x1b[31m\u202e.png" in line
+    result = run_cli("check", "--data", tiny_data)
+    assert r"two\nlines \x1b[31m\u202e.png" in result.out
+    assert "\x1b[31m" not in result.out
+
+
 def rewrite(run: Path, **metadata: str) -> None:
     """The same weights with other metadata."""
     file = run / "model.safetensors"
@@ -393,6 +416,13 @@ def rewrite(run: Path, **metadata: str) -> None:
         old = tensors.metadata()
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     save_file(state, file, {name: value for name, value in (old | metadata).items() if value})
+
+
+def resize(run: Path, section: str = "model", **sizes: Any) -> None:
+    """The same weights with other sizes in the settings."""
+    flat = json.loads((run / "config.json").read_text())
+    sizes = sizes or {"channels": 1_000_000}
+    rewrite(run, config=json.dumps(flat | {f"{section}.{name}": size for name, size in sizes.items()}))
 
 
 def spoil(run: Path) -> None:
@@ -420,6 +450,11 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: rewrite(run, classes='["a", "b"]', category_ids="[1, 2]"),
         "its weights do not fit its configuration (",
     ),
+    "a million channels": (resize, "should be (1000000, "),
+    "no end of convolutions": (lambda run: resize(run, head_convs=10**9), "less than or equal to 100"),
+    "no spread of colours": (lambda run: resize(run, std=[1, 0, 1]), "model.std.1: Input should be greater than 0"),
+    "huge pictures": (lambda run: resize(run, "data", short_side=10**6, long_side=10**6), "less than or equal to 8192"),
+    "half a character": (lambda run: rewrite(run, classes='["\\ud800", "b", "c"]'), "its metadata is damaged"),
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,9 @@ def test_chunks_may_end_anywhere(
         ("[" + "9" * 5000 + "]", "not valid JSON"),
         (json.dumps([RECORD]) + " []", "more text after"),
         ("[{} {}]", "expected ',' or"),
+        ("[" + "9" * 5000 + "]", "not valid JSON (Exceeds the limit"),
+        ("[" * 50_000 + "]" * 50_000, "not valid JSON (maximum recursion depth exceeded"),
+        ([{**RECORD, "bbox": [0] * 50_000}], "has bbox [0, 0, 0, 0, 0, 0, ...], not four numbers"),
         ([RECORD, 5], "record 1 is not an object"),
         ([RECORD, {**RECORD, "score": None}], "record 1 has score None, not a number"),
         ([RECORD, {"image_id": 3, "category_id": 11, "score": 0.1}], "record 1 has no 'bbox'"),
@@ -166,6 +171,7 @@ def test_a_columnar_file_of_nothing(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"version": np.int64(9)}, "format version 9"),
+        ({"version": np.ones(3)}, "format version [1.0, 1.0, 1.0]"),
         ({"score": None}, "no array 'score'"),
         ({"score": np.array([1, 0])}, "array 'score' holds int64, not float"),
         ({"score": np.array([0.1])}, "has shape"),
@@ -192,6 +198,39 @@ def test_a_bad_columnar_file_is_said_in_one_line(tmp_path: Path, change: dict, w
         read_detections(path, GROUND_TRUTH)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """Of an array of numbers, of which there are none."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (header((10**12,)), "array 'score' is said to be float64 of shape (1000000000000,), and has 0 bytes"),
+        (header((1 << 40, 1 << 40)), "array 'score' is said to be float64 of shape"),
+        (header((1 << 24,)) + bytes(1 << 27), "it would unfold from"),
+    ],
+    ids=["terabytes", "more than there are addresses", "zip bomb"],
+)
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, score: bytes, words: str) -> None:
+    path = tmp_path / "candidates.npz"
+    np.savez(path, version=np.int64(1))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("score.npy", score)
+    with pytest.raises(InputError) as raised:
+        read_detections(path, GROUND_TRUTH)
+    assert words in str(raised.value)
+
+
+def test_an_array_that_is_no_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.ones(3))
+    path = (tmp_path / "one.npy").rename(tmp_path / "candidates.npz")
+    with pytest.raises(InputError, match="not a columnar candidates file"):
+        read_detections(path, GROUND_TRUTH)
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from retinaconf.errors import InputError
-from retinaconf.files import append_line, write_aside, write_json
+from retinaconf.files import append_line, parse_json, read_json, read_text, see_no_bomb, write_aside, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -160,3 +161,38 @@ def test_a_folder_is_not_replaced(tmp_path: Path):
 def test_a_folder_is_not_replaced_even_if_it_has_no_name():
     with pytest.raises(InputError, match=r"^/: cannot be written \(Is a directory\)"):
         write_json(Path("/"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 50_000, "it is nested too deeply"),
+        ("9" * 5_000, "Exceeds the limit"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('{"\\udc00": 1}', "half of a surrogate pair"),
+        ("[", "Expecting value"),
+    ],
+)
+def test_a_text_that_is_no_json_for_us(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+    assert parse_json('["\\ud83d\\ude00", "\\\\ud800"]') == ["😀", "\\ud800"]
+
+
+def test_a_pipe_is_not_read(tmp_path: Path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for read in (read_json, read_text):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(pipe)
+
+
+def test_an_archive_that_unfolds_to_much_more(tmp_path: Path):
+    for zeros, folds in ((1 << 18, True), (1 << 18, False)):
+        with ZipFile(tmp_path / "a.zip", "w", ZIP_DEFLATED if folds else ZIP_STORED) as archive:
+            archive.writestr("a", bytes(zeros))
+        with ZipFile(tmp_path / "a.zip") as archive:
+            if folds:
+                with pytest.raises(ValueError, match=r"it would unfold from .* to 262,144 bytes"):
+                    see_no_bomb(archive)
+            else:
+                see_no_bomb(archive)

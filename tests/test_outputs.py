@@ -55,3 +55,8 @@ def test_all_else_may_be_written(folder: Path):
 def test_no_two_outputs_in_one_file(folder: Path):
     with pytest.raises(InputError, match=r"^run/\.\./new\.json: two outputs would be written to it"):
         check_outputs([Path("new.json"), Path("run/../new.json")], [])
+
+
+def test_a_link_in_a_circle_is_no_place(tmp_path: Path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    check_outputs([tmp_path / "circle"], [tmp_path])  # whoever writes it says so

@@ -36,15 +36,18 @@ PRESETS: dict[Preset, Augment] = {
 }
 
 
+LARGEST_SIDE = 8192  # pixels: settings may be a stranger's, and memory grows with the square
+
+
 class DataConfig(Section):
     """How images become batches."""
 
     layout: Literal["coco", "flat", "roboflow", "voc", "yolo"] | None = None
     """Layout of the data set's folder. If it is not given, the folder's content decides."""
-    short_side: int = Field(600, ge=32)
+    short_side: int = Field(600, ge=32, le=LARGEST_SIDE)
     """Pixels of an image's short side after resizing, unless `long_side` limits it. A higher value shows small objects
     larger and costs time and memory."""
-    long_side: int = Field(1000, ge=32)
+    long_side: int = Field(1000, ge=32, le=LARGEST_SIDE)
     """Largest number of pixels of an image's long side after resizing. A higher value lets elongated images reach
     `short_side`."""
     resize: Resize = "antialias"

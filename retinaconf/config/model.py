@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from retinaconf.cell_anchors import RATIOS, SCALES, CellAnchors
 from retinaconf.config.section import Section
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelConfig(Section):
@@ -34,7 +36,7 @@ class ModelConfig(Section):
     relu_before_p7: bool = False
     """Apply a ReLU between P6 and P7. The RetinaNet paper and torchvision have it; MMDetection and this paper do
     not."""
-    head_convs: int = Field(4, ge=0)
+    head_convs: int = Field(4, ge=0, le=100)
     """Number of 3x3 convolutions in each of the head's two towers. More make the head larger and slower."""
     head_norm: Literal["none", "group"] = "none"
     """Group normalisation (32 groups) after each convolution of the towers. torchvision's second RetinaNet has it."""
@@ -59,7 +61,7 @@ class ModelConfig(Section):
     the joint head)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from retinaconf.data.folders import IMAGE_SUFFIXES, find_images, folders_in, taken, the_only
+from retinaconf.data.folders import IMAGE_SUFFIXES, find_images, folders_in, see_inside, taken, the_only
 from retinaconf.data.ground_truth import GroundTruth, read_coco
+from retinaconf.files import open_regular
 
 _FLAT = ("train", "val", "test")
 _BEGIN = re.compile(rb'\s*\{\s*"(info|licenses|type|images|annotations|categories)"\s*:')
@@ -107,14 +108,16 @@ def _coco_files(folder: Path, name: str) -> list[Path]:
 
 def _beginning(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(1000)
     except OSError:
         return b""
 
 
 def _with_images(root: Path, truth: GroundTruth, usual: Sequence[Path], usual_annotations: Path) -> GroundTruth:
-    folder = find_images(root, usual, truth.file_names.tolist())
+    names = truth.file_names.tolist()
+    folder = find_images(root, usual, names)
+    see_inside([root], folder, names, truth.source)
     annotations = Path(truth.source).parent
     found = taken(root, annotations=(annotations, [usual_annotations]), images=(folder, usual))
     return replace(truth, image_folder=folder, taken=found)

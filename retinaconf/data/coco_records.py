@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, NotRequired, cast
 import numpy as np
 from typing_extensions import TypedDict
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, plain, quoted
 from retinaconf.json_text import Box
 
+LONGEST_NAME = 1000  # characters of a file or a class: an array of names has room for the longest in each place
 _NO_ID = -(2**63)
 
 
@@ -133,6 +134,11 @@ class BadRecordError(Exception):
     """An annotation that cannot be used; the message names it."""
 
 
+def id_of(annotation: dict[str, Any], position: int) -> str:
+    """How messages call an annotation."""
+    return quoted(annotation["id"]) if "id" in annotation else f"at position {position}"
+
+
 def row_of(
     annotation: Any,
     position: int,
@@ -147,28 +153,28 @@ def row_of(
     """
     if not isinstance(annotation, dict):
         raise BadRecordError(f"annotation at position {position} is not an object")
-    name = f"annotation {annotation.get('id', f'at position {position}')}"
+    name = f"annotation {id_of(annotation, position)}"
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
     image = image_row.get(cast(int, image_id)) if _is_int(image_id) else None
     if image is None:
-        raise BadRecordError(f"{name} names image {image_id!r}, which 'images' does not list")
+        raise BadRecordError(f"{name} names image {quoted(image_id)}, which 'images' does not list")
     name += f" (image {images[image][1]})"
     label = label_of.get(cast(int, category_id)) if _is_int(category_id) else None
     if label is None:
-        raise BadRecordError(f"{name} names category {category_id!r}, which 'categories' does not list")
+        raise BadRecordError(f"{name} names category {quoted(category_id)}, which 'categories' does not list")
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise BadRecordError(f"{name} has bbox {box!r}, not four numbers x, y, width, height")
+        raise BadRecordError(f"{name} has bbox {quoted(box)}, not four numbers x, y, width, height")
     if not all(_is_finite(value) for value in box):
-        raise BadRecordError(f"{name} has bbox {box!r}; its numbers must be finite")
+        raise BadRecordError(f"{name} has bbox {quoted(box)}; its numbers must be finite")
     x, y, w, h = (float(value) for value in box)
     area = annotation.get("area")
     area = w * h if area is None else area
     if not isinstance(area, int | float) or not _is_finite(area):
-        raise BadRecordError(f"{name} has area {area!r}, not a finite number")
+        raise BadRecordError(f"{name} has area {quoted(area)}, not a finite number")
     crowd = annotation.get("iscrowd") or 0
     if crowd not in (0, 1):
-        raise BadRecordError(f"{name} has iscrowd {crowd!r}, not 0 or 1")
+        raise BadRecordError(f"{name} has iscrowd {quoted(crowd)}, not 0 or 1")
     return Row(position, image, label, x, y, w, h, bool(crowd), float(area))
 
 
@@ -183,17 +189,21 @@ def images_of(records: list[Any], source: str) -> tuple[list[tuple[int, str, int
     for position, record in enumerate(records):
         if not isinstance(record, dict) or not _is_int(record.get("id")):
             raise InputError(f"{source}: image at position {position} has no integer 'id'")
-        if not isinstance(record.get("file_name", ""), str):
-            raise InputError(f"{source}: image {record['id']}: 'file_name' is not a text")
+        name = record.get("file_name", "")
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or not _is_file_name(name):
+            raise InputError(
+                f"{source}: image {record['id']}: 'file_name' is not a text of up to {LONGEST_NAME:,} characters"
+            )
         if record["id"] in row_of:
             raise InputError(f"{source}: image id {record['id']} occurs twice; ids must be unique")
         size = [record.get(key) or 0 for key in ("height", "width")]
         if not all(_is_int(side) and side >= 0 for side in size):
             raise InputError(
-                f"{source}: image {record['id']} has size {size[1]} x {size[0]}; give whole numbers of pixels"
+                f"{source}: image {record['id']} has size {quoted(size[1])} x {quoted(size[0])}; give whole numbers of "
+                "pixels"
             )
         row_of[record["id"]] = len(images)
-        images.append((record["id"], record.get("file_name") or str(record["id"]), size[0], size[1]))
+        images.append((record["id"], name or str(record["id"]), size[0], size[1]))
     return images, row_of
 
 
@@ -211,12 +221,26 @@ def categories_of(records: list[Any], source: str) -> list[tuple[int, str]]:
             raise InputError(f"{source}: category at position {position} has no integer 'id'")
         if record["id"] in seen:
             raise InputError(f"{source}: category id {record['id']} occurs twice; ids must be unique")
-        seen[record["id"]] = str(record.get("name", record["id"]))
+        name = record.get("name", record["id"])
+        if not isinstance(name, str | int | float) or len(str(name)) > LONGEST_NAME or plain(str(name)) != str(name):
+            raise InputError(
+                f"{source}: category {record['id']} has the name {quoted(name)}; give it one line of text of up to "
+                f"{LONGEST_NAME:,} characters"
+            )
+        seen[record["id"]] = str(name)
     return sorted(seen.items())
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file can have the name: bytes that are no UTF-8 are halves of surrogate pairs in it, as in `os`."""
+    try:
+        return b"\0" not in name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_finite(value: float) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from retinaconf.errors import plain
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -55,7 +57,7 @@ class Findings:
     def add(self, severity: Severity, kind: str, split: str, records: Iterable[str], remedy: str = "") -> None:
         """Add records to a finding; nothing where there are none. `remedy` stands for the one of the kind."""
         for record in records:
-            self._records.setdefault((severity, kind, split), []).append(record)
+            self._records.setdefault((severity, kind, split), []).append(plain(record))
             self._remedies[severity, kind, split] = remedy or REMEDIES[kind]
 
     def listed(self) -> tuple[Finding, ...]:

@@ -13,11 +13,33 @@ ANNOTATION_SUFFIXES = {".json", ".txt", ".xml"}
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+def see_inside(roots: Sequence[Path], images: Path, names: Iterable[str], source: str) -> None:
+    """See that names of images lead into the data set. Links in it may lead anywhere: its owner has made them.
+
+    Args:
+        roots: folders of the data set.
+        images: the folder that the names are relative to.
+        names: as an annotation file has them.
+        source: that file.
+
+    Raises:
+        InputError: one leads elsewhere.
+    """
+    wholes = [os.path.abspath(root) for root in roots]
+    for name in names:
+        if ".." in name or os.path.isabs(name):
+            place = Path(os.path.abspath(images / name))
+            if not any(place.is_relative_to(whole) for whole in wholes):
+                raise InputError(
+                    f"{source}: names {name}, which is not in {roots[0]}; move the file there, and correct the name"
+                )
+
+
 def folders_in(root: Path, depth: int) -> list[Path]:
     """The folder `root` and those in it, down to `depth`, without hidden ones."""
     found, level = [root], [root]
     for _ in range(depth):
-        inside = [one for folder in level for one in os.scandir(folder) if one.is_dir() and one.name[0] != "."]
+        inside = [one for folder in level for one in os.scandir(folder) if os.path.isdir(one) and one.name[0] != "."]
         level = sorted(Path(one.path) for one in inside)
         found += level
     return found

@@ -23,11 +23,13 @@ from retinaconf.data.coco_records import (
     UsualAnnotation,
     UsualImage,
     categories_of,
+    id_of,
     images_of,
     row_of,
 )
+from retinaconf.data.folders import see_inside
 from retinaconf.data.val_split import ValSplit
-from retinaconf.errors import FaultKind, InputError
+from retinaconf.errors import FaultKind, InputError, one_line
 from retinaconf.json_text import opened, quick_decoder
 
 
@@ -41,7 +43,7 @@ class Fault:
     classes: frozenset[str] = frozenset()  # of the objects that were left out with it, as far as they are known
 
     def __str__(self) -> str:
-        return self.message
+        return one_line(self.message)
 
     @classmethod
     def of_image(cls, error: InputError, classes: Iterable[str] = ()) -> Fault:
@@ -160,7 +162,8 @@ def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad:
     finite numbers, an unknown image or category) raises, or with `skip_bad` is dropped and listed too.
 
     Raises:
-        InputError: the file is missing, is not JSON, is not COCO, or holds a bad record.
+        InputError: the file is missing, is not JSON, is not COCO, holds a bad record, or names an image outside of
+            `image_folder`.
     """
     lists: dict[str, Any] = {}
     with opened(annotation_file) as text:
@@ -183,6 +186,8 @@ def read_coco(annotation_file: Path, image_folder: Path | None = None, skip_bad:
             )
     images, annotations, categories = (lists["images"], lists["annotations"], lists["categories"])
     ground_truth = _columns(images, annotations, categories, image_folder, str(annotation_file), skip_bad)
+    if image_folder is not None:
+        see_inside([image_folder], image_folder, ground_truth.file_names.tolist(), ground_truth.source)
     return replace(ground_truth, annotation_files=(annotation_file,))
 
 
@@ -220,7 +225,7 @@ def _columns(
             continue
         if row.width <= 0 or row.height <= 0:
             side, value = ("width", row.width) if row.width <= 0 else ("height", row.height)
-            name = f"annotation {annotation.get('id', f'at position {position}')} (image {images[row.image][1]})"
+            name = f"annotation {id_of(annotation, position)} (image {images[row.image][1]})"
             dropped.append(Fault("degenerate-box", f"{source}: {name} has {side} {value:g}"))
             continue
         rows.append(row)

@@ -199,6 +199,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     with stream:
         try:
             image = Image.open(stream)
+            if image.format == "EPS":  # to decode it, Pillow would run Ghostscript, which is an interpreter
+                raise UnidentifiedImageError
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise InputError(f"{path}: has more than {most:,} pixels; scale it down, or cut it into tiles") from None

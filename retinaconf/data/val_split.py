@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retinaconf.files import read_text
+
 
 @dataclass(frozen=True)
 class ValSplit:
@@ -35,7 +37,7 @@ def read_list(listing: Path, names: Collection[str]) -> tuple[list[str], list[st
     """Those of `names` that the lines of a list of images are, and those lines that are none of them."""
     found: list[str] = []
     missing: list[str] = []
-    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(listing, "surrogateescape").splitlines():
         name = next((name for name in (line, name_of(line)) if name in names), None)
         if line:
             (missing if name is None else found).append(name or line)
@@ -62,7 +64,8 @@ def draw_val(objects: Mapping[str, Sequence[str]], fraction: float) -> list[str]
     # Images of rare classes come first, as these leave the least choice, then those with most boxes, as the smaller
     # sums even out what the larger ones leave. The hash spreads neighbours, which may be frames of one film.
     rarest = {name: min((len(train[label]) for label in counts), default=len(boxes)) for name, counts in boxes.items()}
-    order = sorted(boxes, key=lambda name: (rarest[name], -boxes[name].total(), zlib.crc32(name.encode()), name))
+    spread = {name: zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in boxes}
+    order = sorted(boxes, key=lambda name: (rarest[name], -boxes[name].total(), spread[name], name))
     place = {name: position for position, name in enumerate(order)}
 
     val: set[str] = set()

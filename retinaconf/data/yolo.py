@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retinaconf.data.folders import IMAGE_SUFFIXES, JUDGED, folders_in, the_only
+from retinaconf.data.folders import IMAGE_SUFFIXES, JUDGED, folders_in, see_inside, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
 from retinaconf.data.images import check_images
 from retinaconf.errors import InputError, reason
-from retinaconf.files import open_regular
+from retinaconf.files import read_text
 
+LARGEST = 1 << 20  # bytes of `data.yaml`, which takes 20 seconds to read at this size
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
@@ -131,8 +132,9 @@ def _specification(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        with open_regular(file) as stream:
-            text = stream.read().decode("utf-8")
+        if file.stat().st_size > LARGEST:
+            raise ValueError(f"larger than {LARGEST:,} bytes")
+        text = read_text(file)
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("an alias, which can stand for more than fits into memory; write out what it stands for")
         specification = yaml.safe_load(text)
@@ -190,6 +192,9 @@ def _images(file: Path, specification: dict[str, Any], split: str, entry: str) -
             path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         ]
     listed = [Path(line.strip()) for line in _lines(place) if line.strip()]
+    roots = [root, root / str(specification.get("path") or "")]
+    see_inside(roots, root, [os.path.abspath(place)], str(file))
+    see_inside(roots, place.parent, map(str, listed), str(place))
     return [
         Path(os.path.normpath(place.parent / path if (place.parent / path).exists() else root / path))
         for path in listed
@@ -226,8 +231,7 @@ def _label_file(image: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        with open_regular(file) as stream:
-            return stream.read().decode("utf-8").splitlines()
+        return read_text(file).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

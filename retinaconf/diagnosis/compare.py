@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,9 +132,9 @@ def _check(a: Sequence[Path], b: Sequence[Path]) -> None:
         raise InputError(f"{len(a)} on side A and {len(b)} on side B; give as many of each, paired in their order")
     seen: set[Path] = set()
     for path in (*a, *b):
-        if path.resolve() in seen:
+        if os.path.realpath(path) in seen:
             raise InputError(f"{path}: is given twice; give two different detectors to compare")
-        seen.add(path.resolve())
+        seen.add(os.path.realpath(path))
 
 
 def _check_objects(ground_truth: GroundTruth) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from retinaconf.coco_results import read_coco_results, read_records
 from retinaconf.detections import SCORE_SLACK
-from retinaconf.errors import InputError, reason
+from retinaconf.errors import InputError, quoted, reason
 from retinaconf.evaluation.score_map import RAW_WEIGHT, Curve, ScoreMap
-from retinaconf.files import write_aside, write_json
+from retinaconf.files import read_json, write_aside, write_json
 from retinaconf.progress import ProgressCallback, silent
 
 FORMAT = "retinaconf score map"
@@ -89,21 +89,21 @@ def read_score_map(path: Path) -> ScoreMap:
             [0, 1].
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         document = None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: not a map of scores; retinaconf calibrate --detections DT --out MAP writes one")
     if document.get("version") != VERSION:
-        version = document.get("version")
+        version = quoted(document.get("version"))
         raise InputError(f"{path}: a map of version {version}; this retinaconf reads version {VERSION}")
     try:
         return score_map_of(document)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(
             f"{path}: a damaged map: each needs 'scores' and 'ious' that ascend in [0, 1]; fit it again"
         ) from None
@@ -113,7 +113,7 @@ def score_map_of(values: dict[str, Any]) -> ScoreMap:
     """The map of what `curves_of` gave.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else, or its numbers do not ascend in [0, 1].
+        KeyError, TypeError, ValueError, OverflowError: it is something else, or its numbers do not ascend in [0, 1].
     """
     own = {int(entry["id"]): entry["own"] for entry in values["classes"]}
     return ScoreMap(

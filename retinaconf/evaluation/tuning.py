@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, quoted
 from retinaconf.evaluation.score_map import ScoreMap
 from retinaconf.evaluation.score_map_file import curves_of, score_map_of
 from retinaconf.evaluation.thresholds import Thresholds
@@ -41,12 +41,13 @@ def tuning_of(values: dict[str, Any]) -> Tuning:
     """
     try:
         if values["version"] != VERSION:
-            raise InputError(f"tuned by a later retinaconf (version {values['version']}); run `retinaconf tune` again")
+            version = quoted(values["version"])
+            raise InputError(f"tuned by a later retinaconf (version {version}); run `retinaconf tune` again")
         kept = values["thresholds"]
         by_id = {
             name: {int(id_): float(value) for id_, value in kept[name].items()} for name in ("by_class", "unreached")
         }
         thresholds = Thresholds(str(kept["goal"]), float(kept["common"]), **by_id)
         return Tuning(str(values["joint"]), float(values["alpha"]), score_map_of(values["score_map"]), thresholds)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise InputError("what `retinaconf tune` has kept in it is damaged; run `retinaconf tune` again") from None

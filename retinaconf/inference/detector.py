@@ -19,9 +19,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from PIL import Image
-from torch import Tensor
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from retinaconf.config import Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
@@ -37,7 +34,7 @@ from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.inference.sources import find_images
 from retinaconf.inference.tables import gathered, tables_of, to_table
-from retinaconf.model.retinanet import Outputs, RetinaNet
+from retinaconf.model.retinanet import Outputs, with_weights
 from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
 BATCH = 8  # images a pass when many are given
@@ -75,17 +72,6 @@ def load(run: str | Path, device: str | torch.device = "auto") -> Detector:
         raise InputError(f"{run}: {error}") from None
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Modules that are made here keep what memory holds in the place of random weights, which are loaded over it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs.get("tensor", *args[:1]) if func in _DRAWING else func(*args, **kwargs)
-
-
-_DRAWING = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_}
-
-
 class Detector(ModelHubMixin):
     """A trained network with its classes and settings.
 
@@ -105,14 +91,10 @@ class Detector(ModelHubMixin):
         self.metrics = metrics  # of the validation that chose the weights, if that is known
         self.tuning: Tuning | None = None if weights.tuning is None else tuning_of(weights.tuning)
         self.device = find_device(device)
-        untrained = self.config.model.model_copy(update={"weights": "none"})
-        with _NothingDrawn():
-            self.model = RetinaNet(untrained, len(self.classes)).eval()
         try:
-            self.model.load_state_dict(weights.state)
-        except RuntimeError as error:
-            fault = str(error).splitlines()[-1].strip()
-            raise InputError(f"its weights do not fit its configuration ({fault}); restore it, or train anew") from None
+            self.model = with_weights(self.config.model, len(self.classes), weights.state).eval()
+        except InputError as error:
+            raise InputError(f"its weights do not fit its configuration ({error}); restore it, or train anew") from None
         # Channels last makes inference faster (two thirds of the time on a CPU), and training slower.
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -51,13 +51,25 @@ def _files(source: str) -> Iterator[Path]:
     elif path.exists():
         yield path
     elif glob.has_magic(source):
-        matches = sorted(Path(name) for name in glob.glob(source, recursive=True))
+        matches = sorted(_matches(path))
         images = [file for file in matches if file.suffix.lower() in SUFFIXES | video.SUFFIXES and file.is_file()]
         if not images:
             raise InputError(f"{source}: no image matches this pattern")
         yield from images
     else:
         raise InputError(f"{source}: no such file or folder")
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What matches a pattern. `**` follows no links, which may lead in circles; `*` takes no hidden names."""
+
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") and part != ".." for part in path.parts)
+
+    pattern = pattern / "*" if pattern.name == "**" else pattern
+    for path in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))):
+        if is_hidden(pattern) or not is_hidden(path):
+            yield path
 
 
 def find_images(images: Any) -> Iterable[Any]:

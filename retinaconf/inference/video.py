@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from retinaconf.errors import InputError, extras_needed_by, reason
+from retinaconf.files import open_regular
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 _TICKS = 60_000  # a second in a written video: a multiple of the usual frame rates, and MPEG-4 takes no more
@@ -36,7 +37,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
     """
     av = _av(path)
     try:
-        with av.open(str(path)) as container:
+        with open_regular(path) as file, av.open(file) as container:
             if not container.streams.video:
                 raise UnreadableVideo(f"{path}: has no pictures in it; give a video")
             stream = container.streams.video[0]
@@ -50,7 +51,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
                 yield Frame(image.rotate(frame.rotation, expand=True) if frame.rotation else image, time - first)
             if first is None:
                 raise UnreadableVideo(f"{path}: no frame of it can be read; restore the file")
-    except av.error.FFmpegError as error:
+    except (OSError, av.error.FFmpegError) as error:
         raise UnreadableVideo(f"{path}: not a video that can be read ({reason(error)}); restore the file") from None
 
 
@@ -62,7 +63,7 @@ def frame_count(path: Path) -> int | None:
     """
     next(frames := read_frames(path))
     frames.close()  # type: ignore[attr-defined]
-    with _av(path).open(str(path)) as container:
+    with open_regular(path) as file, _av(path).open(file) as container:
         return int(container.streams.video[0].frames) or None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from retinaconf.errors import InputError, reason
+from retinaconf.files import read_json, read_text
 
 
 class Categories(NamedTuple):
@@ -38,17 +38,16 @@ def read_categories(path: Path) -> Categories:
         InputError: the file cannot be read, or names nothing.
     """
     try:
-        text = path.read_text()
         if path.suffix == ".json":
-            records = sorted(json.loads(text)["categories"], key=lambda record: record["id"])
+            records = sorted(read_json(path)["categories"], key=lambda record: record["id"])
             found = Categories(tuple(str(r["name"]) for r in records), tuple(int(r["id"]) for r in records))
         else:
-            found = named(tuple(line.strip() for line in text.splitlines() if line.strip()))
+            found = named(tuple(line.strip() for line in read_text(path).splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read ({reason(error)}); give a COCO JSON, or a text file with a name a line"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise InputError(f"{path}: has no list `categories` with `id` and `name`; give a COCO JSON") from None
     if not found.names or len(set(found.ids)) < len(found.ids):
         raise InputError(

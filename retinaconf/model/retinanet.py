@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from retinaconf.config import ModelConfig
+from retinaconf.errors import InputError
 from retinaconf.model.anchors import anchor_boxes
-from retinaconf.model.backbone import Backbone
+from retinaconf.model.backbone import COUNTER, Backbone
 from retinaconf.model.boxes import MAX_LOG_RATIO, decode
 from retinaconf.model.fpn import FPN
 from retinaconf.model.head import Head
@@ -87,3 +91,39 @@ class RetinaNet(nn.Module):
         rows = torch.arange(height, device=images.device) < sizes[:, 0, None]  # (N, H)
         columns = torch.arange(width, device=images.device) < sizes[:, 1, None]  # (N, W)
         return normal * (rows[:, None, :, None] & columns[:, None, None, :])
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Modules that are made here keep what memory holds in the place of random weights, which are loaded over it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs.get("tensor", *args[:1]) if func in _DRAWING else func(*args, **kwargs)
+
+
+_DRAWING = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_}
+
+
+def with_weights(config: ModelConfig, classes: int, state: Mapping[str, Tensor]) -> RetinaNet:
+    """A network with these weights.
+
+    Names and shapes are compared first, with a network that takes no memory: a stranger may have written any size into
+    the settings.
+
+    Raises:
+        InputError: the weights are not those of such a network, or there is none.
+    """
+    config = config.model_copy(update={"weights": "none"})
+    with torch.device("meta"), _NothingDrawn():
+        wanted = RetinaNet(config, classes).state_dict()
+    for name in sorted(state.keys() | wanted.keys()):
+        if name.endswith(COUNTER):
+            continue
+        if name not in state or name not in wanted:
+            raise InputError(f"{name!r} is {'not among them' if name in wanted else 'not in the network'}")
+        if state[name].shape != wanted[name].shape:
+            raise InputError(f"{name!r} is {tuple(state[name].shape)} and should be {tuple(wanted[name].shape)}")
+    with _NothingDrawn():
+        network = RetinaNet(config, classes)
+    network.load_state_dict(state)
+    return network

@@ -6,6 +6,7 @@ import collections
 import importlib
 import pickle
 import types
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retinaconf.errors import InputError
+from retinaconf.files import see_no_bomb
+
+SHARED = 8  # times that each number of a file may be part of a tensor
 
 
 class WeightsFile(NamedTuple):
@@ -36,13 +40,21 @@ def read_weights_file(path: Path) -> WeightsFile:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file with weights")
-    content = _read(path)
+    try:
+        content = _read(path)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__}: {error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: does not hold tensors by name but a {type(content).__name__}")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     tensors = {str(name): tensor for name, value in state.items() if (tensor := _tensor(value)) is not None}
     if not tensors:
         raise InputError(f"{path}: does not hold tensors by name")
+    unfolded, whole = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if unfolded > SHARED * whole:
+        raise InputError(
+            f"{path}: has {whole:,} bytes, and its tensors {unfolded:,}; give a file that holds all of them"
+        )
     # `DataParallel` and its kin put this before every name.
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -51,23 +63,23 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 
 def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                return _Unpickler(file, encoding="latin1").load()
-        # torch.load brings the tensors, our unpickler decides about everything else.
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PICKLE)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__}: {error})") from None
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            return _Unpickler(file, encoding="latin1").load()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            see_no_bomb(archive)
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError("a TorchScript program, which is code; save its state_dict")  # torch.load would run it
+    # torch.load brings the tensors, our unpickler decides about everything else.
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PICKLE)
 
 
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value.detach()
+        return value.detach() if value.layout == torch.strided and not value.is_quantized else None
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.from_numpy(np.ascontiguousarray(value))
     return None
@@ -132,8 +144,11 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits tensors, arrays and plain containers."""
+class _Unpickler(pickle._Unpickler):
+    """Admits tensors, arrays and plain containers.
+
+    The one that is written in Python: that in C makes room for every index up to the largest that a pickle names.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         return _ADMITTED.get((module, name), _LeftOut)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import other_category
 from retinaconf.errors import InputError
-from retinaconf.files import write_aside
+from retinaconf.files import open_regular, see_no_bomb, write_aside
 from retinaconf.run_folder import LAST, VAL, checkpoints, previous
 
 _ANEW = "; train anew"
@@ -49,7 +49,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def damage_of(path: Path) -> str:
     """What is wrong with the bytes of a checkpoint, or nothing. Its parts have checksums; torch ignores them."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            see_no_bomb(archive)
             part = archive.testzip()
     except Exception as error:
         return f"not a readable checkpoint ({type(error).__name__})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import platform
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ from lightning_fabric import Fabric
 import retinaconf
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.errors import InputError, reason
+from retinaconf.files import read_json
 from retinaconf.run_folder import ENVIRONMENT
 from retinaconf.training.checkpoint import data_of_run
 
@@ -57,7 +57,7 @@ def read_environment(run: Path) -> dict[str, Any]:
     """
     file = run / ENVIRONMENT
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = read_json(file)
         if not isinstance(found["data"], str) or not isinstance(found["max_steps"], int | None):
             raise ValueError("its data or max_steps are of another type")
         if not all(isinstance(found[name], dict) for name in ("versions", "digests")):

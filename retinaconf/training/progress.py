@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from retinaconf.errors import plain
 from retinaconf.files import append_line
 
 LINE_SECONDS = 30  # between lines of losses where there is no terminal
@@ -27,6 +28,7 @@ class Progress:
 
     def say(self, line: str, show: bool = True) -> None:
         """Print a line and keep it; or only keep it."""
+        line = plain(line)
         if show:
             self.console.print(line, markup=False, emoji=False)
         if self.log is not None:

@@ -15,7 +15,7 @@ from retinaconf.config import Config
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
 from retinaconf.errors import InputError
-from retinaconf.model.retinanet import RetinaNet
+from retinaconf.model.retinanet import with_weights
 from retinaconf.run_folder import METRICS_LOG, MODEL, NOT_FINITE, read_weights, write_weights
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.precision import depthwise_in_32_bits, fused_on, memory_format
@@ -101,15 +101,16 @@ def replay(file: Path, config: Config, fabric: Fabric) -> str:
     weights = read_weights(file)
     if weights.replay is None:
         raise InputError(f"{file}: holds no batch; give a {NOT_FINITE} that a run has left")
-    network = RetinaNet(config.model.model_copy(update={"weights": "none"}), len(weights.classes))
     batches: dict[str, dict[str, Any]] = {}
     for name in [name for name in weights.state if name.startswith("batch.")]:
         _, part, field = name.split(".")
         batches.setdefault(part, {})[field] = weights.state.pop(name)
     try:
-        network.load_state_dict(weights.state)
-    except RuntimeError:
-        raise InputError(f"{file}: its weights do not fit the settings; leave out the --model settings") from None
+        network = with_weights(config.model, len(weights.classes), weights.state)
+    except InputError as error:
+        raise InputError(
+            f"{file}: its weights do not fit the settings ({error}); leave out the --model settings"
+        ) from None
     network.to(memory_format=memory_format(network, config, fabric.device))
     if fabric.device.type == "cpu" and config.precision != "32":
         depthwise_in_32_bits(network)

@@ -17,6 +17,7 @@ import torch
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
+from retinaconf.errors import plain
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.pages.pictures import corners, encode_jpeg, load_picture, rectangle, stroke
 
@@ -101,7 +102,7 @@ def gallery(shown: Sequence[Shown], val_set: GroundTruth) -> str:
                 f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}">{pixels}{shapes}'
                 f"</svg><figcaption><strong>{escape(words)}</strong>{escape(listed)}</figcaption></figure>"
             )
-        name = escape(str(val_set.file_names[image]))
+        name = escape(plain(val_set.file_names[image]))
         parts.append(f'<article><h3>{name}</h3><div class="pair">{"".join(views)}</div></article>')
     return f'<div class="pairs">{"".join(parts)}</div>'
 

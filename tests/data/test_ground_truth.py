@@ -184,7 +184,7 @@ BAD_FILES = {
     "image twice": (document([]) | {"images": [{"id": 3}, {"id": 3}]}, "image id 3 occurs twice"),
     "file name": (document([]) | {"images": [{"id": 3, "file_name": 5}]}, "image 3: 'file_name' is not a text"),
     "size negative": (document([]) | {"images": [{"id": 3, "height": -1, "width": 5}]}, "image 3 has size 5 x -1"),
-    "size text": (document([]) | {"images": [{"id": 3, "height": "9", "width": 5}]}, "image 3 has size 5 x 9"),
+    "size text": (document([]) | {"images": [{"id": 3, "height": "9", "width": 5}]}, "image 3 has size 5 x '9'"),
     "size fraction": (document([]) | {"images": [{"id": 3, "height": 9, "width": 5.5}]}, "image 3 has size 5.5 x 9"),
 }
 
@@ -319,6 +319,23 @@ def test_real_coco_files(shared_data: Path):
     assert gt.crowd.any()
     assert (np.diff(gt.offsets) == 0).any()  # an image without boxes
     assert all(gt.path(i).is_file() for i in range(len(gt)))
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "\x1b[31mred", "\ud800", "\u202egnp", "n" * 1001, ["a"], {"a": 1}, None]
+)
+def test_names_of_classes_are_one_line_of_text(name: object):
+    with pytest.raises(
+        InputError, match=r"category 1 has the name .*; give it one line of text of up to 1,000 char"
+    ) as e:
+        ground_truth_from_coco(document([]) | {"categories": [{"id": 1, "name": name}]}, None, "x.json")
+    assert str(e.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800.png", "n" * 1001, 3])
+def test_names_of_files_are_those_that_files_can_have(name: object):
+    with pytest.raises(InputError, match=r"image 3: 'file_name' is not a text of up to 1,000 characters"):
+        ground_truth_from_coco(document([]) | {"images": [{"id": 3, "file_name": name}]}, None, "x.json")
 
 
 def test_nesting_beyond_every_coco_file_is_refused_in_a_line(tmp_path: Path):

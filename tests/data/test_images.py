@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 
 from retinaconf.data.ground_truth import ground_truth_from_coco
 from retinaconf.data.images import check_image, check_images, read_image
@@ -467,3 +467,11 @@ def test_a_class_that_is_gone_with_its_only_image_is_named(tmp_path: Path):
     }
     checked = check_images(ground_truth_from_coco(document, tmp_path, "train.json"), skip_bad=True)
     assert str(checked.left_out) == "2 images left out, with every box of emu"  # there was no owl before
+
+
+def test_a_file_that_would_need_an_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("it was run"))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n")
+    for read in (read_image, check_image):
+        with pytest.raises(InputError, match=r"a\.jpg: not an image that Pillow can read"):
+            read(tmp_path / "a.jpg")

@@ -305,3 +305,34 @@ def test_skip_bad_reaches_the_reader(tmp_path: Path):
 def test_real_data(folder: str, split: str, images: int, boxes: int):
     truth = check_images(load_split(SHARED / folder, split))
     assert (len(truth), len(truth.boxes) + len(truth.dropped)) == (images, boxes)
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "name"),
+    [
+        (coco_2017, "annotations/instances_val2017.json", "c.jpg"),
+        (flat, "val.json", "c.jpg"),
+        (roboflow, "valid/_annotations.coco.json", "c.jpg"),
+    ],
+)
+@pytest.mark.parametrize("place", ["../../outside.jpg", "{}/outside.jpg", "images/../../../outside.jpg"])
+def test_an_image_outside_of_the_folder_is_refused(tmp_path: Path, make, file: str, name: str, place: str):
+    root = tmp_path / "root"
+    make(root)
+    picture(tmp_path / "outside.jpg")
+    document = (root / file).read_text()
+    place = place.format(tmp_path)
+    (root / file).write_text(document.replace(f'"{name}"', f'"{place}"'))
+    with pytest.raises(InputError, match=rf"names {place}, which is not in .*; move the file there, and correct"):
+        load_split(root, "val")
+
+
+def test_links_and_names_that_stay_in_the_folder_are_fine(tmp_path: Path):
+    root = tmp_path / "root"
+    flat(root)
+    (root / "images/c.jpg").rename(tmp_path / "outside.jpg")
+    (root / "images/c.jpg").symlink_to(tmp_path / "outside.jpg")
+    (root / "loop").symlink_to(root / "loop")
+    for name in ("c.jpg", "../images/c.jpg", str(root / "images/c.jpg")):
+        write(root / "val.json", coco(name))
+        assert len(check_images(load_split(root, "val"))) == 1

@@ -1,4 +1,8 @@
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from retinaconf.data.images import check_images
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.voc import read_voc, voc_splits
 from retinaconf.errors import InputError
+from retinaconf.run_folder import write_val_list
 
 
 def element(name: str, box: object, difficult: int = 0) -> str:
@@ -233,3 +238,26 @@ def test_image_ids_do_not_depend_on_the_split(root: Path):
     truth = load_split(root, "val")
     assert dict(zip(truth.file_names.tolist(), truth.image_ids.tolist())) == {"d.jpg": 4, "b.jpg": 2}
     assert np.diff(truth.offsets).tolist() == [1, 1]
+
+
+def test_an_image_outside_of_the_folder_is_refused(root: Path):
+    file = root / "Annotations/b.xml"
+    file.write_text(re.sub("<filename>.*</filename>", "<filename>../../b.png</filename>", file.read_text()))
+    next(root.glob("JPEGImages/b.*")).unlink()
+    with pytest.raises(InputError, match=r"Annotations: names \.\./\.\./b\.png, which is not in "):
+        load_split(root, "val")
+
+
+def test_names_that_are_no_text_can_be_drawn_listed_and_printed(tmp_path: Path, run_cli: Callable[..., Any]):
+    """Bytes of an older encoding in the names of files, where Linux takes any."""
+    for n in range(4):
+        annotate(tmp_path, str(n), element("cat", (1, 1, 9, 9)))
+        for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+            file = tmp_path / folder / f"{n}.{suffix}"
+            file.rename(file.with_stem(os.fsdecode(f"caf\xe9{n}".encode("latin1"))))
+    truth = load_split(tmp_path, "val", val_fraction=0.5)
+    write_val_list(tmp_path / "val.txt", truth.val_split.names)
+    again = load_split(tmp_path, "val", val_list=tmp_path / "val.txt")
+    assert again.file_names.tolist() == truth.file_names.tolist()
+    assert len(again) == 2
+    assert r"caf\udce90" in run_cli("check", "--data", tmp_path).out

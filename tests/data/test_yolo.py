@@ -222,3 +222,20 @@ def test_a_bad_data_yaml(root: Path, yaml: str, message: str):
         load_split(root, "val")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_images_outside_of_the_folder_is_refused(tmp_path: Path, root: Path):
+    (root / "data.yaml").write_text("train: images/train\nval: val.txt\nnames: [cat, dog]\n")
+    for line in ("../outside.jpg", "/etc/outside.jpg", "images/../../outside.jpg"):
+        (root / "val.txt").write_text(f"images/val/c.jpg\n{line}\n")
+        with pytest.raises(InputError, match=rf"val\.txt: names {line}, which is not in "):
+            load_split(root, "val")
+    (root / "data.yaml").write_text("train: images/train\nval: ../../../../etc/hostname\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=r"which is not in |does not exist"):
+        load_split(root, "val")
+
+
+def test_a_data_yaml_of_megabytes_is_not_read(root: Path):
+    (root / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n" + "# \n" * 400_000)
+    with pytest.raises(InputError, match=r"data\.yaml: not valid YAML \(larger than 1,048,576 bytes\)"):
+        load_split(root, "train")

@@ -87,3 +87,16 @@ def test_from_the_command_line(photos: Path, run_cli: Callable[..., Any], traine
         assert (result.code, result.err.count("\n")) == (1, 1)
         assert source in result.err  # both slashes of an address
         assert not (tmp_path / "none").exists()
+
+
+def test_patterns_do_not_follow_links_in_circles(photos: Path):
+    (photos / "again").symlink_to(photos)
+    (photos / "itself.jpg").symlink_to(photos / "itself.jpg")
+    (photos / ".hidden.jpg").touch()
+    assert [file.name for file in find_files(["photos/**/*.jpg"])] == [
+        "a.jpg",
+        "c.jpg",
+        "odd [1].jpg",
+        "with space.jpg",
+    ]
+    assert find_files(["photos/.*.jpg"]) == [Path("photos/.hidden.jpg")]

@@ -1,4 +1,6 @@
 import pickle
+import tracemalloc
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -86,3 +88,35 @@ def test_files_without_tensors_are_named(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other.pth: does not hold tensors by name"):
         read_weights_file(tmp_path / "other.pth")
+
+
+def test_tensors_that_unfold_to_more_than_their_file_are_refused(tmp_path):
+    torch.save({"a.weight": torch.ones(1).expand(25_000, 25_000)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth: has [\d,]+ bytes, and its tensors 2,500,000,000; give a file"):
+        read_weights_file(tmp_path / "weights.pth")
+
+
+def test_an_archive_that_unfolds_is_refused(tmp_path):
+    torch.save({"a.weight": torch.zeros(1_000_000)}, tmp_path / "whole.pth")
+    with ZipFile(tmp_path / "whole.pth") as whole, ZipFile(tmp_path / "weights.pth", "w", ZIP_DEFLATED) as folded:
+        for name in whole.namelist():
+            folded.writestr(name, whole.read(name))
+    with pytest.raises(InputError, match=r"weights\.pth: .*it would unfold from"):
+        read_weights_file(tmp_path / "weights.pth")
+
+
+def test_a_program_is_not_loaded(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth: .*a TorchScript program, which is code; save its state_dict"):
+        read_weights_file(tmp_path / "weights.pth")
+
+
+def test_memory_does_not_follow_what_a_pickle_says(tmp_path):
+    """Behind a value, the index under which it would be found again: 2^24."""
+    (tmp_path / "weights.pkl").write_bytes(b"\x80\x04N" + b"r" + (1 << 24).to_bytes(4, "little") + b".")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="does not hold tensors by name but a NoneType"):
+        read_weights_file(tmp_path / "weights.pkl")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24

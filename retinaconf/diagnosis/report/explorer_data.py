@@ -15,6 +15,7 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.own_score import OwnScore
+from retinaconf.errors import plain
 from retinaconf.pages.pictures import encode_jpeg, load_picture
 
 # 50 images stay below 15 MB: at most 70 kB and 5,000 x 30 bytes each, a third more in base64.
@@ -58,7 +59,7 @@ def explorer_data(
 def _contents(ground_truth: GroundTruth, index: int) -> dict[str, Any]:
     """An image's name and the classes of its objects."""
     own = slice(*ground_truth.offsets[index : index + 2])
-    return {"name": str(ground_truth.file_names[index]), "labels": np.unique(ground_truth.labels[own]).tolist()}
+    return {"name": plain(ground_truth.file_names[index]), "labels": np.unique(ground_truth.labels[own]).tolist()}
 
 
 def _image(ground_truth: GroundTruth, index: int, candidates: Sequence[Detections], note: str) -> dict[str, Any]:

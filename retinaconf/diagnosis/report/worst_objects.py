@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retinaconf.errors import plain
 from retinaconf.pages.pictures import corners, encode_jpeg, load_picture, rectangle, stroke
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _figure(diagnosis: Diagnosis, row: int, place: dict[int, int]) -> str:
         drawing = f'<a class="open" href="#explorer" {where}>{drawing}</a>'
     return (
         f"<figure>{drawing}<figcaption><strong>{escape(name)}: {casualties.lost[row]:.2f} lost</strong>{escape(words)}"
-        f"<br>{escape(str(truth.file_names[image]))}</figcaption></figure>"
+        f"<br>{escape(plain(truth.file_names[image]))}</figcaption></figure>"
     )
 
 
