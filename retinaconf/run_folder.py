@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,16 +109,40 @@ def metrics_line(record: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, none where there is no such file; without half a line of a killed run."""
+    """The records of a `metrics.jsonl`, none where there is no such file.
+
+    Lines that no training writes are left out, as half a line of a killed run is one.
+    """
     records = []
     for line in read_text(path, "replace").splitlines() if path.is_file() else []:
         try:
             record = parse_json(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+        if isinstance(record, dict) and _is_written(record):
             records.append(record)
     return records
+
+
+def _is_written(record: dict[str, Any]) -> bool:
+    """Whether a training writes such a record: numbers, or nulls where they were not finite."""
+
+    def are_numbers(values: Any) -> bool:
+        numbers = [value for value in values if value is not None]
+        return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers)
+
+    numbers = {name: value for name, value in record.items() if name not in ("kind", "per_class")}
+    by_class = record.get("per_class", {})
+    needed = {"train": {"step", "epoch"}, "val": {"step", "epoch", "AP"}}.get(str(record.get("kind")))
+    return (
+        needed is not None
+        and record.keys() >= needed
+        and isinstance(record["step"], int)
+        and isinstance(record["epoch"], int | float)
+        and are_numbers(numbers.values())
+        and isinstance(by_class, dict)
+        and are_numbers(by_class.values())
+    )
 
 
 def write_weights(

@@ -405,7 +405,7 @@ def test_a_message_has_nothing_that_a_terminal_obeys(run_cli: Callable[..., Any]
     line = one_line(run_cli(*words))
     assert r"two\nlines \x1b[31m\u202e.png" in line
     result = run_cli("check", "--data", tiny_data)
-    assert r"two\nlines \x1b[31m\u202e.png" in result.out
+    assert r"two\nlines\x1b[31m\u202e.png" in "".join(result.out.split())  # it is folded
     assert "\x1b[31m" not in result.out
 
 
@@ -450,7 +450,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: rewrite(run, classes='["a", "b"]', category_ids="[1, 2]"),
         "its weights do not fit its configuration (",
     ),
-    "a million channels": (resize, "should be (1000000, "),
+    "a million channels": (resize, "should be (1000000,"),
     "no end of convolutions": (lambda run: resize(run, head_convs=10**9), "less than or equal to 100"),
     "no spread of colours": (lambda run: resize(run, std=[1, 0, 1]), "model.std.1: Input should be greater than 0"),
     "huge pictures": (lambda run: resize(run, "data", short_side=10**6, long_side=10**6), "less than or equal to 8192"),

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -7,7 +8,7 @@ import torch
 
 from retinaconf.config import Config
 from retinaconf.errors import InputError
-from retinaconf.run_folder import read_config, read_weights, write_config, write_weights
+from retinaconf.run_folder import read_config, read_metrics, read_weights, write_config, write_weights
 
 
 def test_a_configuration_comes_back(tmp_path: Path):
@@ -105,3 +106,30 @@ def test_a_missing_config_file_asks_for_a_run_folder(tmp_path: Path):
 def test_fields_that_an_older_run_lacks_have_their_defaults(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"optimizer.lr": 0.5}')
     assert read_config(tmp_path / "config.json") == Config().changed(**{"optimizer.lr": 0.5})
+
+
+def test_only_lines_that_a_training_writes_are_read(tmp_path: Path):
+    good = [
+        {"kind": "train", "step": 1, "epoch": 0.5, "lr": 0.1, "loss": None},
+        {"kind": "val", "step": 2, "epoch": 1.0, "AP": None, "per_class": {"a": 0.5, "b": None}},
+    ]
+    bad: list[Any] = [
+        3,
+        [],
+        {"step": 1},
+        {"kind": ["val"], "step": 1, "epoch": 1},
+        {"kind": "val", "step": 1, "epoch": 1},
+    ]
+    for changes in (
+        {"step": 1.5},
+        {"epoch": None},
+        {"step": 10**400},
+        {"epoch": "x"},
+        {"AP": {}},
+        {"per_class": 3},
+        {"more": [1]},
+    ):
+        bad.append(good[1] | changes)
+    lines = [*map(json.dumps, [*bad[:3], good[0], *bad[3:], good[1]]), "[" * 50_000, '{"kind": "val", "st']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n" + "\n".join(lines).encode())
+    assert read_metrics(tmp_path / "metrics.jsonl") == good

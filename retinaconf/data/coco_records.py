@@ -236,11 +236,12 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a file can have the name: bytes that are no UTF-8 are halves of surrogate pairs in it, as in `os`."""
+    """Whether it is text that can be written: bytes that are no UTF-8 are halves of surrogate pairs, as in `os`."""
     try:
-        return b"\0" not in name.encode("utf-8", "surrogateescape")
+        name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _is_finite(value: float) -> bool:

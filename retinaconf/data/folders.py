@@ -84,7 +84,7 @@ def find_images(root: Path, usual: Sequence[Path], names: Sequence[str], any_suf
     judged = names[:JUDGED]
 
     def same(folder: Path) -> int:
-        return sum((folder / name).is_file() for name in judged)
+        return sum(os.path.isfile(folder / name) for name in judged)  # false also for names that are too long
 
     def alike(folder: Path) -> int:
         if not any_suffix or not folder.is_dir():

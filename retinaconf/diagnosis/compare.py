@@ -130,7 +130,7 @@ def _compared(
 def _check(a: Sequence[Path], b: Sequence[Path]) -> None:
     if len(a) != len(b) or not a:
         raise InputError(f"{len(a)} on side A and {len(b)} on side B; give as many of each, paired in their order")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in (*a, *b):
         if os.path.realpath(path) in seen:
             raise InputError(f"{path}: is given twice; give two different detectors to compare")

@@ -125,5 +125,8 @@ def with_weights(config: ModelConfig, classes: int, state: Mapping[str, Tensor])
             raise InputError(f"{name!r} is {tuple(state[name].shape)} and should be {tuple(wanted[name].shape)}")
     with _NothingDrawn():
         network = RetinaNet(config, classes)
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:  # a counter too many or too few, of another shape
+        raise InputError(str(error).splitlines()[-1].strip()) from None
     return network

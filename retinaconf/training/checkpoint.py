@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import other_category
-from retinaconf.errors import InputError
+from retinaconf.errors import InputError, reason
 from retinaconf.files import open_regular, see_no_bomb, write_aside
 from retinaconf.run_folder import LAST, VAL, checkpoints, previous
 
@@ -85,9 +85,25 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}){_ANEW}") from None
-    if not isinstance(state, dict) or not {"step", "best", "categories", "model", "optimizer"} <= set(state):
+    needed = {"step": int, "best": (float, int), "categories": object, "model": dict, "optimizer": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in needed.items()):
         raise InputError(f"{path}: not a checkpoint of this version's training{_ANEW}")
     return state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Restore a run from the state in `path`, which may have keys, types or shapes of something else.
+
+    Raises:
+        InputError: it has.
+    """
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # torch's parts raise many kinds
+        raise InputError(f"{path}: does not fit this run ({type(error).__name__}: {reason(error)}){_ANEW}") from None
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.run_folder import LAST, MODEL, Weights, checkpoints, write_weights
 from retinaconf.training.assigners import assigner_at
-from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_last, see_same_data, write_state
+from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_last, restoring, see_same_data, write_state
 from retinaconf.training.ema import MovingAverage
 from retinaconf.training.epochs import write_epoch
 from retinaconf.training.joint_loss import class_prior
@@ -153,25 +153,26 @@ def train(
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated
     log, window = MetricsLog(run, fabric, epoch_steps, tensorboard), {}
     shown: list[Shown] = []  # of the last two validations
-    if resumes:
-        if state["step"] > last_step:
-            raise InputError(
-                f"{run / LAST}: the run has taken {state['step']} steps already, more than the {last_step} of "
-                "this command; give a larger --max-steps, or the data of the run"
-            )
-        network.load_state_dict(state["model"])
-        load_optimizer(optimizer, state["optimizer"])
-        if averaged is not None:
-            averaged.load_state_dict(state["averaged"])
-        if state.get("precision"):  # of fp16: the gradient scaler
-            fabric.strategy.precision.load_state_dict(state["precision"])
-        step, best = state["step"], state["best"]
-        validated = state.get("validated", step)  # version 0.1 saved after validation only
-        window = state.get("window", {})
-        shown = [from_state(state["shown"], val_set)] if val_set is not None and "shown" in state else []
-        progress.best = best
-        progress.say(f"continuing at step {step} of {last_step}")
-    log.go_on(window, {"train": step, "val": validated})
+    with restoring(run / LAST):
+        if resumes:
+            if state["step"] > last_step:
+                raise InputError(
+                    f"{run / LAST}: the run has taken {state['step']} steps already, more than the {last_step} of "
+                    "this command; give a larger --max-steps, or the data of the run"
+                )
+            network.load_state_dict(state["model"])
+            load_optimizer(optimizer, state["optimizer"])
+            if averaged is not None:
+                averaged.load_state_dict(state["averaged"])
+            if state.get("precision"):  # of fp16: the gradient scaler
+                fabric.strategy.precision.load_state_dict(state["precision"])
+            step, best = state["step"], state["best"]
+            validated = state.get("validated", step)  # version 0.1 saved after validation only
+            window = state.get("window", {})
+            shown = [from_state(state["shown"], val_set)] if val_set is not None and "shown" in state else []
+            progress.best = best
+            progress.say(f"continuing at step {step} of {last_step}")
+        log.go_on(window, {"train": step, "val": validated})
     progress.say(describe(config, epoch_steps))
     for line in remarks(fabric.device, config.precision):
         progress.say(line)

@@ -84,7 +84,7 @@ def no_image(folder: Folder) -> Expected:
     folder.image(2).write_text("<html>404</html>")
     folder.image(3).write_bytes(b"")
     folder.train["images"][13]["file_name"] = "13\0.png"
-    found = ["2.png: not an image", "3.png: is empty", "13\0.png: cannot be read (embedded null"]
+    found = ["2.png: not an image", "3.png: is empty", r"13\x00.png: cannot be read (embedded null"]
     return {("error", "unreadable-image", "train"): found}
 
 

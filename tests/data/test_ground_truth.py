@@ -332,7 +332,7 @@ def test_names_of_classes_are_one_line_of_text(name: object):
     assert str(e.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800.png", "n" * 1001, 3])
+@pytest.mark.parametrize("name", ["\ud800.png", "n" * 1001, 3])
 def test_names_of_files_are_those_that_files_can_have(name: object):
     with pytest.raises(InputError, match=r"image 3: 'file_name' is not a text of up to 1,000 characters"):
         ground_truth_from_coco(document([]) | {"images": [{"id": 3, "file_name": name}]}, None, "x.json")

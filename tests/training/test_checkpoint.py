@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from retinaconf.config import Config
 from retinaconf.errors import InputError
 from retinaconf.run_folder import read_weights, write_weights
 from retinaconf.training import checkpoint
-from retinaconf.training.checkpoint import read_state, write_state
+from retinaconf.training.checkpoint import read_state, restoring, write_state
 
 STATE = {"step": 7, "best": 0.25, "categories": ((3, 90), ("a", "b")), "model": {"w": torch.ones(2)}, "optimizer": {}}
 
@@ -126,3 +127,29 @@ def test_no_flipped_bit_of_a_checkpoint_is_trained_on(tmp_path: Path):
         assert torch.equal(state.pop("model")["w"], torch.arange(500.0))  # the bit is in padding
         assert state == {name: value for name, value in STATE.items() if name != "model"}
     assert named > 100
+
+
+@pytest.mark.parametrize("changes", [{"step": "3"}, {"best": None}, {"model": [1]}, {"optimizer": "x"}])
+def test_a_checkpoint_with_values_of_other_types_is_refused(tmp_path: Path, changes: dict[str, Any]):
+    state = {"step": 3, "best": 0.5, "categories": ((1,), ("a",)), "model": {}, "optimizer": {}}
+    write_state(tmp_path / "last.ckpt", state)
+    assert read_state(tmp_path / "last.ckpt") == state
+    write_state(tmp_path / "last.ckpt", state | changes)
+    with pytest.raises(InputError, match="not a checkpoint of this version's training; train anew"):
+        read_state(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("param_groups"), TypeError("x"), RuntimeError("two\nlines"), AttributeError()]
+)
+def test_a_state_that_does_not_fit_ends_in_a_line(tmp_path: Path, error: Exception):
+    fault = r"last\.ckpt: does not fit this run \(.*\); train anew"
+    with pytest.raises(InputError, match=fault) as caught, restoring(tmp_path / "last.ckpt"):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path):
+    os.mkfifo(tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        read_state(tmp_path / "last.ckpt")
