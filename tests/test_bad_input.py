@@ -452,7 +452,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a million channels": (resize, "should be (1000000,"),
     "no end of convolutions": (lambda run: resize(run, head_convs=10**9), "less than or equal to 100"),
-    "no spread of colours": (lambda run: resize(run, std=[1, 0, 1]), "model.std.1: Input should be greater than 0"),
+    "no spread of colours": (lambda run: resize(run, std=[1, 0, 1]), "divides the colours; give numbers above 0"),
     "huge pictures": (lambda run: resize(run, "data", short_side=10**6, long_side=10**6), "less than or equal to 8192"),
     "half a character": (lambda run: rewrite(run, classes='["\\ud800", "b", "c"]'), "its metadata is damaged"),
 }

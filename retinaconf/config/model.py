@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from retinaconf.cell_anchors import RATIOS, SCALES, CellAnchors
 from retinaconf.config.section import Section
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelConfig(Section):
@@ -61,7 +59,7 @@ class ModelConfig(Section):
     the joint head)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the images that the backbone was trained on: red, green and blue, from 0 to 1."""
 
     @model_validator(mode="after")
@@ -70,6 +68,8 @@ class ModelConfig(Section):
             raise ValueError("model.class-target iou is itself the joint score; set model.quality none with it")
         if self.quality == "distribution" and self.box != "distribution":
             raise ValueError("model.quality distribution reads the box's distribution; set model.box distribution")
+        if min(self.std) <= 0:
+            raise ValueError(f"model.std {self.std} divides the colours; give numbers above 0")
         if self.head_norm == "group" and self.channels % 32:
             raise ValueError(f"model.head-norm group needs channels in multiples of 32, not {self.channels}")
         return self
