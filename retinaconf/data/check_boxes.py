@@ -193,6 +193,7 @@ def _share(mask: np.ndarray) -> float:
 
 def _at_input(boxes: np.ndarray, sizes: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     shapes, which = np.unique(sizes, axis=0, return_inverse=True)
+    which = which.reshape(-1)  # NumPy 2.0 gives it as a column
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in shapes]
     targets = np.array(inputs).reshape(-1, 2)[which]
     scale = (targets / sizes)[:, ::-1]
