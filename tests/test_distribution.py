@@ -74,3 +74,17 @@ def test_the_oldest_versions_are_the_lower_bounds():
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
     pins = (Requirement(line) for line in lines if not line.startswith("#"))
     assert {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in pins} == bounds
+
+
+def test_the_page_about_dependencies_has_their_versions():
+    page = (ROOT / "docs/dependencies.md").read_text()
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    tested = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    extras = PROJECT["optional-dependencies"]
+    for text in chain(PROJECT["dependencies"], *(extras[name] for name in extras.keys() - {"release"})):
+        requirement = Requirement(text)
+        if requirement.name != "retinaconf":
+            (bound,) = requirement.specifier
+            row = f"| {requirement.name} | {bound.version} | {tested[canonicalize_name(requirement.name)]} |"
+            assert row in page, row

@@ -24,7 +24,8 @@ from retinaconf import cli
 from retinaconf.recipes import recipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")
+DOCUMENTS = [*(ROOT / f"{page}.md" for page in PAGES), *sorted(ROOT.glob("docs/*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # For other libraries, and run by tests of their own: tests/diagnosis/test_snippets.py, tests/interop/test_snippet.py.
 SNIPPETS = ("docs/diagnosis.md", "docs/export.md")
