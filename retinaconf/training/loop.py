@@ -127,7 +127,8 @@ def train(
         state, warning = read_last(run)
         if warning:
             progress.say(warning)
-        see_same_data(run / LAST, state, train_set, val_set)
+        with restoring(run / LAST):
+            see_same_data(run / LAST, state, train_set, val_set)
         from_start = state.get("kept", ())  # names of the parameters of the detector that the run started from
     else:
         lines, from_start = begin(network, config, train_set.classes)

@@ -269,6 +269,15 @@ def test_a_run_goes_on_in_another_place_and_after_version_0_1(tiny_data: Path, t
     assert lines(run, "train")[-1]["step"] == 3
 
 
+@pytest.mark.parametrize("part", [{"categories": 5}, {"categories": ((3,), 4)}, {"data": [1]}], ids=str)
+def test_a_checkpoint_whose_data_are_of_another_form(tiny_data: Path, tiny_config: Any, tmp_path: Path, part: Any):
+    run = tmp_path / "run"
+    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+    torch.save(torch.load(run / "last.ckpt", weights_only=True) | part, run / "last.ckpt")
+    with pytest.raises(InputError, match=r"last\.ckpt: does not fit this run \(.*\); train anew"):
+        train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
+
+
 def test_a_run_does_not_go_back(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     train_run(tiny_config(), tiny_data, tmp_path / "run", max_steps=3, device="cpu")
     with pytest.raises(InputError, match="has taken 3 steps already, more than the 2 of this command; give a larger"):
