@@ -23,6 +23,7 @@ from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_c
 from retinaconf.errors import InputError, quoted, reason
 from retinaconf.files import open_regular, read_text
 
+LARGEST = 1 << 21  # bytes of an annotation, which usually has some thousands
 USUAL_ANNOTATIONS, USUAL_IMAGES, USUAL_LISTS = "Annotations", ("JPEGImages", "images"), Path("ImageSets/Main")
 
 
@@ -207,7 +208,7 @@ def _listed(listing: Path, folder: Path, files: Collection[str]) -> tuple[list[s
 def _names_in(file: Path) -> frozenset[str]:
     """The names of objects in a file that is no whole XML, as far as they can be read."""
     try:
-        text = read_text(file, "replace")
+        text = read_text(file, "replace")[: LARGEST // 20]  # what is looked for takes time in the square of it
     except OSError:
         return frozenset()
     names = re.findall(r"<object>.*?<name>([^<]*)</name>", text, re.DOTALL)
@@ -217,6 +218,8 @@ def _names_in(file: Path) -> frozenset[str]:
 def _parse(file: Path) -> _Annotation:
     try:
         with open_regular(file) as stream:
+            if file.stat().st_size > LARGEST:
+                raise ValueError(f"larger than {LARGEST:,} bytes")
             tree = ET.parse(stream).getroot()
     except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: a wrong or unknown encoding
         raise _BadFileError(f"{file}: not a readable XML file ({reason(error)})") from None

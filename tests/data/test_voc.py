@@ -261,3 +261,10 @@ def test_names_that_are_no_text_can_be_drawn_listed_and_printed(tmp_path: Path, 
     assert again.file_names.tolist() == truth.file_names.tolist()
     assert len(again) == 2
     assert r"caf\udce90" in run_cli("check", "--data", tmp_path).out
+
+
+def test_an_annotation_of_megabytes_is_not_read(root: Path):
+    (root / "Annotations/b.xml").write_text("<annotation>" + "<object>" * 300_000)
+    with pytest.raises(InputError, match=r"b\.xml: not a readable XML file \(larger than 2,097,152 bytes\)"):
+        load_split(root, "val")
+    assert load_split(root, "train", skip_bad=True).classes == ("cat", "dog", "emu")
