@@ -51,8 +51,8 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup
-	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python "$$script"; done
+bench: setup # QUICK=--quick: in about two minutes
+	$(BIN)/python benchmarks/bench.py $(QUICK)
 
 # A source distribution, a wheel that is made from it, and a list of all packages in .venv with their versions and
 # licences (a software bill of materials, in CycloneDX's format).

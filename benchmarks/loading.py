@@ -2,14 +2,17 @@
 
     python benchmarks/loading.py [--data ROOT] [--short-side 256] [--images 200] [--rounds 3] [--json FILE]
 
-Without a data set, on the scenes of `retinaconf demo`. Times are of the processor, so that what else the machine does
-counts little. The presets take turns; a line gives the median over the rounds. `train` is how much more processor time
-a training of `conf-lite0` on the CPU takes than with `flip`, where workers and network share the cores.
+Without a data set, on the scenes of `retinaconf demo`, and against torchvision's dataset with `transforms.v2`. Times
+are of the processor, so that what else the machine does counts little. The presets take turns; a line gives the median
+over the rounds. `train` is how much more processor time a training of `conf-lite0` on the CPU takes than with `flip`,
+where workers and network share the cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import platform
 import statistics
@@ -18,6 +21,8 @@ import time
 from pathlib import Path
 
 import torch
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.transforms import v2
 
 from retinaconf.config import PRESETS, Config
 from retinaconf.data.ground_truth import GroundTruth
@@ -47,6 +52,19 @@ def loading(ground_truth: GroundTruth, config: Config, images: int) -> float:
     return (time.process_time() - started) / (steps * config.data.batch_size)
 
 
+def their_loading(root: Path, config: Config, images: int) -> float:
+    """The same of torchvision's dataset with `transforms.v2`: flipped, resized, as uint8."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        change = v2.Compose(
+            [v2.ToImage(), v2.RandomHorizontalFlip(), v2.Resize(config.data.short_side, max_size=config.data.long_side)]
+        )
+        dataset = wrap_dataset_for_transforms_v2(CocoDetection(root / "images", root / "train.json", transforms=change))
+    started = time.process_time()
+    for number in range(images):
+        dataset[number % len(dataset)]
+    return (time.process_time() - started) / images
+
+
 def training(batch: Batch, config: Config, classes: int) -> float:
     """Seconds of the processor an image of a training step, optimizer aside."""
     network = RetinaNet(config.model, classes).train()
@@ -69,6 +87,7 @@ def main() -> None:
     parser.add_argument("--short-side", type=int, default=256)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="flip must be one of them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -78,11 +97,14 @@ def main() -> None:
         if options.data is None:
             write_scenes(Path(folder), train=32, val=1)
         ground_truth = check_images(load_split(options.data or Path(folder), "train"))
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        times: dict[str, list[float]] = {way: [] for way in options.ways}
         for round_ in range(-1, options.rounds):  # the first reads the files into the memory
-            for way, knobs in WAYS.items():
-                seconds = loading(ground_truth, base.changed(**knobs), options.images)
+            for way in options.ways:
+                seconds = loading(ground_truth, base.changed(**WAYS[way]), options.images)
                 times[way] += [seconds] if round_ >= 0 else []
+            if options.data is None:
+                seconds = their_loading(Path(folder), base, options.images)
+                times.setdefault("torchvision v2", []).extend([seconds] if round_ >= 0 else [])
         (batch,) = training_batches(ground_truth, base.data, 0, 0, 1)
         step = statistics.median(training(batch, base, len(ground_truth.classes)) for _ in range(options.rounds))
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, short side {options.short_side},")

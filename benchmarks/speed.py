@@ -1,10 +1,10 @@
-"""Time and memory against torchvision's RetinaNet-R50, on random images of 608 x 1024, in one run.
+"""Time and memory against torchvision's RetinaNet-R50 and FCOS-R50, on random images of 608 x 1024, in one run.
 
-    python benchmarks/speed.py [--rounds 3] [--threads 2] [--json FILE]
+    python benchmarks/speed.py [--rounds 5] [--threads 2] [--ours conf aligned] [--parts ...] [--json FILE]
 
-Both sides: ResNet-50 with random weights, stem and first stage frozen, batch-norm statistics frozen, 80 classes, SGD,
-each with its own transforms. The two take turns, so that what else the machine does meets both; a line gives the
-median of the ratios of a round. Peak memory is measured in a process of its own for each side.
+All sides: ResNet-50 with random weights, stem and first stage frozen, batch-norm statistics frozen, 80 classes, SGD,
+each with its own transforms. They take turns, so that what else the machine does meets all; `ratio` is the median of
+a round's ratio to RetinaNet. Peak memory is measured in a process of its own for each side.
 """
 
 from __future__ import annotations
@@ -18,55 +18,71 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torchvision
+from synthetic import peak_resident
 from torch import nn
 from torchvision.models import resnet50
-from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import Config
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.model.anchors import anchor_boxes, level_shapes
+from retinaconf.model.distances import BINS
 from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.run_folder import Weights
+from retinaconf.training.assigners import ASSIGNERS
 from retinaconf.training.losses import detection_losses
-from retinaconf.training.matching import match
 
 HEIGHT, WIDTH, CLASSES = 608, 1024, 80
 CPU = torch.device("cpu")
-# What the project holds itself to: ours / torchvision's.
-TARGETS = {"training step": 0.95, "inference": 0.85, "post-processing": 0.5, "training memory": 0.9}
+# What the project holds itself to: ours / torchvision's RetinaNet.
+TARGETS = {
+    ("conf", "training step"): 0.88,
+    ("conf", "inference"): 0.78,
+    ("conf", "post-processing"): 0.2,
+    ("conf", "assignment and losses"): 0.3,
+    ("conf", "memory"): 0.62,
+    ("aligned", "training step"): 0.8,
+    ("aligned", "inference"): 0.7,
+}
 
 
 def settings(name: str) -> Config:
     """A recipe of the paper's with random weights, at the benchmark's size."""
     return recipe(f"{name}-r50-1x").changed(
-        **{"model.weights": "none", "data.short_side": HEIGHT, "data.long_side": WIDTH, "inference.alpha": 0.0}
+        **{"model.weights": "none", "data.short_side": HEIGHT, "data.long_side": WIDTH}
     )
 
 
-def torchvision_retinanet() -> TorchvisionRetinaNet:
-    """`retinanet_resnet50_fpn` as that function builds it for trained weights, with random ones."""
+def their_network(kind: Callable[..., nn.Module]) -> nn.Module:
+    """A network as torchvision's function builds it for trained weights, with random ones."""
     body = _resnet_fpn_extractor(
         resnet50(weights=None, norm_layer=FrozenBatchNorm2d),
         trainable_layers=3,
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
-    network = TorchvisionRetinaNet(body, CLASSES, min_size=HEIGHT, max_size=WIDTH, detections_per_img=100)
+    network = kind(body, CLASSES, min_size=HEIGHT, max_size=WIDTH, detections_per_img=100)
     _tame(network)
     return network
 
 
-def our_retinanet(name: str) -> RetinaNet:
+THEIRS = {
+    "RetinaNet": lambda: their_network(torchvision.models.detection.RetinaNet),
+    "FCOS": lambda: their_network(torchvision.models.detection.FCOS),
+}
+
+
+def our_network(name: str) -> RetinaNet:
     network = RetinaNet(settings(name).model, CLASSES)
     _tame(network)
     return network
@@ -88,29 +104,31 @@ def random_targets(images: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def our_step(name: str) -> Callable[[], None]:
-    config, network = settings(name), our_retinanet(name).train()
+    config, network = settings(name), our_network(name).train()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
     images = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     sizes = torch.tensor([[HEIGHT, WIDTH]] * 2)
     boxes, labels = random_targets(2)
 
     def step() -> None:
-        matches = match(anchor_boxes(level_shapes(HEIGHT, WIDTH), CPU, CellAnchors()), boxes, labels)
-        outputs = network(images, sizes)
-        losses = detection_losses(outputs, matches, boxes, labels, config, max(1, matches.positives))
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        our_losses(network(images, sizes), boxes, labels, config).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def torchvision_step() -> Callable[[], None]:
-    network = torchvision_retinanet().train()
+def our_losses(outputs: Outputs, boxes: torch.Tensor, labels: torch.Tensor, config: Config) -> torch.Tensor:
+    matches = ASSIGNERS[config.matching.assigner](outputs, boxes, labels, config)
+    losses = detection_losses(outputs, matches, boxes, labels, config, matches.normaliser.clamp(min=1))
+    return torch.stack(list(losses.values())).sum()
+
+
+def their_step(name: str) -> Callable[[], None]:
+    network = THEIRS[name]().train()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
     images = [torch.rand(3, HEIGHT, WIDTH) for _ in range(2)]
-    boxes, labels = random_targets(2)
-    targets = [{"boxes": b, "labels": label} for b, label in zip(boxes, labels)]
+    targets = their_targets(2)
 
     def step() -> None:
         sum(network(images, targets).values()).backward()
@@ -120,15 +138,20 @@ def torchvision_step() -> Callable[[], None]:
     return step
 
 
+def their_targets(images: int) -> list[dict[str, torch.Tensor]]:
+    return [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*random_targets(images))]
+
+
 def our_inference(name: str) -> Callable[[], None]:
-    weights = Weights(settings(name), tuple(map(str, range(CLASSES))), tuple(range(CLASSES)), {})
-    detector = Detector(weights._replace(state=our_retinanet(name).state_dict()), "cpu")
+    state = our_network(name).state_dict()
+    config = settings(name).changed(**{"inference.joint": "cls"})  # an untrained quality lets too many boxes pass
+    detector = Detector(Weights(config, tuple(map(str, range(CLASSES))), tuple(range(CLASSES)), state), "cpu")
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     return lambda: detector.predict(image) and None
 
 
-def torchvision_inference() -> Callable[[], None]:
-    network = torchvision_retinanet().eval()
+def their_inference(name: str) -> Callable[[], None]:
+    network = THEIRS[name]().eval()
     image = torch.rand(3, HEIGHT, WIDTH)
 
     def infer() -> None:
@@ -138,38 +161,69 @@ def torchvision_inference() -> Callable[[], None]:
     return infer
 
 
-def random_outputs() -> Outputs:
-    """Logits of which about 0.3 % pass the threshold of 0.05, as after some training."""
+def random_outputs(name: str, images: int) -> Outputs:
+    """Logits of which about 0.3 % pass the threshold of 0.05, as after some training; leaves of a graph."""
     generator = torch.Generator().manual_seed(0)
-    shapes = level_shapes(HEIGHT, WIDTH)
-    anchors = anchor_boxes(shapes, CPU, CellAnchors())
+    model, shapes = settings(name).model, level_shapes(HEIGHT, WIDTH)
+    anchors = anchor_boxes(shapes, CPU, model.cell_anchors)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(images, len(anchors), *shape, generator=generator)
+
     return Outputs(
-        torch.randn(1, len(anchors), CLASSES, generator=generator) * 1.5 - 7,
-        torch.randn(1, len(anchors), 4, generator=generator) * 0.2,
-        torch.randn(1, len(anchors), generator=generator),
+        (random(CLASSES) * 1.5 - 7).requires_grad_(),
+        (random(4) * 0.2).requires_grad_(),
+        random().requires_grad_() if model.quality != "none" else None,
         anchors,
-        tuple(h * w * CellAnchors().count for h, w in shapes),
+        tuple(h * w * model.cell_anchors.count for h, w in shapes),
+        random(4, BINS).requires_grad_() if model.box == "distribution" else None,
     )
 
 
+def our_assignment(name: str) -> Callable[[], None]:
+    outputs, targets, config = random_outputs(name, 2), random_targets(2), settings(name)
+    return lambda: our_losses(outputs, *targets, config).backward()
+
+
+def their_head_outputs(name: str, images: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
+    """What a head of torchvision's says of a batch, with anchors and their number by level."""
+    fcos = name == "FCOS"
+    ours = random_outputs("aligned" if fcos else "retinanet", images)
+    heads = {"cls_logits": ours.class_logits, "bbox_regression": ours.box_deltas}
+    if fcos:
+        heads["bbox_regression"] = ours.box_deltas.detach().exp().requires_grad_()
+        heads["bbox_ctrness"] = torch.randn(images, len(ours.anchors), 1, requires_grad=True)
+    return heads, ours.anchors, list(ours.level_sizes)
+
+
+def their_assignment(name: str) -> Callable[[], None]:
+    network, targets = THEIRS[name]().train(), their_targets(2)
+    heads, anchors, levels = their_head_outputs(name, 2)
+    arguments = (targets, heads, [anchors] * 2, *([levels] if name == "FCOS" else []))
+    return lambda: sum(network.compute_loss(*arguments).values()).backward()
+
+
 def our_postprocessing(name: str) -> Callable[[], None]:
-    outputs, sizes = random_outputs(), torch.tensor([[HEIGHT, WIDTH]])
+    outputs, sizes = random_outputs(name, 1), torch.tensor([[HEIGHT, WIDTH]])
     config = recipe(f"{name}-r50-1x").inference
-    if name == "retinanet":
-        outputs = outputs._replace(quality_logits=None)
-    return lambda: postprocess(outputs, sizes, config, [joint_score(config)]) and None
+
+    def run() -> None:
+        with torch.inference_mode():
+            postprocess(outputs, sizes, config, [joint_score(config)])
+
+    return run
 
 
-def torchvision_postprocessing() -> Callable[[], None]:
-    outputs = random_outputs()
-    network = torchvision_retinanet()
-    sizes = list(outputs.level_sizes)
-    heads = {
-        "cls_logits": list(outputs.class_logits.split(sizes, 1)),
-        "bbox_regression": list(outputs.box_deltas.split(sizes, 1)),
-    }
-    anchors = [list(outputs.anchors.split(sizes))]
-    return lambda: network.postprocess_detections(heads, anchors, [(HEIGHT, WIDTH)]) and None
+def their_postprocessing(name: str) -> Callable[[], None]:
+    network = THEIRS[name]()
+    heads, anchors, levels = their_head_outputs(name, 1)
+    parts = {key: list(tensor.split(levels, 1)) for key, tensor in heads.items()}
+
+    def run() -> None:
+        with torch.inference_mode():
+            network.postprocess_detections(parts, [list(anchors.split(levels))], [(HEIGHT, WIDTH)])
+
+    return run
 
 
 def seconds(work: Callable[[], None], repeats: int) -> float:
@@ -179,14 +233,16 @@ def seconds(work: Callable[[], None], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def compare(ours: Callable[[], None], theirs: Callable[[], None], rounds: int, repeats: int) -> dict[str, float]:
-    """Median seconds of both, and the median ratio of a round."""
-    ours(), theirs()  # warm up
-    times = [(seconds(ours, repeats), seconds(theirs, repeats)) for _ in range(rounds)]
+def compare(works: dict[str, Callable[[], None]], rounds: int, repeats: int) -> dict[str, Any]:
+    """Median seconds of each side, least and most, and the median ratio of ours to each of theirs in a round."""
+    for work in works.values():
+        work()  # warms up
+    times = [{side: seconds(work, repeats) for side, work in works.items()} for _ in range(rounds)]
+    columns = {side: [row[side] for row in times] for side in works}
     return {
-        "ours": statistics.median(a for a, _ in times),
-        "torchvision": statistics.median(b for _, b in times),
-        "ratio": statistics.median(a / b for a, b in times),
+        **{side: statistics.median(column) for side, column in columns.items()},
+        "spread": {side: [min(column), max(column)] for side, column in columns.items()},
+        "ratio": {side: statistics.median(row["ours"] / row[side] for row in times) for side in THEIRS},
     }
 
 
@@ -199,45 +255,52 @@ def peak_memory(side: str) -> float:
 
 
 def steps_peak(side: str) -> float:
-    step = torchvision_step() if side == "torchvision" else our_step(side)
+    step = their_step(side) if side in THEIRS else our_step(side)
     before = peak_resident()
     step()
     step()
     return peak_resident() - before
 
 
-def peak_resident() -> float:
-    """GiB; Linux's VmHWM, since ru_maxrss counts the parent's memory before exec, too."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**20
+PARTS = {  # ours, theirs, and how often a round repeats it
+    "post-processing": (our_postprocessing, their_postprocessing, 10),
+    "assignment and losses": (our_assignment, their_assignment, 2),
+    "inference": (our_inference, their_inference, 3),
+    # Last: what a training step leaves in the allocator makes torchvision's next inference a fifth faster.
+    "training step": (our_step, their_step, 1),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ours", nargs="+", default=["conf", "aligned"], help="retinanet, conf, aligned")
+    parser.add_argument("--parts", nargs="+", default=["memory", *PARTS], choices=["memory", *PARTS])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {platform.processor() or platform.machine()}")
-    print(f"{'':28}{'ours':>9}{'torchvision':>15}{'ratio':>9}{'at most':>9}")
-    report: dict[str, dict[str, float]] = {}
+    print(f"{'':32}{'ours':>9}{'RetinaNet':>11}{'FCOS':>9}{'ratio':>9}{'at most':>9}")
+    report: dict[str, dict[str, Any]] = {}
 
-    def add(line: str, row: dict[str, float]) -> None:
-        report[line] = row
-        unit, target = "GiB" if line.endswith("memory") else "s", TARGETS[line.split(": ")[1]]
-        times = f"{row['ours']:7.3f} {unit:3}{row['torchvision']:9.3f} {unit:3}"
-        print(f"{line:28}{times}{row['ratio']:9.2f}{target:9.2f}{'  missed' * (row['ratio'] > target)}", flush=True)
+    def add(name: str, part: str, row: dict[str, Any]) -> None:
+        report[f"{name}: {part}"] = row
+        target, ratio = TARGETS.get((name, part)), row["ratio"]["RetinaNet"]
+        last = f"{target:9.2f}{'  missed' * (ratio > target)}" if target else ""
+        sides = "".join(f"{row[side]:{width}.3f}" for side, width in (("ours", 9), ("RetinaNet", 11), ("FCOS", 9)))
+        print(f"{name + ': ' + part:32}{sides}{ratio:9.2f}{last}", flush=True)
 
-    rounds = options.rounds
-    for name in ("retinanet", "conf"):
-        memory = {"ours": peak_memory(name), "torchvision": peak_memory("torchvision")}
-        add(f"{name}: training memory", memory | {"ratio": memory["ours"] / memory["torchvision"]})
-        add(f"{name}: post-processing", compare(our_postprocessing(name), torchvision_postprocessing(), rounds, 10))
-        add(f"{name}: inference", compare(our_inference(name), torchvision_inference(), rounds, 3))
-    # Last: what a training step leaves in the allocator makes torchvision's next inference a fifth faster.
-    for name in ("retinanet", "conf"):
-        add(f"{name}: training step", compare(our_step(name), torchvision_step(), rounds, 1))
+    if "memory" in options.parts:
+        theirs = {side: peak_memory(side) for side in THEIRS}
+        for name in options.ours:
+            ours = peak_memory(name)
+            ratio = {side: ours / peak for side, peak in theirs.items()}
+            add(name, "memory", {"ours": ours, **theirs, "ratio": ratio, "unit": "GiB"})
+    for part, (our, their, repeats) in PARTS.items():
+        for name in options.ours if part in options.parts else ():
+            works = {"ours": our(name), **{side: their(side) for side in THEIRS}}
+            add(name, part, compare(works, options.rounds, repeats))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
