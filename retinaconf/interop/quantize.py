@@ -131,6 +131,9 @@ def detect(run: Run, detector: Detector, ground_truth: GroundTruth) -> Detection
     for batch in evaluation_batches(ground_truth, detector.config.data, 1):
         given = run({"images": batch.images.float(), "sizes": batch.sizes})
         count = int(given["counts"][0])
-        columns = {name: given[name][0, :count] for name in Boxes._fields if name in given}
-        found |= tables_of([Boxes(**({"quality": None} | columns))], batch, ground_truth)
+        boxes, scores, labels, classes = (
+            given[name][0, :count] for name in ("boxes", "scores", "labels", "class_scores")
+        )
+        quality = given["quality"][0, :count] if "quality" in given else None
+        found |= tables_of([Boxes(boxes, scores, labels, classes, quality)], batch, ground_truth)
     return gathered(found)

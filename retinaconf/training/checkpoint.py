@@ -85,7 +85,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}){_ANEW}") from None
-    needed = {"step": int, "best": (float, int), "categories": object, "model": dict, "optimizer": dict}
+    needed: dict[str, Any] = {"step": int, "best": (float, int), "categories": object, "model": dict, "optimizer": dict}
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in needed.items()):
         raise InputError(f"{path}: not a checkpoint of this version's training{_ANEW}")
     return state
