@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 from hotcoco import COCO, COCOeval
+from large_sets import found, peak_resident, truth, write_coco
 from pycocotools import coco, cocoeval
-from synthetic import found, peak_resident, truth, write_coco
 
 from retinaconf.cli import COMMANDS
 from retinaconf.data.ground_truth import read_coco

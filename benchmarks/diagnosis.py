@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from synthetic import peak_resident
+from large_sets import peak_resident
 
 from retinaconf.detections import write_detections
 

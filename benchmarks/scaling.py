@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from synthetic import found, truth, write_coco
+from large_sets import found, truth, write_coco
 
 from retinaconf.data.ground_truth import read_coco
 from retinaconf.diagnosis.measures.diagnose import diagnose

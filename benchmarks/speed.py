@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from synthetic import peak_resident
+from large_sets import peak_resident
 from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor

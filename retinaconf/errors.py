@@ -57,13 +57,16 @@ class InputError(Exception):
     prints it without a traceback and exits with 1.
 
     Args:
-        message: that line; `one_line` makes it one.
+        message: that line; `str` makes it one and shortens it, `args` keeps it as it is.
         kind: of a fault of an image file; None where the file is there and cannot be read for another reason.
     """
 
     def __init__(self, message: str, kind: FaultKind | None = None):
-        super().__init__(one_line(message))
+        super().__init__(message)
         self.kind = kind
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(InputError):

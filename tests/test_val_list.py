@@ -88,7 +88,7 @@ def test_a_run_without_its_list(voc: Path, tmp_path: Path, tiny_flags: list[str]
     state = torch.load(run / "last.ckpt", weights_only=True)
     del state["data"]  # as version 0.1
     torch.save(state, run / "last.ckpt")
-    (run / "metrics.jsonl").write_text('{"kind": "val", "step": 1, "AP": 0.5}\n')
+    (run / "metrics.jsonl").write_text('{"kind": "val", "step": 1, "epoch": 1, "AP": 0.5}\n')
     result = run_cli(*words, "--resume")
     assert result.code == 1
     assert "not known which images of these data it validates on (val.txt is missing" in result.err

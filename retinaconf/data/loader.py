@@ -204,5 +204,5 @@ def _load(ground_truth: GroundTruth, plans: Iterator[Plan], config: DataConfig) 
         yield from watched(loader)
     except InputError as error:  # a worker's comes wrapped in its traceback, of which the last line is ours
         error.__traceback__ = None  # it would hold the loader, whose workers then end only when it is collected
-        message = str(error).strip().splitlines()[-1]
+        message = str(error.args[0]).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from None
