@@ -208,10 +208,11 @@ def _listed(listing: Path, folder: Path, files: Collection[str]) -> tuple[list[s
 def _names_in(file: Path) -> frozenset[str]:
     """The names of objects in a file that is no whole XML, as far as they can be read."""
     try:
-        text = read_text(file, "replace")[: LARGEST // 20]  # what is looked for takes time in the square of it
+        text = read_text(file, "replace")[:LARGEST]
     except OSError:
         return frozenset()
-    names = re.findall(r"<object>.*?<name>([^<]*)</name>", text, re.DOTALL)
+    # No object within an object: thousands of these would take time in the square of their number.
+    names = re.findall(r"<object>(?:(?!<object>).)*?<name>([^<]*)</name>", text, re.DOTALL)
     return frozenset(html.unescape(name).strip() for name in names if "\ufffd" not in name) - {""}
 
 
