@@ -220,6 +220,8 @@ def read_weights(path: Path) -> Weights:
         tuning, replay = (parse_json(metadata.get(name, "null")) for name in ("tuning", "replay"))
         if not isinstance(flat, dict) or len(classes) != len(category_ids):
             raise ValueError
+        if not all(isinstance(name, str) and type(id_) is int for name, id_ in zip(classes, category_ids)):
+            raise ValueError
     except (ValueError, TypeError):
         raise InputError(f"{file}: its metadata is damaged; restore the file, or train anew") from None
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]

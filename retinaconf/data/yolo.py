@@ -140,7 +140,7 @@ def _specification(file: Path) -> dict[str, Any]:
         specification = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({reason(error)})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # KeyError: of `!!bool maybe`
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(specification, dict):
         raise InputError(f"{file}: has no keys; it needs 'names', 'train' and 'val'")
@@ -242,7 +242,8 @@ def _lines(file: Path) -> list[str]:
 
 def _class_of(line: str, names: dict[int, str]) -> frozenset[str]:
     first = line.split()[0]
-    return frozenset({names[int(first)]} if first.isdecimal() and int(first) in names else ())
+    is_number = first.isdecimal() and len(first) < 10  # Python refuses to read thousands of digits
+    return frozenset({names[int(first)]} if is_number and int(first) in names else ())
 
 
 def _object(line: str, names: dict[int, str], has_keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:

@@ -57,6 +57,8 @@ def import_weights(path: Path, run: Path, classes: Path | None = None, quality: 
         state = _checked(imported, config, len(categories.names))
     except KeyError as error:
         raise InputError(f"{path}: lacks what becomes {error}; is the file whole?") from None
+    except (IndexError, TypeError) as error:  # such as a number where a tensor with channels is due
+        raise InputError(f"{path}: its tensors have other shapes than a RetinaNet's ({reason(error)})") from None
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     try:

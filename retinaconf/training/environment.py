@@ -62,6 +62,8 @@ def read_environment(run: Path) -> dict[str, Any]:
             raise ValueError("its data or max_steps are of another type")
         if not all(isinstance(found[name], dict) for name in ("versions", "digests")):
             raise ValueError("its versions or digests are no objects")
+        if not all(isinstance(parts, dict) for parts in found["digests"].values()):
+            raise ValueError("the digests of a split are no object")
     except FileNotFoundError:
         raise InputError(f"{file}: no such file, so the run cannot be repeated; train with its settings") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -154,11 +154,11 @@ def spoil_npz(rng: random.Random, data: bytes) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             columns[name] = column.astype(rng.choice(kinds))
-    elif change == 2:
+    elif change == 2 and column.ndim:
         columns[name] = rng.choice([column[None], column.ravel(), column[:0], np.asfortranarray(column), column.T])
     elif change == 3 and column.ndim:
         column[rng.randrange(len(column))] = rng.choice([0, -1, 5, 2**62])
-    elif change == 4 and column.dtype.kind == "f":
+    elif change == 4 and column.ndim and column.dtype.kind == "f":
         column[rng.randrange(len(column))] = rng.choice([np.nan, np.inf, -1e308, 1e308, 1e-320, 2])
     elif change == 5:
         shape = rng.choice([(10**12,), (10**12, 4), (2**40, 2**40), (-1,), (2**64,), "x", (3.5,), (), ((1,),), True])
