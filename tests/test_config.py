@@ -39,7 +39,7 @@ FLAT = {
     "model.anchor_scales": st.lists(st.floats(1, 10), min_size=1, unique=True).map(tuple),
     "model.mean": st.tuples(*[st.floats(-10, 10)] * 3),
     "data.flip": st.floats(0, 1),
-    "data.scale": st.floats(0.1, 10).map(lambda low: (low, low * 2)),
+    "data.scale": st.floats(0.1, 5).map(lambda low: (low, low * 2)),
     "loss.quality": st.sampled_from(["l1", "smooth-l1", "l2", "gfocal", "ce", "ce-weighted"]),
     "optimizer.lr": st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     "optimizer.momentum": st.floats(0, 1, exclude_max=True),

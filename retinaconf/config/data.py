@@ -37,6 +37,7 @@ PRESETS: dict[Preset, Augment] = {
 
 
 LARGEST_SIDE = 8192  # pixels: settings may be a stranger's, and memory grows with the square
+LARGEST_SCALE = 10
 
 
 class DataConfig(Section):
@@ -85,8 +86,8 @@ class DataConfig(Section):
     jpeg: float | None = Field(None, ge=0, le=1)
     """Probability of JPEG's noise, at a quality of 30 to 90. 0.2 in `strong`."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a further resize factor, drawn for each training image (log-uniform), whatever `augment` is. A wider
-    range varies object sizes more."""
+    """Range of a further resize factor, drawn for each training image (log-uniform), whatever `augment` is; up to
+    10. A wider range varies object sizes more."""
     batch_size: int = Field(16, ge=1)
     """Images in a training step, over all processes and accumulated passes together. A higher value also raises the
     learning rate in proportion."""
@@ -106,8 +107,8 @@ class DataConfig(Section):
     def _ranges(self) -> DataConfig:
         if self.long_side < self.short_side:
             raise ValueError(f"data.long-side {self.long_side} is less than data.short-side {self.short_side}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"data.scale {self.scale} is not a range of positive factors")
+        if not 0 < self.scale[0] <= self.scale[1] <= LARGEST_SCALE:
+            raise ValueError(f"data.scale {self.scale} is not a range of factors above 0, up to {LARGEST_SCALE}")
         return self
 
     @property
