@@ -70,7 +70,7 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: it cannot be read, or it is no regular file.
     """
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "a name with a NUL character")
+        raise OSError(errno.EINVAL, "embedded null character in its name")
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system refuses a folder by itself
         raise OSError(errno.EINVAL, "not a regular file")
