@@ -2,7 +2,7 @@
 #
 #   make demo   train, evaluate and draw on built-in scenes      make test   the fast tests
 #   make lint   style and types                                  make bench  what is timed
-#   make torture   trainings that are killed, files that are hostile: a quarter of an hour on two cores
+#   make torture   trainings that are killed, files that are hostile: half an hour on two cores
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,7 +51,7 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup # QUICK=--quick: in about two minutes
+bench: setup # QUICK=--quick: in about four minutes
 	$(BIN)/python benchmarks/bench.py $(QUICK)
 
 # A source distribution, a wheel that is made from it, and a list of all packages in .venv with their versions and

@@ -1,4 +1,4 @@
-"""All that is timed, in one command: `make bench`, or with `--quick` in about two minutes.
+"""All that is timed, in one command: `make bench`, or with `--quick` in about four minutes.
 
     python benchmarks/bench.py [--quick] [--out bench]
 
@@ -28,11 +28,10 @@ from typing import Any
 
 import numpy as np
 from hotcoco import COCO, COCOeval
-from large_sets import found, peak_resident, truth, write_coco
+from large_sets import found, truth, write_coco
 from pycocotools import coco, cocoeval
 
 from retinaconf.cli import COMMANDS
-from retinaconf.data.ground_truth import read_coco
 from retinaconf.detections import to_xywh
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.joint_score import sweep
@@ -124,15 +123,9 @@ def opening(quick: bool) -> dict[str, Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.json"
         write_coco(file, truth(images, 7, 80))
-        words = [sys.executable, __file__, "--open", str(file)]
+        words = [sys.executable, str(HERE / "large_sets.py"), str(file)]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
     return {f"opening annotations of {images:,} images": json.loads(done.stdout)}
-
-
-def open_file(file: Path) -> Row:
-    started = time.process_time()
-    read_coco(file)
-    return {"ours": time.process_time() - started, "peak GiB": peak_resident()}
 
 
 def start_up(quick: bool) -> dict[str, Row]:
@@ -177,11 +170,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--only", nargs="+", choices=[section.__name__ for section in SECTIONS])
-    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.open:
-        print(json.dumps(open_file(options.open)))
-        return
     options.out.mkdir(parents=True, exist_ok=True)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "hotcoco", "numpy"))
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; {libraries}"
