@@ -34,6 +34,8 @@ class TrainOptions:
     """Continue the run in --out where it stopped."""
     max_steps: int | None = None
     """Stop after this many steps in total; within the first epoch, without validation."""
+    dry_run: bool = False
+    """Take up to 20 steps, print batch, schedule, memory and time of the whole training, and keep nothing."""
     device: Device = "auto"
     """Where to compute."""
     tensorboard: bool = False
@@ -59,7 +61,7 @@ def train(args: Sequence[str]) -> None:
 
     from retinaconf.training.run import train_run
 
-    more = (options.resume, options.max_steps, options.device, options.tensorboard, options.like)
+    more = (options.resume, options.max_steps, options.device, options.tensorboard, options.like, options.dry_run)
     train_run(options.config, options.data, options.out, *more)
 
 

@@ -40,6 +40,7 @@ from retinaconf.run_folder import (
     write_config,
     write_val_list,
 )
+from retinaconf.training.dry_run import dry_run
 from retinaconf.training.environment import differences, environment, read_environment
 from retinaconf.training.loop import launch, train, with_other_processes
 from retinaconf.training.progress import Progress
@@ -59,11 +60,13 @@ def train_run(
     device: str = "auto",
     tensorboard: bool = False,
     like: Path | None = None,
+    dry: bool = False,
 ) -> None:
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
     Every annotation is read and every image decoded first, so that a bad file stops no step. With `like`,
-    what differs from that run in versions, device or data is said.
+    what differs from that run in versions, device or data is said. A `dry` run takes the first steps, says what the
+    whole would take, and neither reads nor writes `run`.
 
     Raises:
         InputError: bad data; a product that is to be trained without one of its factors; a folder that holds another
@@ -77,12 +80,14 @@ def train_run(
         )
     if max_steps is not None and max_steps < 1:
         raise UsageError(f"--max-steps {max_steps}: give at least 1")
+    if dry and resume:
+        raise UsageError("--dry-run measures the first steps of a new run; leave out --resume")
     if tensorboard:
         with extras_needed_by("train --tensorboard"):
             import_module("tensorboard")  # the run itself imports it much later
     # The data first: nothing is written for a run that cannot start.
     layout = config.data.layout
-    begun = (run / CONFIG).exists()
+    begun = (run / CONFIG).exists() and not dry
     kept = val_list(run) if begun else _val_list_of_start(config, root)
     # A run that keeps no list has held nothing out.
     fraction = 0.0 if begun and kept is None else config.data.val_fraction
@@ -94,10 +99,13 @@ def train_run(
     fabric = launch(config, device)
     now = environment(root, train_set, val_set, fabric, config.seed, max_steps)
     before = read_environment(like) if like is not None else now
-    opened = _opened(run, config, train_set, val_set, resume, now) if fabric.is_global_zero else nullcontext()
-    with opened, with_other_processes(fabric):
+    writes = fabric.is_global_zero and not dry
+    with (
+        _opened(run, config, train_set, val_set, resume, now) if writes else nullcontext(),
+        with_other_processes(fabric),
+    ):
         fabric.barrier()
-        progress = Progress(run / LOG, silent=not fabric.is_global_zero)
+        progress = Progress(None if dry else run / LOG, silent=not fabric.is_global_zero)
         progress.say(describe(root, train_set, layout))
         if val_set is not None and not val_set.crowd.all():
             progress.say(describe(root, val_set, layout))
@@ -112,6 +120,9 @@ def train_run(
         counts = np.bincount(train_set.labels[~train_set.crowd], minlength=len(train_set.classes))
         if without := [name for name, count in zip(train_set.classes, counts) if not count]:
             progress.say(f"warning: no box of {', '.join(without)} in {train_set.source}; nothing is learned of it")
+        if dry:
+            dry_run(config, train_set, fabric, progress, max_steps)
+            return
         if fabric.is_global_zero and not checkpoints(run):
             progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)
