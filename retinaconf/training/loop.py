@@ -52,6 +52,7 @@ from retinaconf.training.worst_pictures import Shown, best_boxes, from_state
 
 LOG_EVERY = 10  # steps between lines of training metrics
 CHECKPOINT_SECONDS = 600  # `last.ckpt` is written at every epoch's end, and this often in between
+SAME_STOP_SECONDS = 2  # a scheduler signals all processes, and torchrun signals its own again: one wish to stop
 
 
 def launch(config: Config, device: str = "auto") -> Fabric:
@@ -320,12 +321,14 @@ def _validate(
 
 @contextmanager
 def _stop_signals() -> Iterator[Any]:
-    """Collect SIGINT and SIGTERM while the step is finished; a second one acts at once."""
-    received: list[int] = []
+    """Collect SIGINT and SIGTERM while the step is finished; a later second one acts at once."""
+    received: list[float] = []  # when
 
     def remember(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
+        received.append(time.monotonic())
+        if received[-1] - received[0] > SAME_STOP_SECONDS:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     previous: dict[int, Any] = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

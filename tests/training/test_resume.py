@@ -373,6 +373,21 @@ def test_the_step_that_is_not_finite_is_kept_and_gives_the_same_numbers_again(
     assert "holds no batch; give a not-finite.safetensors that a run has left" in result.err
 
 
+def test_signals_that_come_together_are_one_wish_to_stop(monkeypatch: pytest.MonkeyPatch):
+    """A scheduler signals every process, and torchrun its own again: the second must not end the run unsaved."""
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    with loop._stop_signals() as stop_wanted:
+        assert not stop_wanted()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+            assert stop_wanted()
+        now += 3
+        with pytest.raises(KeyboardInterrupt):  # somebody does not want to wait
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("ending", ["the epoch's", "a stop"])
 def test_weights_that_are_not_finite_are_never_written(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
