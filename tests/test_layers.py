@@ -24,7 +24,19 @@ FILES = {
 
 # A module imports only from its own room and from rooms before it.
 ROOMS = (
-    *("errors", "files", "progress", "cell_anchors", "config", "recipes", "run_folder", "device", "json_text", "data"),
+    *(
+        "errors",
+        "files",
+        "progress",
+        "threads",
+        "cell_anchors",
+        "config",
+        "recipes",
+        "run_folder",
+        "device",
+        "json_text",
+        "data",
+    ),
     *("outputs", "pages", "coco_results", "detections", "evaluation", "model", "inference", "training"),
     *("diagnosis.measures", "diagnosis.report", "diagnosis", "interop", "paper", "api", "commands", "cli", "__main__"),
 )

@@ -14,6 +14,7 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 REPLICATES = 1000
 ROUGH_REPLICATES = 200  # where many gains are measured: an interval's ends are good to a tenth of its width
@@ -54,9 +55,9 @@ def measure_gains(
 
     draws = []
     if len(images) > 1:
-        for done, weights in enumerate(image_draws(images, num_images, replicates, seed), start=1):
-            draws.append(measured(weights))
-            progress("bootstrap over images", done, replicates)
+        for draw in in_threads(measured, image_draws(images, num_images, replicates, seed)):
+            draws.append(draw)
+            progress("bootstrap over images", len(draws), replicates)
     differences = np.array([draw[:, 1] - draw[:, 0] for draw in draws]).reshape(-1, len(pairs))
     differences = differences[np.isfinite(differences).all(1)]  # a draw without any object says nothing
     ends = np.quantile(differences, [0.025, 0.975], axis=0) if len(differences) else np.full((2, len(pairs)), np.nan)

@@ -17,7 +17,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.overlaps import iou, pairs
+from retinaconf.evaluation.overlaps import class_pairs, iou
 
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_PER_CLASS = 100  # COCO's cut, an image and class
@@ -63,16 +63,19 @@ def match_detections(
     by_id = np.argsort(image_id, kind="stable")  # the evaluation's order of images
     by_score = by_id[descending(detections.scores[by_id])]
     group = (detections.image_index * len(ground_truth.classes) + detections.labels)[by_score]
-    order = np.argsort(group, kind="stable")
+    order = ascending(group)
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    rank_of = np.empty(len(detections), dtype=np.int64)  # within image and class
-    rank_of[by_score[order]] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    row = by_score[rank_of[by_score] < MAX_PER_CLASS]
+    rank = np.empty(len(detections), dtype=np.int64)  # within image and class
+    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    considered = rank < MAX_PER_CLASS
+    row, rank = by_score[considered], rank[considered]
+    place_of = np.full(len(detections), -1, dtype=np.int64)
+    place_of[row] = np.arange(len(row))
 
     box, target, overlap = _close_pairs(detections, ground_truth, float(iou_thresholds.min()))
-    keep = rank_of[box] < MAX_PER_CLASS
-    box, target, overlap = box[keep], target[keep], overlap[keep]
-    shape = (len(detections), len(iou_thresholds))
+    box = place_of[box]  # from here on a box is its place in `row`
+    box, target, overlap = box[box >= 0], target[box >= 0], overlap[box >= 0]
+    shape = (len(row), len(iou_thresholds))
     matched = np.full(shape, -1, dtype=np.int64)
     matched_iou = np.zeros(shape)
     free = np.ones((len(ground_truth.boxes), len(iou_thresholds)), dtype=bool)
@@ -81,9 +84,9 @@ def match_detections(
     def rounds(pairs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """One detection of every image and class a round, the best first: box, target and overlap of its pairs."""
         b, g, o = box[pairs], target[pairs], overlap[pairs]
-        by_round = np.lexsort((g, b, rank_of[b]))
+        by_round = np.lexsort((g, b, rank[b]))
         b, g, o = b[by_round], g[by_round], o[by_round]
-        for start, end in pairwise(np.searchsorted(rank_of[b], np.arange(MAX_PER_CLASS + 1))):
+        for start, end in pairwise(np.searchsorted(rank[b], np.arange(MAX_PER_CLASS + 1))):
             if start < end:
                 yield b[start:end], g[start:end], o[start:end]
 
@@ -101,22 +104,22 @@ def match_detections(
         free[chosen[chosen >= 0], np.nonzero(chosen >= 0)[1]] = False
     if areas is not None:
         sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
-        on_ignored |= ~_between(sides.prod(axis=1), areas)[:, None]
+        on_ignored |= ~_between(sides.prod(axis=1)[row], areas)[:, None]
 
     reached = np.zeros(shape, dtype=bool)
     starts = np.flatnonzero(np.diff(box[to_find], prepend=-1))
     close = overlap[to_find][:, None] >= thresholds
     reached[box[to_find][starts]] = np.logical_or.reduceat(close, starts, axis=0)
-    unmatched = matched[row] < 0
+    unmatched = matched < 0
     return MatchedDetections(
         row=row,
         image_index=detections.image_index[row],
         labels=detections.labels[row],
         scores=detections.scores[row],
-        matched=matched[row],
-        iou=matched_iou[row],
-        ignored=unmatched & on_ignored[row],
-        duplicate=unmatched & reached[row] & ~on_ignored[row],
+        matched=matched,
+        iou=matched_iou,
+        ignored=unmatched & on_ignored,
+        duplicate=unmatched & reached & ~on_ignored,
         objects=objects,
     )
 
@@ -131,9 +134,7 @@ def _close_pairs(
     """(P,) detection, object and overlap of the pairs of one class that reach the threshold."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     areas = (detections.boxes[:, 2] - detections.boxes[:, 0]) * (detections.boxes[:, 3] - detections.boxes[:, 1])
-    for box, target in pairs(detections.image_index, ground_truth.offsets):
-        same = detections.labels[box] == ground_truth.labels[target]
-        box, target = box[same], target[same]
+    for box, target in class_pairs(detections, ground_truth):
         overlap = iou(detections.boxes[box], ground_truth.boxes[target])
         crowd = ground_truth.crowd[target]
         if crowd.any():
@@ -183,4 +184,10 @@ def descending(scores: np.ndarray) -> np.ndarray:
     ranked = scores[order]
     rank = np.empty(count, dtype=np.int64)
     rank[order] = np.cumsum(np.concatenate([[0], ranked[1:] != ranked[:-1]])[:count])
-    return np.sort(rank * count + np.arange(count)) % max(count, 1)
+    return ascending(rank)
+
+
+def ascending(numbers: np.ndarray) -> np.ndarray:
+    """(D,) int64: rows by ascending whole number, equal ones in their order, also by NumPy's vectorised sort."""
+    count = len(numbers)
+    return np.sort(numbers * count + np.arange(count)) % max(count, 1)

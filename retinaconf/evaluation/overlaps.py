@@ -46,7 +46,7 @@ def pairs(image_index: np.ndarray, object_offsets: np.ndarray) -> Iterator[tuple
     Boxes come in their order, a box's pairs together in one block, objects ascending.
 
     Args:
-        image_index: (D,) ascending: the image of each box.
+        image_index: (D,): the image of each box.
         object_offsets: (I + 1,): the objects of image i are rows `object_offsets[i]:object_offsets[i + 1]`.
     """
     per_box = np.diff(object_offsets)[image_index]
@@ -61,6 +61,21 @@ def pairs(image_index: np.ndarray, object_offsets: np.ndarray) -> Iterator[tuple
         first_object = object_offsets[image_index[start:stop]]
         yield box, np.arange(len(box)) + np.repeat(first_object - first_pair, counts)
         start = stop
+
+
+def class_pairs(boxes: Detections, ground_truth: GroundTruth) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every (box, object) pair of one image and class, in the order and the portions of `pairs`."""
+    num_classes = len(ground_truth.classes)
+    of_object = ground_truth.image_index * num_classes + ground_truth.labels
+    by_group = np.argsort(of_object, kind="stable")
+    groups, starts = np.unique(of_object[by_group], return_index=True)
+    if len(groups) == 0:
+        return
+    of_box = boxes.image_index * num_classes + boxes.labels
+    place = np.minimum(np.searchsorted(groups, of_box), len(groups) - 1)
+    rows = np.flatnonzero(groups[place] == of_box)
+    for box, target in pairs(place[rows], np.append(starts, len(by_group))):
+        yield rows[box], by_group[target]
 
 
 def best_overlaps(candidates: Detections, ground_truth: GroundTruth, progress: ProgressCallback = silent) -> Overlaps:

@@ -69,10 +69,24 @@ def test_weights_equal_repeated_images(seed: int) -> None:
 
 
 def test_a_recall_at_a_level_has_reached_it() -> None:
-    found, objects = np.meshgrid(np.arange(301), np.arange(1, 301))
-    recall = (found / objects)[found <= objects]
-    recall = np.concatenate([recall, RECALLS, np.nextafter(RECALLS, 0), np.nextafter(RECALLS[:-1], 1)])
-    assert (_levels_reached(recall) == np.searchsorted(RECALLS, recall, side="right")).all()
+    objects = np.random.default_rng(0).permutation(1001)  # of 0, too
+    reached, first = _levels_reached(objects)
+    for count, start in zip(objects, first):
+        if count:
+            recall = np.arange(count + 1) / count
+            found = reached[start : start + count + 1]
+            assert (found == np.searchsorted(RECALLS, recall, side="right")).all()
+
+
+@pytest.mark.parametrize("hits_at_once", [1, 7])
+def test_blocks_of_hits_do_not_change_ap(hits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground_truth, detections = random_set(np.random.default_rng(3))
+    matches, weights = match_detections(detections, ground_truth), np.ones(len(ground_truth))
+    whole = AveragePrecision(matches, ground_truth)
+    monkeypatch.setattr("retinaconf.evaluation.average_precision.HITS_AT_ONCE", hits_at_once)
+    parts = AveragePrecision(matches, ground_truth)
+    assert len(parts._blocks) > len(whole._blocks) == 1
+    assert parts.by_class(weights) == pytest.approx(whole.by_class(weights), abs=1e-12, nan_ok=True)
 
 
 def test_within_equals_weights_of_zero() -> None:

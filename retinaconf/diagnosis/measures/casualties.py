@@ -8,7 +8,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.overlaps import iou, pairs
+from retinaconf.evaluation.overlaps import class_pairs, iou
 from retinaconf.progress import ProgressCallback, silent
 
 
@@ -82,9 +82,9 @@ def nms_casualties(
     count = len(ground_truth.boxes)
     best_iou, kept_iou = np.zeros(count), np.zeros(count)
     best, kept = np.full(count, -1, dtype=np.int64), np.full(count, -1, dtype=np.int64)
-    for box, target in pairs(candidates.image_index, ground_truth.offsets):
-        same = (candidates.labels[box] == ground_truth.labels[target]) & ~ground_truth.crowd[target]
-        box, target = box[same], target[same]
+    for box, target in class_pairs(candidates, ground_truth):
+        real = ~ground_truth.crowd[target]
+        box, target = box[real], target[real]
         overlap = iou(candidates.boxes[box], ground_truth.boxes[target])
         _raise(best_iou, best, box, target, overlap)
         left = suppressor[box] < 0

@@ -7,11 +7,8 @@ gives every image a weight.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
 
 import numpy as np
 
@@ -26,8 +23,8 @@ from retinaconf.evaluation.compare import DRAWS, Difference, paired_difference
 from retinaconf.evaluation.gains import ROUGH_REPLICATES
 from retinaconf.evaluation.matching import SIZE_AREAS, match_detections
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
-MOST_THREADS = 4  # each holds some arrays as long as the detections
 SIZES = ("AP_S", "AP_M", "AP_L")
 COMPARED = ("AP", "AP50", "AP75", *SIZES, "laece_0", "concordance")  # all but laece_0: higher is better
 
@@ -89,7 +86,8 @@ def measure(
     ordered = np.isfinite(concordance)
     ordered_image, concordance = ground_truth.image_index[ordered], concordance[ordered]
 
-    def on_draw(draw: int, weights: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    def on_draw(numbered: tuple[int, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+        draw, weights = numbered
         levels = curve.by_class(weights)  # (T, K)
         present = np.isfinite(levels[0])
         mean = levels[:, present].mean(axis=1) if present.any() else np.full(len(levels), np.nan)
@@ -104,10 +102,9 @@ def measure(
     # Images are drawn in the order of their ids: their order in the file does not matter.
     images = np.argsort(ground_truth.image_ids, kind="stable")
     drawn = []
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:  # NumPy works without Python's lock
-        for found in pool.map(on_draw, count(), image_draws(images, len(images), DRAWS, seed=0)):
-            drawn.append(found)
-            progress(f"bootstrap over images, {name}", len(drawn), DRAWS)
+    for found in in_threads(on_draw, enumerate(image_draws(images, len(images), DRAWS, seed=0))):
+        drawn.append(found)
+        progress(f"bootstrap over images, {name}", len(drawn), DRAWS)
     return Measured(
         name=name,
         values={

@@ -7,13 +7,11 @@ explorer runs the same rule in the page; both compute in float64, so that they a
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from retinaconf.evaluation.matching import descending
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
 
@@ -45,9 +43,8 @@ def nms(
         suppressor[rows] = np.where(found < 0, -1, found + rows.start)
         return rows
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy lets go of the interpreter on arrays of this size
-        for rows in threads.map(suppress, _blocks(image_index)):
-            progress("NMS", rows.stop, len(scores))
+    for rows in in_threads(suppress, _blocks(image_index)):
+        progress("NMS", rows.stop, len(scores))
     return suppressor
 
 

@@ -1,0 +1,32 @@
+"""Work on several threads keeps its order, and items are drawn as they are needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from retinaconf.threads import MOST_THREADS, in_threads
+
+
+def test_results_come_in_order_and_items_are_not_drawn_ahead() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(1, 101):
+            drawn.append(item)
+            yield item
+
+    def work(item: int) -> int:
+        time.sleep(0.002 if item % 5 == 0 else 0)
+        return item * item
+
+    for done, result in enumerate(in_threads(work, items()), start=1):
+        assert result == done * done
+        assert len(drawn) <= done + 2 * MOST_THREADS
+
+
+def test_an_error_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda item: 1 / item, [2, 1, 0, 1]))
