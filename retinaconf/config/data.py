@@ -88,9 +88,9 @@ class DataConfig(Section):
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of a further resize factor, drawn for each training image (log-uniform), whatever `augment` is; up to
     10. A wider range varies object sizes more."""
-    batch_size: int = Field(16, ge=1)
-    """Images in a training step, over all processes and accumulated passes together. A higher value also raises the
-    learning rate in proportion."""
+    batch_size: int = Field(16, ge=1, le=65_536)
+    """Images in a training step, over all processes and accumulated passes together; up to 65,536. A higher value also
+    raises the learning rate in proportion."""
     workers: int = Field(2, ge=0)
     """Processes that load images, for each training process. More load faster and need more memory; 0 loads in the
     training process."""
