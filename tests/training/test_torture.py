@@ -111,6 +111,8 @@ def arm(moment: Moment, draw: random.Random) -> None:
     after = draw.random() < 0.5
     if draw.random() < 0.5:
         loop.CHECKPOINT_SECONDS = 0  # a checkpoint after every step
+    if moment.twice:
+        loop.SAME_STOP_SECONDS = 0  # the second signal is no echo of the first
     if moment.phase == "in a step":
         parts = [(step_module, "detection_losses"), (loop, "take_step"), (torch.optim.Optimizer, "zero_grad")]
         at_call(*draw.choice(parts), draw.randint(1, 2 * EPOCH - 1), strike, after)
