@@ -5,7 +5,8 @@
 Without a data set, on the scenes of `retinaconf demo`, and against torchvision's dataset with `transforms.v2`. Times
 are of the processor, so that what else the machine does counts little. The presets take turns; a line gives the median
 over the rounds. `train` is how much more processor time a training of `conf-lite0` on the CPU takes than with `flip`,
-where workers and network share the cores.
+where workers and network share the cores. Last comes the check of all images at the start of a run: of new images, and
+of images that the run has checked before, without decoding them (`checked-images.json`, its reading included).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from retinaconf.config import PRESETS, Config
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import check_images
 from retinaconf.data.layouts import load_split
@@ -65,6 +67,15 @@ def their_loading(root: Path, config: Config, images: int) -> float:
     return (time.process_time() - started) / images
 
 
+def checking(ground_truth: GroundTruth, run: Path) -> float:
+    """Seconds of the processor an image, for the check at the start of a run; `run` then knows the images."""
+    started = time.process_time()
+    checked = CheckedImages(run)
+    check_images(ground_truth, check=checked.check)
+    checked.write(run)
+    return (time.process_time() - started) / len(ground_truth)
+
+
 def training(batch: Batch, config: Config, classes: int) -> float:
     """Seconds of the processor an image of a training step, optimizer aside."""
     network = RetinaNet(config.model, classes).train()
@@ -96,7 +107,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.data is None:
             write_scenes(Path(folder), train=32, val=1)
-        ground_truth = check_images(load_split(options.data or Path(folder), "train"))
+        split = load_split(options.data or Path(folder), "train")
+        ground_truth = check_images(split)
         times: dict[str, list[float]] = {way: [] for way in options.ways}
         for round_ in range(-1, options.rounds):  # the first reads the files into the memory
             for way in options.ways:
@@ -106,6 +118,7 @@ def main() -> None:
                 seconds = their_loading(Path(folder), base, options.images)
                 times.setdefault("torchvision v2", []).extend([seconds] if round_ >= 0 else [])
         (batch,) = training_batches(ground_truth, base.data, 0, 0, 1)
+        checks = {state: checking(split, Path(folder)) for state in ("new", "checked before")}
         step = statistics.median(training(batch, base, len(ground_truth.classes)) for _ in range(options.rounds))
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, short side {options.short_side},")
     print(f"{options.data or 'scenes'}; a training step takes {step * 1e3:.0f} ms of a core an image")
@@ -114,8 +127,10 @@ def main() -> None:
     for way, seconds in medians.items():
         longer = (seconds + step) / (medians["flip"] + step) - 1
         print(f"{way:20}{seconds * 1e3:12.1f}{1 / seconds:18.0f}{longer:+9.1%}")
+    for state, seconds in checks.items():
+        print(f"{f'check, {state}':20}{seconds * 1e3:12.3f}{1 / seconds:18.0f}")
     if options.json:
-        report = {"training": step, "loading": medians}
+        report = {"training": step, "loading": medians, "checking": checks}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@
 `not-finite.safetensors`     the step at which a run had to end, to be taken again (`training/replay.py`)
 `log.txt`                    what was printed
 `val.txt`                    names of the images held out as `val`, if the data set has none
+`checked-images.json`        the image files that need not be decoded again (`data/checked.py`)
 `samples/`                   a few augmented training images with their boxes
 ============================ ==============================================================
 
@@ -37,9 +38,22 @@ if TYPE_CHECKING:
 CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
 ENVIRONMENT = "environment.json"
 LOG, METRICS_LOG, METRICS_TABLE, PAGE = "log.txt", "metrics.jsonl", "metrics.csv", "training.html"
-NOT_FINITE = "not-finite.safetensors"
+NOT_FINITE, CHECKED = "not-finite.safetensors", "checked-images.json"
 PREVIOUS = f"{LAST}.previous"
-RUN_FILES = (CONFIG, ENVIRONMENT, METRICS_LOG, MODEL, LAST, PREVIOUS, NOT_FINITE, LOG, VAL, METRICS_TABLE, PAGE)
+RUN_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS_LOG,
+    MODEL,
+    LAST,
+    PREVIOUS,
+    NOT_FINITE,
+    LOG,
+    VAL,
+    METRICS_TABLE,
+    PAGE,
+    CHECKED,
+)
 SAMPLES = "samples"  # a folder
 
 

@@ -270,6 +270,7 @@ def test_train_evaluate_predict(run_cli: Callable[..., Any], tiny_data: Path, ti
         "environment.json",
         "log.txt",
         "samples",
+        "checked-images.json",
         "training.html",
     }
     assert "flat COCO layout" in result.out

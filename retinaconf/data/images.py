@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +37,7 @@ _UPRIGHT = {
 }
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG with further pictures after it, from phones
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+Check = Callable[[Path, tuple[int, int]], tuple[int, int]]  # path, declared size -> true size; raises InputError
 
 
 def read_image(source: Any, size: tuple[int, int] | None = None, bgr: bool = False) -> Image.Image:
@@ -117,7 +118,9 @@ def inspect_image(path: Path, size: tuple[int, int] | None = None) -> tuple[tupl
         return _upright_size(raw, orientation, size, str(path))[1], orientation
 
 
-def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped: float = 1.0) -> GroundTruth:
+def check_images(
+    ground_truth: GroundTruth, skip_bad: bool = False, max_skipped: float = 1.0, check: Check = check_image
+) -> GroundTruth:
     """Check every image file that is not checked yet; returns the ground truth with the true (height, width) of each.
 
     Args:
@@ -125,6 +128,7 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped:
         skip_bad: leave bad images out, with their boxes, and list them in `dropped`; otherwise the first one raises.
         max_skipped: largest share of the images, and of the annotations, that may be left out, here and by the reader
             before; rounded up to whole ones.
+        check: what checks an image: `check_image`, or `CheckedImages.check`, which remembers. Several threads call it.
 
     Raises:
         InputError: the image folder is missing, an image is bad, or with `skip_bad` none is left or too many are left
@@ -134,17 +138,17 @@ def check_images(ground_truth: GroundTruth, skip_bad: bool = False, max_skipped:
     if folder is not None and len(ground_truth) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {ground_truth.source} expects its images there")
 
-    def check(index: int) -> tuple[int, int] | InputError:
+    def checked_size(index: int) -> tuple[int, int] | InputError:
         height, width = (int(side) for side in ground_truth.image_sizes[index])
         if ground_truth.images_checked:
             return height, width
         try:
-            return check_image(ground_truth.path(index), (height, width))
+            return check(ground_truth.path(index), (height, width))
         except InputError as fault:
             return fault
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(check, range(len(ground_truth))))
+        results = list(pool.map(checked_size, range(len(ground_truth))))
     faults = [result for result in results if isinstance(result, InputError)]
     if faults and not skip_bad:
         others = f" ({len(faults) - 1} more images are bad)" if len(faults) > 1 else ""

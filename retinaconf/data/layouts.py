@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from retinaconf.data.coco_layouts import (
     roboflow_splits,
 )
 from retinaconf.data.ground_truth import Fault, GroundTruth
+from retinaconf.data.images import Check, check_image
 from retinaconf.data.val_split import ValSplit, draw_val, name_of, read_list
 from retinaconf.data.voc import is_usual_voc, read_voc, voc_splits
 from retinaconf.data.yolo import is_usual_yolo, read_yolo, yolo_splits
@@ -50,6 +52,7 @@ class Layout:
     is_usual: Callable[[Path], bool]  # whether a folder has the annotations under their usual name
     splits: Callable[[Path], list[str]]  # those the folder has; none: the folder has another layout
     read: Callable[..., GroundTruth]  # (root, split, skip_bad)
+    reads_images: bool = False  # boxes are fractions of the images, whose files `read` checks by its argument `check`
 
 
 def load_split(
@@ -59,6 +62,7 @@ def load_split(
     layout: str | None = None,
     val_fraction: float = 0.0,
     val_list: Path | None = None,
+    check: Check = check_image,
 ) -> GroundTruth:
     """Ground truth of one split of the data set in `root`.
 
@@ -71,6 +75,7 @@ def load_split(
             by class; 0 holds none out.
         val_list: likewise, a file that lists these images, as a run keeps it; it goes before `val_fraction` if it names
             any image of `train`.
+        check: as `check_images` takes it, for a layout whose annotations need the images' sizes.
 
     Raises:
         InputError: no such folder or split, no layout or several recognised, or a bad file or record.
@@ -80,13 +85,14 @@ def load_split(
         raise InputError(f"val_fraction = {val_fraction:g}: give a share of at least 0 and below 1")
     found = find_layout(root, layout)
     splits = found.splits(root)
+    read = partial(found.read, check=check) if found.reads_images else found.read
     if "train" in splits and "val" not in splits and split in ("train", "val"):
-        part = _part_of_train(found.read(root, "train", skip_bad), split == "val", skip_bad, val_fraction, val_list)
+        part = _part_of_train(read(root, "train", skip_bad), split == "val", skip_bad, val_fraction, val_list)
         if part is not None:
             return part
     if split not in splits:
         raise InputError(f"{root}: no split '{split}' in this {found.name} layout; it has {', '.join(splits)}")
-    return found.read(root, split, skip_bad)
+    return read(root, split, skip_bad)
 
 
 def _part_of_train(
@@ -180,6 +186,6 @@ LAYOUTS = {
             read_roboflow,
         ),
         Layout("voc", "PASCAL VOC", "Annotations/*.xml", is_usual_voc, voc_splits, read_voc),
-        Layout("yolo", "YOLO", "data.yaml", is_usual_yolo, yolo_splits, read_yolo),
+        Layout("yolo", "YOLO", "data.yaml", is_usual_yolo, yolo_splits, read_yolo, reads_images=True),
     )
 }

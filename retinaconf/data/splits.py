@@ -10,7 +10,7 @@ import numpy as np
 
 from retinaconf.config import DataConfig
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.data.images import check_images, see_share_left_out
+from retinaconf.data.images import Check, check_image, check_images, see_share_left_out
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.errors import InputError
 
@@ -47,6 +47,7 @@ def read_split(
     like: HasCategories | None = None,
     whose: Path | str = "",
     images: int | None = None,
+    check: Check = check_image,
 ) -> GroundTruth:
     """One split, each of its images decoded once.
 
@@ -59,12 +60,13 @@ def read_split(
         val_list: a run's list of the images of `val`.
         like: what the split must share its categories with, and `whose` these are, for the message.
         images: take at most this many images, drawn at random.
+        check: what checks an image, as `check_images` takes it.
 
     Raises:
         InputError: no such split, bad data or too many left out, other categories, or a `val_fraction` beside a list.
     """
     fraction = data.val_fraction if val_fraction is None else val_fraction
-    truth = load_split(root, split, data.skip_bad, layout, val_fraction=fraction, val_list=val_list)
+    truth = load_split(root, split, data.skip_bad, layout, val_fraction=fraction, val_list=val_list, check=check)
     if val_fraction is not None and truth.val_split is not None and truth.val_split.kept_in is not None:
         raise InputError(f"--val-fraction {val_fraction:g}: {val_list} says which images are val; leave the option out")
     if like is not None and (truth.category_ids, truth.classes) != (like.category_ids, like.classes):
@@ -77,7 +79,7 @@ def read_split(
     if images is not None and len(truth) > images:
         chosen = np.random.default_rng(0).choice(len(truth), images, replace=False)
         truth = replace(truth.subset(np.sort(chosen)), dropped=())  # which is about all images
-    return check_images(truth, data.skip_bad, data.max_skipped)
+    return check_images(truth, data.skip_bad, data.max_skipped, check)
 
 
 def read_train_and_val(
@@ -88,6 +90,7 @@ def read_train_and_val(
     val_list: Path | None = None,
     like: HasCategories | None = None,
     whose: Path | str = "",
+    check: Check = check_image,
 ) -> tuple[GroundTruth, GroundTruth | None]:
     """The splits `train`, which must have boxes, and `val`, held out of `train` where the data set has none.
 
@@ -96,9 +99,9 @@ def read_train_and_val(
     Raises:
         InputError: as `read_split`; nothing to learn from; or the two have different categories.
     """
-    train = read_split(root, "train", data, layout, val_fraction, val_list, like, whose)
+    train = read_split(root, "train", data, layout, val_fraction, val_list, like, whose, check=check)
     if train.crowd.all():  # also where there are no boxes
         raise InputError(f"{train.source}: no boxes to learn from; give a split with annotated objects")
     if train.val_split is None and "val" not in find_layout(root, layout).splits(root):
         return train, None
-    return train, read_split(root, "val", data, layout, val_fraction, val_list, train, train.source)
+    return train, read_split(root, "val", data, layout, val_fraction, val_list, train, train.source, check=check)

@@ -18,7 +18,7 @@ from typing import Any
 
 from retinaconf.data.folders import IMAGE_SUFFIXES, JUDGED, folders_in, see_inside, the_only
 from retinaconf.data.ground_truth import Fault, GroundTruth, ground_truth_from_coco
-from retinaconf.data.images import check_images
+from retinaconf.data.images import Check, check_image, check_images
 from retinaconf.errors import InputError, reason
 from retinaconf.files import read_text
 
@@ -44,7 +44,7 @@ def is_usual_yolo(root: Path) -> bool:
     return (root / "data.yaml").is_file()
 
 
-def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
+def read_yolo(root: Path, split: str, skip_bad: bool = False, check: Check = check_image) -> GroundTruth:
     """Read one split. Category ids are the class indices of the label files.
 
     Boxes are fractions of the picture, so that each image is opened for its size, and checked on the way.
@@ -53,6 +53,7 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
         root: the folder that holds `data.yaml`.
         split: one of `yolo_splits(root)`.
         skip_bad: drop what cannot be used and list it in `dropped`; otherwise the first such record raises.
+        check: what checks an image and gives its size, as `check_images` takes it.
 
     Raises:
         InputError: a folder is missing, no image has labels, or an image or a line of labels is bad.
@@ -101,7 +102,7 @@ def read_yolo(root: Path, split: str, skip_bad: bool = False) -> GroundTruth:
         "categories": [{"id": index, "name": name} for index, name in names.items()],
     }
     truth = ground_truth_from_coco(document, root, str(file))
-    truth = check_images(replace(truth, dropped=tuple(dropped)), skip_bad)
+    truth = check_images(replace(truth, dropped=tuple(dropped)), skip_bad, check=check)
     if not any(labels.is_file() for labels in labels_of.values()):
         raise InputError(
             f"{file}: none of the {len(paths)} images of '{split}' has labels; expected {labels_of[paths[0]]}"

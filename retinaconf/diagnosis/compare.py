@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import other_category, read_split
 from retinaconf.detections import read_detections
@@ -80,7 +81,8 @@ def compare_runs(
             )
     ground_truth: GroundTruth | None = None
     for run, detector in detectors.items():
-        truth = read_split(root, split, detector.config.data, layout, val_fraction, val_list(run), detector, run)
+        data, kept, check = detector.config.data, val_list(run), CheckedImages(run).check
+        truth = read_split(root, split, data, layout, val_fraction, kept, detector, run, check=check)
         if ground_truth is not None and truth.fingerprint() != ground_truth.fingerprint():
             raise InputError(
                 f"{run}: its split {split} of {root} has other images or boxes than that of {a[0]}, as each run keeps "

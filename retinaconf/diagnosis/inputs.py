@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from retinaconf.config import InferenceConfig
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
@@ -112,7 +113,8 @@ def diagnose_run(
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
     data = detector.config.data
-    ground_truth = read_split(root, split, data, layout, val_fraction, val_list(run), detector, run, images)
+    kept, check = val_list(run), CheckedImages(run).check
+    ground_truth = read_split(root, split, data, layout, val_fraction, kept, detector, run, images, check)
 
     own = joint_score(config)
     has_quality = detector.config.model.quality != "none"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import describe
 from retinaconf.data.splits import read_split
@@ -69,8 +70,9 @@ def evaluate(
         raise InputError(f"{file}: cannot be written, there is no folder {file.parent}; make it first")
     detector = load(run, device)
     config = detector.inference_config(**({} if alpha is None else {"alpha": alpha}))
+    check = CheckedImages(run).check
     ground_truth = read_split(
-        root, split, detector.config.data, layout, val_fraction, val_list(run), like=detector, whose=run
+        root, split, detector.config.data, layout, val_fraction, val_list(run), like=detector, whose=run, check=check
     )
 
     configured = joint_score(config)

@@ -12,6 +12,7 @@ import numpy as np
 from rich.progress import Progress
 
 from retinaconf.config import InferenceConfig
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import read_split
 from retinaconf.errors import InputError, UsageError
@@ -79,7 +80,10 @@ def tune(
         weights = read_weights(run)._replace(tuning=None)  # chosen anew
         detector = Detector(weights, device)
         settings = detector.config.data
-        val_set = read_split(root, "val", settings, layout, val_fraction, val_list(run), like=detector, whose=run)
+        check = CheckedImages(run).check
+        val_set = read_split(
+            root, "val", settings, layout, val_fraction, val_list(run), like=detector, whose=run, check=check
+        )
         with Progress(transient=True) as bar:
             task = bar.add_task("images", total=len(val_set))
             tuned = choose_all(detector, val_set, goal, lambda n: bar.advance(task, n))

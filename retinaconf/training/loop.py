@@ -26,7 +26,7 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
 from retinaconf.model.head import PRIOR
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.run_folder import LAST, MODEL, Weights, checkpoints, write_weights
+from retinaconf.run_folder import CHECKED, LAST, MODEL, Weights, checkpoints, write_weights
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.checkpoint import data_of_run, load_optimizer, read_last, restoring, see_same_data, write_state
 from retinaconf.training.ema import MovingAverage
@@ -264,6 +264,7 @@ def train(
             stop, overdue, failures = events.tolist()
             if failures:
                 failure = failure or InputError("another process failed")
+                (run / CHECKED).unlink(missing_ok=True)  # which may have known the image as good
                 if step == first_step:  # there is nothing to save
                     raise failure
                 save()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from retinaconf.config import Config
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import Fault, GroundTruth
 from retinaconf.data.layouts import describe, load_split
 from retinaconf.data.splits import read_train_and_val
@@ -20,6 +21,7 @@ from retinaconf.data.val_split import name_of, read_list
 from retinaconf.errors import InputError, UsageError, extras_needed_by, reason
 from retinaconf.files import asides, locked, write_json
 from retinaconf.run_folder import (
+    CHECKED,
     CONFIG,
     ENVIRONMENT,
     LAST,
@@ -64,7 +66,8 @@ def train_run(
 ) -> None:
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
-    Every annotation is read and every image decoded first, so that a bad file stops no step. With `like`,
+    Every annotation is read and every image decoded first, so that a bad file stops no step; a run that continues
+    decodes what has changed. With `like`,
     what differs from that run in versions, device or data is said. A `dry` run takes the first steps, says what the
     whole would take, and neither reads nor writes `run`.
 
@@ -91,8 +94,9 @@ def train_run(
     kept = val_list(run) if begun else _val_list_of_start(config, root)
     # A run that keeps no list has held nothing out.
     fraction = 0.0 if begun and kept is None else config.data.val_fraction
+    checked = CheckedImages(None if dry else run)
     train_set, val_set = read_train_and_val(
-        root, config.data.model_copy(update={"val_fraction": fraction}), layout, val_list=kept
+        root, config.data.model_copy(update={"val_fraction": fraction}), layout, val_list=kept, check=checked.check
     )
     dropped = [*train_set.dropped, *(val_set.dropped if val_set is not None else ())]
 
@@ -123,6 +127,8 @@ def train_run(
         if dry:
             dry_run(config, train_set, fabric, progress, max_steps)
             return
+        if fabric.is_global_zero:
+            checked.write(run)
         if fabric.is_global_zero and not checkpoints(run):
             progress.say(write_samples(run / SAMPLES, train_set, config))
         train(config, train_set, val_set, run, fabric, progress, max_steps, tensorboard)
@@ -178,7 +184,7 @@ def _opened(
             # No step was taken, for a wrong backbone, say: the same --out can be used again.
             if is_new and not ((run / METRICS_LOG).exists() or checkpoints(run)):
                 with suppress(OSError):  # a folder that can no longer be written: what is said is why
-                    for name in (CONFIG, ENVIRONMENT, LOG, VAL):
+                    for name in (CONFIG, ENVIRONMENT, CHECKED, LOG, VAL):
                         (run / name).unlink(missing_ok=True)
                     shutil.rmtree(run / SAMPLES, ignore_errors=True)
                     if not had_folder and not any(run.iterdir()):

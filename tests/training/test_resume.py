@@ -301,7 +301,8 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: P
     assert "last.ckpt" not in message
     assert "a lower --optimizer.lr (now 1e+30) or --optimizer.clip-norm 10. " in message
     assert message.endswith(f"{run / 'metrics.jsonl'} holds the losses")
-    kept = ["config.json", "environment.json", "log.txt", "metrics.jsonl", "not-finite.safetensors", "samples"]
+    kept = ["checked-images.json", "config.json", "environment.json", "log.txt", "metrics.jsonl"]
+    kept += ["not-finite.safetensors", "samples"]
     assert sorted(path.name for path in run.iterdir()) == kept
     assert [(line["step"], line["loss"]) for line in lines(run)] == [(2, None)]
 
@@ -413,6 +414,7 @@ def test_weights_that_are_not_finite_are_never_written(
     with pytest.raises(InputError, match=f"the weights are not finite at step {step}; "):
         train_run(tiny_config(**CHANGES), data, run, device="cpu")
     assert sorted(path.name for path in run.iterdir()) == [
+        "checked-images.json",
         "config.json",
         "environment.json",
         "log.txt",
@@ -439,8 +441,16 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
         patch.setattr(*((torch, "save") if file == "last.ckpt" else (safetensors.torch, "save_file")), full)
         with pytest.raises(InputError, match=rf"{file}: cannot be written \(No space left"):
             train_run(tiny_config(**CHANGES), data, run, device="cpu")
-    kept = {"config.json", "environment.json", "log.txt", "metrics.jsonl", "last.ckpt", "samples"} - {file}
-    assert {path.name for path in run.iterdir()} == kept
+    kept = {
+        "checked-images.json",
+        "config.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "last.ckpt",
+        "samples",
+    }
+    assert {path.name for path in run.iterdir()} == kept - {file}
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert_same_run(run, whole)
 

@@ -39,6 +39,7 @@ def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
         "environment.json",
         "log.txt",
         "samples",
+        "checked-images.json",
         "training.html",
     }
     assert read_config(trained.run / "config.json") == trained.config
