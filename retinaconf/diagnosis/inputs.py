@@ -24,6 +24,7 @@ from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, missing_
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import ALPHAS, compare_alphas
+from retinaconf.evaluation.average_precision import curves_of
 from retinaconf.evaluation.gains import REPLICATES
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.progress import terminal_progress
@@ -130,7 +131,8 @@ def diagnose_run(
     sweep = None
     if curve:
         found = [detections[joint] for joint in curve]
-        sweep = compare_alphas(found, detections[own], ground_truth, ALPHAS, replicates)
+        (own_curve,) = curves_of([detections[own]], ground_truth)
+        sweep = compare_alphas(found, own_curve, ground_truth, ALPHAS, replicates)
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
     coverage = None

@@ -9,10 +9,8 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.average_precision import AveragePrecision
-from retinaconf.evaluation.coco import CocoEvaluator
+from retinaconf.evaluation.average_precision import AveragePrecision, curves_of
 from retinaconf.evaluation.gains import REPLICATES, Gain, choose
-from retinaconf.evaluation.matching import match_detections
 from retinaconf.progress import ProgressCallback, silent
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -27,7 +25,7 @@ class AlphaSweep:
     """
 
     alphas: tuple[float, ...]
-    AP: np.ndarray  # (n,) COCO's, as `CocoEvaluator` gives it
+    AP: np.ndarray  # (n,) COCO's, to 1e-12
     AP50: np.ndarray  # (n,)
     AP75: np.ndarray  # (n,)
     best_alpha: float
@@ -39,7 +37,7 @@ class AlphaSweep:
 
 def sweep_alpha(
     candidates: Detections,
-    own: Detections,
+    own: AveragePrecision,
     ground_truth: GroundTruth,
     post_process: Callable[[Detections], Detections],
     alphas: tuple[float, ...] = ALPHAS,
@@ -51,7 +49,7 @@ def sweep_alpha(
 
     Args:
         candidates: with quality; D candidates before NMS, or detections, which are then re-ranked only.
-        own: the detections by the detector's own score.
+        own: the AP of the detections by the detector's own score.
         ground_truth: I images.
         post_process: makes detections of candidates; the identity for detections.
         alphas: must hold 0, the baseline. Of equally good ones the smallest is best.
@@ -65,7 +63,7 @@ def sweep_alpha(
 
 def compare_alphas(
     detections: Iterable[Detections],
-    own: Detections,
+    own: AveragePrecision,
     ground_truth: GroundTruth,
     alphas: tuple[float, ...],
     replicates: int = REPLICATES,
@@ -73,22 +71,19 @@ def compare_alphas(
     progress: ProgressCallback = silent,
 ) -> AlphaSweep:
     """The same from the detections at each of `alphas`, for a detector that makes them itself."""
-    evaluator = CocoEvaluator(ground_truth)
     curves: list[AveragePrecision] = []
-    metrics: list[dict[str, float]] = []
-    for done, found in enumerate(detections, start=1):
-        curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
-        metrics.append(evaluator(found).overall)
-        progress("AP at every alpha", done, len(alphas))
-
-    rivals = [curves[alphas.index(0)], AveragePrecision(match_detections(own, ground_truth), ground_truth)]
-    choice = choose(curves, rivals, ground_truth, replicates, seed, progress)
+    for curve in curves_of(detections, ground_truth):
+        curves.append(curve)
+        progress("AP at every alpha", len(curves), len(alphas))
+    everywhere = np.ones(len(ground_truth))
+    levels = np.array([curve(everywhere) for curve in curves])  # (n, T)
+    choice = choose(curves, [curves[alphas.index(0)], own], ground_truth, replicates, seed, progress)
     over_class_score, over_own = choice.gains
     return AlphaSweep(
         alphas=tuple(alphas),
-        AP=np.array([values["AP"] for values in metrics]),
-        AP50=np.array([values["AP50"] for values in metrics]),
-        AP75=np.array([values["AP75"] for values in metrics]),
+        AP=levels.mean(axis=1),
+        AP50=levels[:, 0],
+        AP75=levels[:, 5],
         best_alpha=alphas[choice.best],
         over_class_score=over_class_score,
         over_own=over_own,

@@ -6,14 +6,16 @@ bootstrap draw is one weighted cumulative sum over detections matched once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from itertools import pairwise
 
 import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
-from retinaconf.evaluation.matching import MatchedDetections, ascending
+from retinaconf.detections import Detections
+from retinaconf.evaluation.matching import MatchedDetections, ascending, match_detections
+from retinaconf.threads import in_threads
 
 RECALLS = np.linspace(0, 1, 101)
 HITS_AT_ONCE = 1 << 14  # what fits a CPU's cache; larger is slower
@@ -148,6 +150,11 @@ def _levels_reached(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     start = np.cumsum(objects + 1) - objects - 1
     levels = np.cumsum(np.bincount((start[:, None] + least).ravel(), minlength=1))
     return levels - np.repeat(len(RECALLS) * np.arange(len(objects)), objects + 1), start
+
+
+def curves_of(tables: Iterable[Detections], ground_truth: GroundTruth) -> Iterator[AveragePrecision]:
+    """The AP of each table, in their order: one is matched while the next is made."""
+    return in_threads(lambda table: AveragePrecision(match_detections(table, ground_truth), ground_truth), tables)
 
 
 def image_draws(images: np.ndarray, num_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:

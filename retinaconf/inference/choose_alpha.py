@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.evaluation.alpha_sweep import AlphaSweep, compare_alphas
+from retinaconf.evaluation.average_precision import curves_of
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import sweep
@@ -41,6 +42,7 @@ def choose_alpha(detector: Detector, val_set: GroundTruth, done: Callable[[int],
     """Choose among the alphas of `evaluate --sweep`; `done` is told how many images each batch had."""
     joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
     tables = detector.detect(val_set, detector.config.inference, list(joints.values()), done=done)
-    compared = compare_alphas(tables, tables[0], val_set, tuple(joints))  # its own score is the class score, alpha 0
+    (own,) = curves_of(tables[:1], val_set)  # its own score is the class score, alpha 0
+    compared = compare_alphas(tables, own, val_set, tuple(joints))
     best = int(compared.AP.argmax())
     return AlphaChoice(compared.alphas[best], CocoEvaluator(val_set)(tables[best]), compared)

@@ -23,9 +23,11 @@ from retinaconf.diagnosis.measures.remedies import Remedies, measure_remedies, r
 from retinaconf.diagnosis.measures.task_alignment import ObjectRankings, rank_objects
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import AlphaSweep, sweep_alpha
+from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.calibration import Calibration, calibrate
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
+from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
 from retinaconf.progress import ProgressCallback, silent
 
@@ -132,21 +134,25 @@ def diagnose(
     base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
     finish: Callable[[Detections], Detections] = process if before else _unchanged
     metrics = CocoEvaluator(ground_truth)(final)
+    as_is = match_detections(own, ground_truth)
+    own_curve = AveragePrecision(as_is, ground_truth)
     rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,
         base.overlaps,
         ground_truth,
         finish,
+        as_is,
         object_iou,
-        own,
         replicates=rough,
         seed=seed,
         progress=progress,
     )
     ranked = source if source is not None else final
     if quality is None and ranked.quality is not None:
-        quality = sweep_alpha(ranked, own, ground_truth, finish, replicates=replicates, seed=seed, progress=progress)
+        quality = sweep_alpha(
+            ranked, own_curve, ground_truth, finish, replicates=replicates, seed=seed, progress=progress
+        )
     known = final.confidence
     return Diagnosis(
         ground_truth=ground_truth,
@@ -162,7 +168,9 @@ def diagnose(
         quality=quality,
         calibration=calibrate(final, ground_truth),
         confidence=None if known is None else calibrate(replace(final, scores=known), ground_truth),
-        remedies=measure_remedies(base.boxes, own, ground_truth, process if before else None, rough, seed, progress),
+        remedies=measure_remedies(
+            base.boxes, own, own_curve, ground_truth, process if before else None, rough, seed, progress
+        ),
         coverage=coverage,
         notes=tuple(_notes(ground_truth, final, candidates, detections, process)),
     )

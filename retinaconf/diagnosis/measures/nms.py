@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinaconf.evaluation.matching import descending
+from retinaconf.evaluation.matching import ascending, descending
 from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
+FIRST_DEPTH = 5  # boxes of an image for each detection that NMS sees first
 
 
 def nms(
@@ -39,13 +40,52 @@ def nms(
     suppressor = np.full(len(scores), -1, dtype=np.int64)
 
     def suppress(rows: slice) -> slice:
-        found = _suppress(image_index[rows], labels[rows], boxes[rows], scores[rows], iou_threshold)
-        suppressor[rows] = np.where(found < 0, -1, found + rows.start)
+        order = rows.start + descending(scores[rows])
+        found = _suppress(_groups(image_index[order], labels[order]), boxes[order], iou_threshold)
+        suppressor[order] = np.where(found < 0, -1, order[found])
         return rows
 
     for rows in in_threads(suppress, _blocks(image_index)):
         progress("NMS", rows.stop, len(scores))
     return suppressor
+
+
+def best_kept(
+    image_index: np.ndarray,
+    labels: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    iou_threshold: float,
+    limit: int,
+    progress: ProgressCallback = silent,
+) -> np.ndarray:
+    """Ascending rows of each image's `limit` best boxes that `nms` keeps: those of `top_per_image`.
+
+    A box is kept or removed by better ones alone. So NMS sees an image's best boxes only, and more of them only where
+    it keeps too few. The arguments are those of `nms`.
+    """
+
+    def best(rows: slice) -> tuple[slice, np.ndarray]:
+        order, rank = _by_image(image_index[rows], scores[rows])
+        order += rows.start
+        image, group = image_index[order], _groups(image_index[order], labels[order])
+        found, depth = [np.zeros(0, dtype=np.int64)], FIRST_DEPTH * limit
+        left = np.arange(len(order))
+        while len(left):
+            seen = left[rank[left] < depth]
+            kept = seen[_suppress(group[seen], boxes[order[seen]], iou_threshold) < 0]
+            place = _places(image[kept])
+            more = np.setdiff1d(image[left[rank[left] == depth]], image[kept[place == limit - 1]])
+            found.append(order[kept[(place < limit) & np.isin(image[kept], more, invert=True)]])
+            left = left[np.isin(image[left], more)]
+            depth *= 2
+        return rows, np.sort(np.concatenate(found))
+
+    parts = [np.zeros(0, dtype=np.int64)]
+    for rows, part in in_threads(best, _blocks(image_index)):
+        parts.append(part)
+        progress("NMS", rows.stop, len(scores))
+    return np.concatenate(parts)
 
 
 def _blocks(image_index: np.ndarray) -> list[slice]:
@@ -61,16 +101,19 @@ def _blocks(image_index: np.ndarray) -> list[slice]:
     return blocks
 
 
-def _suppress(
-    image_index: np.ndarray, labels: np.ndarray, boxes: np.ndarray, scores: np.ndarray, iou_threshold: float
-) -> np.ndarray:
-    """All groups (image, class) at once: a round keeps each group's best remaining box and drops what it covers."""
-    suppressor = np.full(len(scores), -1, dtype=np.int64)
-    group = (image_index - image_index[0]) * (labels.max() + 1) + labels
-    if group.max() < 1 << 16:
-        group = group.astype(np.uint16)  # sorted by radix
-    row = descending(scores)
-    row = row[np.argsort(group[row], kind="stable")]
+def _groups(image_index: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(D,) a whole number for each image and class."""
+    group = (image_index - image_index.min()) * (labels.max() + 1) + labels
+    return group.astype(np.uint16) if group.max() < 1 << 16 else group  # sorted by radix
+
+
+def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """All groups at once: a round keeps each group's best remaining box and drops what it covers.
+
+    Boxes (D, 4) are in descending score within each group (D,). Returns (D,) int64, as `nms` does.
+    """
+    suppressor = np.full(len(group), -1, dtype=np.int64)
+    row = np.argsort(group, kind="stable")
     group = group[row]
     x1, y1, x2, y2 = boxes[row].T.copy()
     area = (x2 - x1) * (y2 - y1)
@@ -96,11 +139,18 @@ def _suppress(
 
 def top_per_image(image_index: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
     """Ascending rows of each image's `limit` best boxes, ties in their order; (D,) ascending images, (D,) scores."""
-    starts = np.flatnonzero(np.diff(image_index, prepend=-1))
-    parts = [np.zeros(0, dtype=np.int64)]
-    for start, stop in zip(starts, np.append(starts[1:], len(scores))):
-        best = np.arange(start, stop)
-        if len(best) > limit:
-            best = np.sort(start + np.argsort(-scores[start:stop], kind="stable")[:limit])
-        parts.append(best)
-    return np.concatenate(parts)
+    order, rank = _by_image(image_index, scores)
+    return np.sort(order[rank < limit])
+
+
+def _by_image(image_index: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) rows by image, then by descending score; and the rank of each in its image."""
+    order = descending(scores)
+    order = order[ascending(image_index[order])]
+    return order, _places(image_index[order])
+
+
+def _places(groups: np.ndarray) -> np.ndarray:
+    """(D,) how many of the same group come before each; a group's are contiguous."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

@@ -7,7 +7,7 @@ that fit it best and have IoU >= `object_iou` with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,10 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
-from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.matching import MatchedDetections, match_detections
 from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 DESCRIPTIONS = {
     "as_is": "as it is",
@@ -72,8 +73,8 @@ def oracle_ladder(
     overlaps: Overlaps,
     ground_truth: GroundTruth,
     post_process: Callable[[Detections], Detections],
+    as_is: MatchedDetections,
     object_iou: float = 0.5,
-    detections: Detections | None = None,
     replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
     progress: ProgressCallback = silent,
@@ -89,8 +90,8 @@ def oracle_ladder(
         overlaps: of the candidates.
         ground_truth: of the split.
         post_process: makes detections of candidates; the identity for detections.
+        as_is: the matches of the detections as they are.
         object_iou: see the module's docstring.
-        detections: those as they are, where they are not `post_process(candidates)`.
         replicates: bootstrap draws for the gains' intervals.
         seed: of the draws.
         progress: told after each rung and draw.
@@ -101,16 +102,25 @@ def oracle_ladder(
         "score_is_iou": lambda: replace(candidates, scores=overlaps.same_iou),
         "class_right": lambda: replace(candidates, labels=right_labels(candidates, overlaps, ground_truth, object_iou)),
     }
-    made = {"as_is": lambda: post_process(candidates) if detections is None else detections}
-    made |= {name: lambda correct=correct: post_process(correct()) for name, correct in corrected.items()}  # type: ignore[misc]
-    curves: dict[str, AveragePrecision] = {}
-    for done, (name, make) in enumerate(made.items(), start=1):
-        matches = match_detections(make(), ground_truth)
-        curves[name] = AveragePrecision(matches, ground_truth)
+
+    def made() -> Iterator[tuple[str, Detections | None]]:
+        yield "as_is", None
+        for name, correct in corrected.items():
+            yield name, post_process(correct())
+
+    def measured(rung: tuple[str, Detections | None]) -> dict[str, AveragePrecision]:
+        name, found = rung
+        matches = as_is if found is None else match_detections(found, ground_truth)
+        curve = {name: AveragePrecision(matches, ground_truth)}
         if name in ("as_is", "score_is_iou"):
             unique = "no_duplicates" if name == "as_is" else "score_is_iou_no_duplicates"
-            curves[unique] = AveragePrecision(matches, ground_truth, matches.ignored | matches.duplicate)
-        progress("oracle ladder", done, len(made))
+            curve[unique] = AveragePrecision(matches, ground_truth, matches.ignored | matches.duplicate)
+        return curve
+
+    curves: dict[str, AveragePrecision] = {}
+    for done, curve in enumerate(in_threads(measured, made()), start=1):
+        curves |= curve
+        progress("oracle ladder", done, 1 + len(corrected))
 
     in_order = [curves[name] for name in DESCRIPTIONS]  # as_is first
     images = np.argsort(ground_truth.image_ids, kind="stable")

@@ -8,7 +8,7 @@ import numpy as np
 
 from retinaconf.config import VOTE_SIGMA
 from retinaconf.detections import Detections
-from retinaconf.diagnosis.measures.nms import nms, top_per_image
+from retinaconf.diagnosis.measures.nms import best_kept, top_per_image
 from retinaconf.errors import InputError
 from retinaconf.evaluation.overlaps import iou, pairs
 from retinaconf.progress import ProgressCallback, silent
@@ -39,16 +39,17 @@ class PostProcessing:
         """The detections that `candidates` give."""
         if self.score_threshold > 0:
             candidates = candidates[candidates.scores > self.score_threshold]
-        suppressor = nms(
-            candidates.image_index, candidates.labels, candidates.boxes, candidates.scores, self.nms_iou, progress
-        )
-        return self.best(candidates, suppressor)
+        columns = (candidates.image_index, candidates.labels, candidates.boxes, candidates.scores)
+        return self._chosen(candidates, best_kept(*columns, self.nms_iou, self.max_detections, progress))
 
     def best(self, candidates: Detections, suppressor: np.ndarray) -> Detections:
         """The detections, for a suppression (D,) that `nms` already found."""
         kept = np.flatnonzero(suppressor < 0)
         top = top_per_image(candidates.image_index[kept], candidates.scores[kept], self.max_detections)
-        detections = candidates[kept[top]]
+        return self._chosen(candidates, kept[top])
+
+    def _chosen(self, candidates: Detections, rows: np.ndarray) -> Detections:
+        detections = candidates[rows]
         return vote(detections, candidates) if self.vote else detections
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
-from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.average_precision import AveragePrecision, curves_of
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
@@ -73,6 +73,7 @@ class Remedies:
 def measure_remedies(
     boxes: Detections,
     detections: Detections,
+    own: AveragePrecision,
     ground_truth: GroundTruth,
     post_processing: PostProcessing | None,
     replicates: int = ROUGH_REPLICATES,
@@ -84,6 +85,7 @@ def measure_remedies(
     Args:
         boxes: D candidates before NMS, or the detections where there are none.
         detections: those of the detector as it is.
+        own: their AP.
         ground_truth: I images.
         post_processing: what makes detections of the candidates; None for detections, which a further NMS is tried on.
         replicates: bootstrap draws.
@@ -91,7 +93,6 @@ def measure_remedies(
         progress: told after each setting and draw.
     """
     first, second = halves(ground_truth, seed)
-    own = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
     changed: dict[str, Detections] = {}  # by what leaves nothing to choose
     if reach_out(detections, ground_truth).any():
         changed["clipping"] = _clipped(detections, ground_truth)
@@ -99,7 +100,7 @@ def measure_remedies(
         changed["voting"] = vote(detections, boxes)
     gains: dict[str, Gain] = {}
     if changed:
-        curves = [AveragePrecision(match_detections(found, ground_truth), ground_truth) for found in changed.values()]
+        curves = list(curves_of(changed.values(), ground_truth))
         over_own = [(0, 1 + place) for place in range(len(curves))]
         everything = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
         measured = measure_gains([own, *curves], over_own, everything, len(everything), replicates, seed, progress)
@@ -143,11 +144,13 @@ def _choose_nms(
     # At an IoU of 1 NMS removes nothing: detections stay as they are.
     process = post_processing or PostProcessing(nms_iou=1.0, max_detections=max(1, len(boxes)))
     ious = tuple(sorted({*NMS_IOUS, process.nms_iou}))
-    curves = []
-    for done, nms_iou in enumerate(ious, start=1):
-        found = replace(process, nms_iou=nms_iou)(boxes)
-        curves.append(AveragePrecision(match_detections(found, ground_truth), ground_truth))
-        progress("AP at every NMS IoU", done, len(ious))
+    others = [nms_iou for nms_iou in ious if nms_iou != process.nms_iou]
+    found = (replace(process, nms_iou=nms_iou)(boxes) for nms_iou in others)
+    curve_at = {process.nms_iou: own}
+    for nms_iou, curve in zip(others, curves_of(found, ground_truth)):
+        curve_at[nms_iou] = curve
+        progress("AP at every NMS IoU", len(curve_at), len(ious))
+    curves = [curve_at[nms_iou] for nms_iou in ious]
     preferred = sorted(range(len(ious)), key=lambda index: ious[index] != process.nms_iou)  # of equals the present one
     choice = choose([curves[index] for index in preferred], [own], ground_truth, replicates, seed, progress)
     everywhere = np.ones(len(ground_truth))

@@ -7,7 +7,7 @@ import pytest
 from planted import random_set
 
 from retinaconf.diagnosis.measures import nms as nms_module
-from retinaconf.diagnosis.measures.nms import nms, top_per_image
+from retinaconf.diagnosis.measures.nms import best_kept, nms, top_per_image
 from retinaconf.evaluation import overlaps as overlaps_module
 from retinaconf.evaluation.matching import descending
 from retinaconf.evaluation.overlaps import best_overlaps, iou
@@ -34,6 +34,23 @@ def test_keeps_what_torchvision_keeps(monkeypatch: pytest.MonkeyPatch, threshold
     assert (boxes.scores[by] >= boxes.scores[removed]).all()
     assert (boxes.labels[by] == boxes.labels[removed]).all()
     assert (boxes.image_index[by] == boxes.image_index[removed]).all()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+@pytest.mark.parametrize("first_depth", [1, 5])
+def test_the_best_kept_are_those_of_the_whole_nms(
+    monkeypatch: pytest.MonkeyPatch, first_depth: int, limit: int
+) -> None:
+    """Images of 0 to 150 boxes, some with few kept, so that NMS looks deeper there; ties."""
+    monkeypatch.setattr(nms_module, "BOXES_AT_ONCE", 64)
+    monkeypatch.setattr(nms_module, "FIRST_DEPTH", first_depth)
+    _, boxes = random_set(np.random.default_rng(0), per_image=150)
+    boxes = boxes[np.random.default_rng(1).random(len(boxes)) < (boxes.image_index % 4) / 3]
+    columns = (boxes.image_index, boxes.labels, boxes.boxes, boxes.scores)
+    for threshold in (0.0, 0.3, 0.9):
+        kept = np.flatnonzero(nms(*columns, threshold) < 0)
+        expected = kept[top_per_image(boxes.image_index[kept], boxes.scores[kept], limit)]
+        assert best_kept(*columns, threshold, limit).tolist() == expected.tolist()
 
 
 def test_equal_scores_go_by_row_and_the_threshold_is_strict() -> None:
@@ -66,6 +83,7 @@ def test_the_best_of_each_image() -> None:
     assert top_per_image(image, scores, 2).tolist() == [0, 1, 3, 5]
     assert top_per_image(image, scores, 9).tolist() == list(range(7))
     assert top_per_image(image[:0], scores[:0], 2).tolist() == []
+    assert best_kept(image[:0], image[:0], np.zeros((0, 4)), scores[:0], 0.5, 2).tolist() == []
 
 
 def test_descending_is_stable() -> None:
