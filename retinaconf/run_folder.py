@@ -28,12 +28,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retinaconf.config import Config, config_from_flat
 from retinaconf.errors import InputError, reason
 from retinaconf.files import finite, parse_json, read_json, read_text, write_aside, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from retinaconf.config import Config
 
 CONFIG, MODEL, LAST, VAL = "config.json", "model.safetensors", "last.ckpt", "val.txt"
 ENVIRONMENT = "environment.json"
@@ -87,6 +88,8 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path}: not a readable configuration ({reason(error)})") from None
     if not isinstance(flat, dict):
         raise InputError(f"{path}: not a readable configuration (it is not an object of settings)")
+    from retinaconf.config import config_from_flat
+
     return config_from_flat(flat, str(path))
 
 
@@ -241,4 +244,6 @@ def read_weights(path: Path) -> Weights:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken and replay is None:
         raise InputError(f"{file}: its weights are not finite (in {broken[0]}); restore the file, or train anew")
+    from retinaconf.config import config_from_flat
+
     return Weights(config_from_flat(flat, str(file)), tuple(classes), tuple(category_ids), state, tuning, replay)

@@ -133,3 +133,10 @@ def test_the_extras_are_those_of_pyproject():
         normal = {name.replace("-", "_") for name in installed} - {"retinaconf[torch]"}
         assert {distributions.get(package, package).replace("-", "_") for package in packages} == normal
     assert extras.keys() - EXTRAS == {"dev", "release"}
+
+
+def test_most_helps_need_no_settings():
+    """pydantic and the settings take half the time of such a help."""
+    names = [name for name in COMMANDS if name not in ("demo", "train", "paper")]
+    *results, _ = without(("torch", "pydantic"), [[name, "--help"] for name in names])
+    assert [code for code, *_ in results] == [0] * len(names), results

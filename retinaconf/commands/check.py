@@ -14,7 +14,6 @@ from retinaconf.commands.options import LayoutKey
 from retinaconf.errors import InputError, UsageError
 from retinaconf.files import write_json
 from retinaconf.outputs import check_outputs
-from retinaconf.recipes import RECIPES
 
 if TYPE_CHECKING:
     from retinaconf.data.findings import Finding, Report
@@ -46,6 +45,7 @@ def check(
     """
     check_outputs([json], [data])
     from retinaconf.data.check import check as check_data
+    from retinaconf.recipes import RECIPES
 
     if recipe not in RECIPES:
         raise UsageError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")

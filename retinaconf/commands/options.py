@@ -10,9 +10,7 @@ from itertools import dropwhile, takewhile
 from typing import Any, Literal
 
 import tyro
-from pydantic import ValidationError
 
-from retinaconf.config import validation_message
 from retinaconf.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -29,14 +27,23 @@ def parse(target: Callable[..., Any], args: Sequence[str], command: str, **optio
     try:
         with redirect_stderr(box):
             return tyro.cli(target, args=args, prog=f"retinaconf {command}", **options)
-    except ValidationError as error:
-        complaint = validation_message(error)
-    except SystemExit as stop:
-        if stop.code != 2:  # --help
+    except (SystemExit, ValueError) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 2:  # --help
             raise
-        invalid = next((error for error in _before(stop) if isinstance(error, ValidationError)), None)
-        complaint = validation_message(invalid) if invalid else _first_paragraph(box.getvalue())
+        complaint = _of_settings(stop) or _first_paragraph(box.getvalue())
     raise UsageError(f"{complaint}; `retinaconf {command} --help` lists the options")
+
+
+def _of_settings(error: BaseException) -> str | None:
+    """What the settings' validation says against a value, if that is what ended the parsing."""
+    from pydantic import ValidationError  # not before: `--help` of most commands needs no settings
+
+    from retinaconf.config import validation_message
+
+    invalid = next((found for found in (error, *_before(error)) if isinstance(found, ValidationError)), None)
+    if invalid is None and isinstance(error, ValueError):
+        raise error
+    return None if invalid is None else validation_message(invalid)
 
 
 def _before(error: BaseException) -> Iterator[BaseException]:

@@ -14,11 +14,11 @@ from rich.progress import Progress as Bar
 from tyro.conf import Positional
 
 from retinaconf.commands.options import Device, LayoutKey
-from retinaconf.config import Config
 from retinaconf.errors import InputError, reason
 from retinaconf.files import asides, locked
 
 if TYPE_CHECKING:
+    from retinaconf.config import Config
     from retinaconf.data.ground_truth import GroundTruth
     from retinaconf.inference.detector import Detector
     from retinaconf.training.branch_fit import Branch
