@@ -177,7 +177,8 @@ def detections_and_candidates(
         candidates.update(_candidates(batch, outputs, config, joints[0], ground_truth))
 
     tables = detector.detect(ground_truth, config, joints, done=done, look=look)
-    found = [replace(table, source=source) for table in (*tables, gathered(candidates))]
+    before = detector.with_confidence(gathered(candidates), joints[0])
+    found = [replace(table, source=source) for table in (*tables, before)]
     return found[:-1], found[-1]
 
 

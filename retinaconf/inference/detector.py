@@ -219,13 +219,14 @@ class Detector(ModelHubMixin):
             for tables, images in zip(found, results):
                 tables |= tables_of(images, batch, ground_truth)
             done(len(batch.index))
-        return [self._with_confidence(gathered(tables), joint) for tables, joint in zip(found, joints)]
+        return [self.with_confidence(gathered(tables), joint) for tables, joint in zip(found, joints)]
 
     def tuned_for(self, joint: JointScore) -> Tuning | None:
         """What `retinaconf tune` has kept, if it is of scores by `joint`."""
         return self.tuning if joint == joint_score(self.inference_config()) else None
 
-    def _with_confidence(self, table: Detections, joint: JointScore) -> Detections:
+    def with_confidence(self, table: Detections, joint: JointScore) -> Detections:
+        """The boxes with the IoU to expect of their scores, which are by `joint`, if the run is tuned to these."""
         tuning = self.tuned_for(joint)
         if tuning is None:
             return table
@@ -249,5 +250,5 @@ class Detector(ModelHubMixin):
                 (results,) = postprocess(outputs, on_device, config, [joint])
             for n, boxes in zip(numbers, results):
                 table = to_table(boxes, sizes[n], (images[n].height, images[n].width), self)
-                found[n] = self._with_confidence(table, joint)
+                found[n] = self.with_confidence(table, joint)
         return [found[n] for n in range(len(images))]

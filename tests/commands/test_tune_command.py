@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,11 +138,27 @@ def test_evaluate_and_diagnose_say_what_it_is_worth(
     assert "tuned" not in json.loads((tmp_path / "a.json").read_text())
     assert "tuned" not in plain.out
 
-    done = run_cli("diagnose", tuned[0], *words)
+    done = run_cli("diagnose", tuned[0], *words, "--report", tmp_path / "a.html")
     assert done.code == 0, done.err
+    (data,) = re.findall(r'id="explorer-data">(.*?)</script>', (tmp_path / "a.html").read_text())
+    (packed,) = json.loads(data)["images"][0]["candidates"]
+    labels, scores, confidence = (
+        np.frombuffer(base64.b64decode(packed[name]), of)
+        for name, of in (("labels", "<u2"), ("scores", "<f4"), ("confidence", "<f4"))
+    )
+    ids = np.array(detector.category_ids)[labels]
+    assert len(scores) > len(ground_truth.boxes)
+    assert confidence == pytest.approx(detector.tuning.score_map(ids, scores.astype(np.float64)), abs=1e-6)
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["calibration"]["confidence_laece_0"] == pytest.approx(read.mean_laece_0)
     assert f"and the confidence of this tuned run by {read.mean_laece_0:.2f}" in done.out
+
+    done = run_cli("compare", trained.run, tuned[0], *words)
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert document["differences"]["confidence_laece_0"]["b"] == pytest.approx(read.mean_laece_0)
+    assert document["differences"]["confidence_laece_0"]["a"] == document["differences"]["laece_0"]["a"]
+    assert "A is not tuned" in done.out
 
 
 def test_other_weights_do_not_keep_it(

@@ -26,7 +26,8 @@ from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
 SIZES = ("AP_S", "AP_M", "AP_L")
-COMPARED = ("AP", "AP50", "AP75", *SIZES, "laece_0", "concordance")  # all but laece_0: higher is better
+# Of all but the two errors, higher is better. The second is of the confidence of a tuned run, and of others' score.
+COMPARED = ("AP", "AP50", "AP75", *SIZES, "laece_0", "confidence_laece_0", "concordance")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Measured:
     boxes: int
     images: int  # with boxes
     boxes_of_object: float  # whose order `concordance` is about
+    tuned: bool = False  # whether its detections have a confidence
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Comparison:
     a: tuple[Measured, ...]  # a training each
     b: tuple[Measured, ...]  # as many, in the same order
     ground_truth: GroundTruth
-    differences: dict[str, Difference]  # the keys of COMPARED
+    differences: dict[str, Difference]  # the keys of COMPARED; without the confidence's where no detector is tuned
     per_class: dict[str, Difference]  # of AP
 
 
@@ -81,7 +83,11 @@ def measure(
         AveragePrecision(match_detections(detections, ground_truth, areas=areas), ground_truth) for areas in SIZE_AREAS
     ]
     any_overlap = match_detections(detections, ground_truth, np.array([ANY_OVERLAP]))
-    laece = weighted_laece(any_overlap, 0, len(ground_truth.classes))
+    errors = {"laece_0": any_overlap}
+    if detections.confidence is not None:
+        by_confidence = replace(detections, scores=detections.confidence)
+        errors["confidence_laece_0"] = match_detections(by_confidence, ground_truth, np.array([ANY_OVERLAP]))
+    laece = {key: weighted_laece(matches, 0, len(ground_truth.classes)) for key, matches in errors.items()}
     concordance = within.per_object.concordance
     ordered = np.isfinite(concordance)
     ordered_image, concordance = ground_truth.image_index[ordered], concordance[ordered]
@@ -95,7 +101,8 @@ def measure(
         if draw < ROUGH_REPLICATES:
             often = weights[ordered_image]
             values |= {key: float(sized(weights).mean()) for key, sized in zip(SIZES, by_size)}
-            values["laece_0"] = laece(weights)
+            values |= {key: error(weights) for key, error in laece.items()}
+            values.setdefault("confidence_laece_0", values["laece_0"])
             values["concordance"] = float(often @ concordance / often.sum()) if often.any() else float("nan")
         return values, levels.mean(axis=0)
 
@@ -105,19 +112,19 @@ def measure(
     for found in in_threads(on_draw, enumerate(image_draws(images, len(images), DRAWS, seed=0))):
         drawn.append(found)
         progress(f"bootstrap over images, {name}", len(drawn), DRAWS)
+    values = {key: metrics.overall[key] for key in ("AP", "AP50", "AP75", *SIZES)}
+    values |= {key: finite_mean(la_ece(matches, 0, len(ground_truth.classes))) for key, matches in errors.items()}
+    values.setdefault("confidence_laece_0", values["laece_0"])
     return Measured(
         name=name,
-        values={
-            **{key: metrics.overall[key] for key in ("AP", "AP50", "AP75", *SIZES)},
-            "laece_0": finite_mean(la_ece(any_overlap, 0, len(ground_truth.classes))),
-            "concordance": within.concordance,
-        },
+        values=values | {"concordance": within.concordance},
         draws={key: np.array([values[key] for values, _ in drawn if key in values]) for key in COMPARED},
         per_class=metrics.per_class,
         per_class_draws=np.array([of_class for _, of_class in drawn]),
         boxes=len(detections),
         images=len(np.unique(detections.image_index)),
         boxes_of_object=within.boxes,
+        tuned=detections.confidence is not None,
     )
 
 
@@ -133,11 +140,12 @@ def compare(a: Sequence[Measured], b: Sequence[Measured], ground_truth: GroundTr
         draws = [other.per_class_draws[:, label] - one.per_class_draws[:, label] for one, other in zip(a, b)]
         return _difference(values, draws)
 
+    tuned = any(each.tuned for each in (*a, *b))
     return Comparison(
         a=tuple(a),
         b=tuple(b),
         ground_truth=ground_truth,
-        differences={key: difference(key) for key in COMPARED},
+        differences={key: difference(key) for key in COMPARED if tuned or key != "confidence_laece_0"},
         per_class={name: of_class(label, name) for label, name in enumerate(a[0].per_class)},
     )
 

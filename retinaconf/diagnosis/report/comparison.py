@@ -23,6 +23,7 @@ LABELS = {
     "AP_M": "AP, medium objects",
     "AP_L": "AP, large objects",
     "laece_0": "calibration error LaECE_0 (lower is better)",
+    "confidence_laece_0": "LaECE_0 of the confidence (lower is better)",
     "concordance": "order within objects",
 }
 
@@ -78,6 +79,11 @@ def notes(comparison: Comparison) -> list[str]:
     reported = [float(np.mean([each.boxes for each in side])) / images for side in (a, b)]
     ordered = [float(np.mean([each.boxes_of_object for each in side])) for side in (a, b)]
     found += [*other_order(*ordered), *other_calibration(*reported)]
+    for name, side, other in (("A", a, b), ("B", b, a)):
+        if any(each.tuned for each in other) and not all(each.tuned for each in side):
+            found.append(
+                f"{name} is not tuned: instead of a confidence, it tells its score. `retinaconf tune` tunes it."
+            )
     if len(a) == 1:
         found.append(
             "The intervals are about these two detectors. Another training of each may differ by more; to compare "

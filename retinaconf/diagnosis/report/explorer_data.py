@@ -18,7 +18,7 @@ from retinaconf.diagnosis.measures.own_score import OwnScore
 from retinaconf.errors import plain
 from retinaconf.pages.pictures import encode_jpeg, load_picture
 
-# 50 images stay below 15 MB: at most 70 kB and 5,000 x 30 bytes each, a third more in base64.
+# 50 images stay below 15 MB: at most 70 kB and 5,000 x 34 bytes each, a third more in base64.
 MAX_SIDE = 640
 MAX_PICTURE_BYTES = 70_000
 MAX_CANDIDATES = 5_000  # of an image, all detectors together
@@ -97,6 +97,8 @@ def pack_candidates(candidates: Detections, image: int, most: int) -> dict[str, 
         "scores": _column(shown.scores, np.float32),
         "left_out": left_out,
     }
+    if shown.confidence is not None:
+        packed["confidence"] = _column(shown.confidence, np.float32)
     if shown.quality is None:
         return packed
     class_scores = shown.scores if shown.class_scores is None else shown.class_scores

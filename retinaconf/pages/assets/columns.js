@@ -13,7 +13,8 @@ function unpackColumn(base64, ArrayType) {
 
 /**
  * Candidates of one detector in one image: boxes (4n) xyxy in the picture's original pixels, labels (n), the detector's
- * own scores (n), and where it has a quality classScores (n) and quality (n), from which other scores can be made.
+ * own scores (n), where it has a quality classScores (n) and quality (n), from which other scores can be made, and where
+ * it is tuned confidence (n), the IoU to expect of its own scores.
  */
 function unpackCandidates(packed) {
   const column = (name, ArrayType) => (packed[name] === undefined ? null : unpackColumn(packed[name], ArrayType));
@@ -25,6 +26,7 @@ function unpackCandidates(packed) {
     scores: column("scores", Float32Array),
     classScores: column("class_scores", Float32Array),
     quality: column("quality", Float32Array),
+    confidence: column("confidence", Float32Array),
     left_out: packed.left_out,
   };
 }

@@ -37,10 +37,12 @@ function createPanel(root, detector, index, count) {
   };
 }
 
-/** A candidate in words: class, score, IoU. */
+/** A candidate in words: class, score, the confidence that a tuned detector gives with its own score, IoU. */
 function boxWords({ classes, candidates, scores, match }, i) {
   const fit = match.object[i] < 0 ? "on no object of its class" : `IoU ${match.ious[i].toFixed(2)}`;
-  return `${classes[candidates.labels[i]]}, score ${scores[i].toFixed(2)}, ${fit}`;
+  const isTuned = candidates.confidence && scores === candidates.scores;
+  const confidence = isTuned ? `, confidence ${candidates.confidence[i].toFixed(2)}` : "";
+  return `${classes[candidates.labels[i]]}, score ${scores[i].toFixed(2)}${confidence}, ${fit}`;
 }
 
 /** Show a text, and leave the page's layout alone where it stands already. */

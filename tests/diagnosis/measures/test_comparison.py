@@ -16,6 +16,7 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures import comparison
 from retinaconf.diagnosis.measures.alignment import measure_alignment
 from retinaconf.diagnosis.measures.comparison import COMPARED, Comparison, Measured, compare, measure
+from retinaconf.diagnosis.report.comparison import notes, rows
 from retinaconf.errors import InputError
 from retinaconf.evaluation.average_precision import image_draws
 from retinaconf.evaluation.calibration import calibrate
@@ -75,8 +76,10 @@ def test_the_numbers_are_those_of_pycocotools(few_draws: int, capsys: pytest.Cap
     assert found.values["concordance"] == concordance(detections, truth)
 
 
-def test_a_draw_is_the_evaluation_of_each_image_so_often(few_draws: int):
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_draw_is_the_evaluation_of_each_image_so_often(few_draws: int, tuned: bool):
     truth, (detections, _, _) = sets()
+    detections = replace(detections, confidence=detections.scores**2) if tuned else detections
     found = measured(detections, truth)
     images = np.argsort(truth.image_ids)
     for draw, weights in zip(range(6), image_draws(images, len(images), few_draws, seed=0)):
@@ -88,10 +91,29 @@ def test_a_draw_is_the_evaluation_of_each_image_so_often(few_draws: int):
         metrics = CocoEvaluator(several)(drawn)
         expected = {key: metrics.overall[key] for key in ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")}
         expected["laece_0"] = calibrate(drawn, several).mean_laece_0
+        told = replace(drawn, scores=drawn.scores**2) if tuned else drawn
+        expected["confidence_laece_0"] = calibrate(told, several).mean_laece_0
         expected["concordance"] = concordance(drawn, several)
         assert {key: found.draws[key][draw] for key in COMPARED} == pytest.approx(expected, abs=1e-12, nan_ok=True)
         of_class = found.per_class_draws[draw]
         assert of_class == pytest.approx(list(metrics.per_class.values()), abs=1e-12, nan_ok=True)
+
+
+def test_a_tuned_detector_is_compared_by_the_confidence_that_it_tells(few_draws: int):
+    """The other one tells its score. Where neither is tuned there is no such number."""
+    truth, (table, _, _) = sets()
+    tuned = measured(replace(table, confidence=table.scores**2), truth)
+    plain = measured(table, truth)
+    key = "confidence_laece_0"
+    assert tuned.values[key] == calibrate(replace(table, scores=table.scores**2), truth).mean_laece_0
+    assert tuned.values["laece_0"] == plain.values["laece_0"] == plain.values[key] != tuned.values[key]
+    assert key not in compare([plain], [plain], truth).differences
+    for sides, name in ((([plain], [tuned]), "A"), (([tuned], [plain]), "B"), (([tuned], [tuned]), None)):
+        found = compare(*sides, truth)
+        assert found.differences[key].mean == sides[1][0].values[key] - sides[0][0].values[key]
+        assert [label for label, *_ in rows(found)][-2] == "LaECE_0 of the confidence (lower is better)"
+        said = [note for note in notes(found) if "not tuned" in note]
+        assert [note[:14] for note in said] == ([f"{name} is not tuned"] if name else [])
 
 
 def test_the_interval_is_that_of_the_differences_on_the_draws(few_draws: int):
@@ -108,7 +130,7 @@ def test_the_same_twice_differs_by_exactly_nothing(few_draws: int):
     truth, (table, _, _) = sets()
     found = intervals(compare([measured(table, truth)], [measured(table, truth)], truth))
     known = [each for each in found if np.isfinite(each[0])]
-    assert len(known) >= len(COMPARED)
+    assert len(known) >= len(COMPARED) - 1  # without a confidence
     assert set(known) == {(0.0, 0.0, 0.0)}
 
 

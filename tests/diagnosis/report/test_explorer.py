@@ -117,6 +117,32 @@ def test_keeps_what_python_keeps(page, detectors):
     assert {len(kept[0]) for kept in shown} > {0, 100}  # from nothing to the limit
 
 
+@pytest.mark.parametrize("with_quality", [True, False])
+def test_a_tuned_detector_has_its_confidence_beside_its_own_score(browser, tmp_path: Path, with_quality: bool):
+    """Not beside another score: the map from score to IoU is not of that."""
+    truth = made_up_truth(tmp_path)
+    candidates = synthetic_candidates(truth, with_quality=with_quality)
+    candidates = replace(candidates, confidence=candidates.scores**2)
+    write_report(tmp_path / "tuned.html", [diagnose(truth, candidates=candidates, replicates=5)])
+    page = browser.new_page()
+    page.goto((tmp_path / "tuned.html").as_uri())
+    first = "() => { explorer.state.pinned = {panel: 0, candidate: explorer.kept()[0]}; explorer.set({}); }"
+
+    def words() -> str:
+        page.evaluate(first)
+        return page.locator(".panel .detail").inner_text()
+
+    own = re.search(r", score ([\d.]+), confidence ([\d.]+), (IoU|on no)", words())
+    assert own is not None
+    assert float(own[2]) == pytest.approx(float(own[1]) ** 2, abs=0.011)
+    if with_quality:
+        page.evaluate("explorer.set({ alpha: 0.5 })")
+        assert re.search(r", score [\d.]+, (IoU|on no)", words())
+        page.evaluate("explorer.set({ alpha: null })")
+        assert own[0] in words()
+    page.close()
+
+
 def test_an_image_lost_what_its_panel_says(page):
     """As the page opens, a thumbnail's loss is the larger of what the panels show."""
     notes = page.locator(".filmstrip .loss").all_inner_texts()
@@ -201,7 +227,6 @@ def test_a_step_of_a_slider_is_quick(browser, tmp_path, count, most):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((tmp_path / "r.html").as_uri())
     page.wait_for_function("explorer.panels[0].scene.picture")
-    page.evaluate("explorer.set({ scoreThreshold: 0 })")
     chromium = browser.new_browser_cdp_session()
 
     def processor_time() -> float:
