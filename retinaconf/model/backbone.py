@@ -32,7 +32,7 @@ class Backbone(nn.Module):
             or do not fit.
     """
 
-    @torch.inference_mode(False)  # fold_norms reads an autograd graph
+    @torch.inference_mode(False)  # foldable reads an autograd graph
     def __init__(
         self,
         name: str,
@@ -65,9 +65,11 @@ class Backbone(nn.Module):
             stem_end = info.info[len(reductions) - 1 - reductions[::-1].index(4)]["module"]
             _freeze_up_to(self.body, stem_end)
         try:
-            fold_norms(self.body)
+            if name not in _foldable:  # a forward pass, in which a network without memory is slow
+                _foldable[name] = foldable(self.body)
         except (AssertionError, RuntimeError) as error:
             raise InputError(f"backbone {name!r} does not take images of any size: {error}") from None
+        fold_norms(self.body, _foldable[name])
         self.freeze_norm = freeze_norm
 
     def train(self, mode: bool = True) -> Backbone:
@@ -83,6 +85,9 @@ class Backbone(nn.Module):
         """(N, 3, H, W) normalised images to three features (N, C_l, H / stride, W / stride)."""
         features: list[Tensor] = self.body(images)
         return features
+
+
+_foldable: dict[str, list[tuple[str, str]]] = {}  # of backbones that this process has built
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -137,8 +142,23 @@ class FoldedNorm(nn.Module):
         return activated
 
 
-def fold_norms(body: nn.Module) -> None:
+def fold_norms(body: nn.Module, pairs: list[tuple[str, str]] | None = None) -> None:
     """Fold every batch norm into the plain convolution whose only reader it is, in place; other norms stay.
+
+    `pairs`: what `foldable` has found in a network that is built in the same way.
+    """
+    for conv_name, norm_name in foldable(body) if pairs is None else pairs:
+        conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        folded = FoldedNorm(norm)
+        parent, _, attribute = norm_name.rpartition(".")
+        setattr(body.get_submodule(parent), attribute, folded)
+        conv.__class__ = FoldedConv2d
+        conv.norm = (folded,)  # type: ignore[assignment]
+
+
+def foldable(body: nn.Module) -> list[tuple[str, str]]:
+    """The names of each convolution that can take in a norm, and of that norm.
 
     Which one reads which is seen from a small forward pass, not guessed from names.
     """
@@ -160,17 +180,15 @@ def fold_norms(body: nn.Module) -> None:
     for hook in hooks:
         hook.remove()
 
-    for name, norm in list(body.named_modules()):
+    pairs = []
+    names = {module: name for name, module in body.named_modules()}
+    for norm, name in names.items():
         if norm not in follows or not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
             continue
         conv, node = follows[norm]
-        if readers[node] > 1 or type(conv).forward is not nn.Conv2d.forward or conv.bias is not None:
-            continue
-        folded = FoldedNorm(norm)
-        parent, _, attribute = name.rpartition(".")
-        setattr(body.get_submodule(parent), attribute, folded)
-        conv.__class__ = FoldedConv2d
-        conv.norm = (folded,)  # type: ignore[assignment]
+        if readers[node] == 1 and type(conv).forward is nn.Conv2d.forward and conv.bias is None:
+            pairs.append((names[conv], name))
+    return pairs
 
 
 def _readers(outputs: list[Tensor]) -> Counter[Any]:

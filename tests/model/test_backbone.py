@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from retinaconf.errors import InputError
+from retinaconf.model import backbone as backbone_module
 from retinaconf.model.backbone import Backbone, FoldedConv2d, FoldedNorm, fold_norms, make_plain
 
 
@@ -98,10 +99,19 @@ def test_a_convolution_with_a_second_reader_keeps_its_norm():
     assert isinstance(body.norm2, nn.BatchNorm2d)
 
 
-def test_folds_in_inference_mode_too():
+def test_folds_in_inference_mode_too_and_without_memory_and_again():
+    backbone_module._foldable.pop("resnet18", None)
     with torch.inference_mode():
-        body = Backbone("resnet18", weights="none").body
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+        bodies = [Backbone("resnet18", weights="none").body]
+    with torch.device("meta"):
+        bodies += [Backbone("resnet18", weights="none").body]
+    backbone_module._foldable.clear()
+    with torch.device("meta"):  # what is seen there is kept for the next
+        bodies += [Backbone("resnet18", weights="none").body]
+    bodies += [Backbone("resnet18", weights="none").body]
+    kinds = [{name: type(module) for name, module in body.named_modules()} for body in bodies]
+    assert nn.BatchNorm2d not in kinds[0].values()
+    assert all(other == kinds[0] for other in kinds)
 
 
 def test_unfrozen_statistics_learn_from_the_batch_as_a_batch_norm_does():
