@@ -11,8 +11,6 @@ import yaml
 
 import retinaconf
 
-onnxruntime = pytest.importorskip("onnxruntime")
-
 
 def as_yolo(coco, folder):
     """The flat COCO data set `coco` as a YOLO folder of one class; images without boxes have no label file."""
@@ -45,21 +43,23 @@ def as_roboflow(coco, folder):
     return folder
 
 
-def test_from_a_yolo_folder_to_onnxruntime_and_to_a_better_detector(
-    run_cli, trained, tiny_data, tiny_flags, tmp_path, monkeypatch
-):
-    """A detector of one class, without a branch, with one anchor a cell; then one of three classes that starts from it.
-
-    The page about export says how the file is used: its lines find what `predict` found.
-    """
-    data, export = as_yolo(tiny_data, tmp_path / "yolo"), as_roboflow(tiny_data, tmp_path / "export")
+@pytest.fixture
+def stages(run_cli, tmp_path, monkeypatch):
+    """A command in an empty folder, which must succeed; returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
-    def stages(*words):
+    def run(*words):
         result = run_cli(*words)
         assert result.code == 0, result.err
         return result.out
 
+    return run
+
+
+@pytest.fixture
+def data(stages, tiny_data, tiny_flags, tmp_path):
+    """A YOLO folder, and in `run` its detector of one class, without a branch, with one anchor a cell; tuned."""
+    data = as_yolo(tiny_data, tmp_path / "yolo")
     sides = ("--short-side", 64, "--long-side", 128)
     stages("check", "--data", data, *sides, "--json", "findings.json")
     assert Path("findings.json").exists()
@@ -71,12 +71,31 @@ def test_from_a_yolo_folder_to_onnxruntime_and_to_a_better_detector(
 
     printed = stages("tune", "run", "--data", data, "--recall", 0.5)
     assert "no quality branch, so there is no alpha to choose" in printed
+    return data
 
+
+def test_from_a_yolo_folder_to_a_better_detector(stages, data, trained, tiny_data, tmp_path):
+    """One of three classes, which starts from the one of one class."""
     stages("evaluate", "run", "--data", data, "--json", "val.json")
     report = json.loads(Path("val.json").read_text())
     assert report["images"] == 4
     assert 0 <= report["metrics"]["AP"] <= 1
 
+    export = as_roboflow(tiny_data, tmp_path / "export")
+    assert "Roboflow" in stages("check", "--data", export, "--short-side", 64)
+    printed = stages("train", "run", "--data", export, "--out", "finer", "--max-steps", 2)
+    assert "backbone, pyramid, towers, box: kept; class: 0 of 3 by name, new: red, green, blue" in printed
+    assert "no split 'val' there" in printed
+    words = ("compare", "finer", trained.run, "--data", export, "--json", "compared.json")
+    assert "A: finer\n" in stages(*words)
+    held_out = Path("finer/val.txt").read_text().splitlines()
+    assert json.loads(Path("compared.json").read_text())["images"] == len(held_out)
+
+
+@pytest.mark.slow  # an export takes long; test_export.py and test_snippet.py are about another one
+def test_from_a_yolo_folder_to_onnxruntime(stages, data):
+    """The page about export says how the file is used: its lines find what `predict` found."""
+    onnxruntime = pytest.importorskip("onnxruntime")
     stages("predict", "run", "yolo/images/val/*.png", "--out", "found", "--score-threshold", 0)
     records = json.loads(Path("found/detections.json").read_text())
 
@@ -105,12 +124,3 @@ def test_from_a_yolo_folder_to_onnxruntime_and_to_a_better_detector(
         np.testing.assert_allclose(found["scores"][0, :count], scores, atol=1e-4)
         confidence = [record["confidence"] for record in by_score]
         np.testing.assert_allclose(found["rest"][1][0, :count], confidence, atol=1e-3)
-
-    assert "Roboflow" in stages("check", "--data", export, *sides)
-    printed = stages("train", "run", "--data", export, "--out", "finer", "--max-steps", 2)
-    assert "backbone, pyramid, towers, box: kept; class: 0 of 3 by name, new: red, green, blue" in printed
-    assert "no split 'val' there" in printed
-    words = ("compare", "finer", trained.run, "--data", export, "--json", "compared.json")
-    assert "A: finer\n" in stages(*words)
-    held_out = Path("finer/val.txt").read_text().splitlines()
-    assert json.loads(Path("compared.json").read_text())["images"] == len(held_out)

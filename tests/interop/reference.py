@@ -135,9 +135,9 @@ def detections(
         boxes = torch.minimum(boxes.clamp(min=0), border)
         whole = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         boxes, scores, labels = boxes[whole], scores[whole], labels[whole]
-    kept = []
+    kept, label_of = [], labels.tolist()
     for row in scores.sort(descending=True).indices.tolist():
-        rivals = [k for k in kept if labels[k] == labels[row]]
+        rivals = [k for k in kept if label_of[k] == label_of[row]]
         if not rivals or box_iou(boxes[row][None], boxes[rivals]).max() <= 0.5:
             kept.append(row)
         if len(kept) == 100:

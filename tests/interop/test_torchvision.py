@@ -16,7 +16,6 @@ from retinaconf import load
 from retinaconf.errors import InputError
 from retinaconf.interop.categories import coco_categories
 from retinaconf.interop.import_weights import import_weights
-from retinaconf.run_folder import read_weights
 from retinaconf.training import loop
 
 SHORT, LONG = 96, 160  # instead of 800 and 1333, so that minutes become seconds
@@ -114,14 +113,17 @@ def test_names_of_the_released_v1_and_its_epsilon_of_0(photographs, tmp_path):
             name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
             assert name.count(".") == 4
         state[name] = tensor
-    again = theirs("v1", classes=91, seed=1)
-    again.load_state_dict(state)  # torchvision still reads these names
-    for module in again.modules():
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+    model.load_state_dict(state)  # torchvision still reads these names
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eps = 1e-30  # as good as 0, which torch 2.11 refuses
     run, detector = imported(state, tmp_path)
     assert run.classes == coco.names
-    assert_same(detector, again, photographs[:1], to_theirs=coco.ids)
+    assert_same(detector, model, photographs[:1], to_theirs=coco.ids)
 
 
 def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
@@ -136,24 +138,23 @@ def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
 
 
 def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, tmp_path, run_cli, monkeypatch):
-    """The weights before a step and after it; one class is of COCO, spelled otherwise."""
+    """One class is of COCO, spelled otherwise. Training ends before its first step; test_start.py takes steps."""
     for file in tiny_data.glob("*.json"):
         file.write_text(file.read_text().replace('"green"', '"Traffic_Light"'))
     state = theirs("v2", classes=91).state_dict()
     torch.save(state, tmp_path / "weights.pth")
     import_weights(tmp_path / "weights.pth", tmp_path / "run")
     first = {}
-    build = loop.build_optimizer
 
     def look(network, *args):
-        first.update({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return build(network, *args)
+        first.update(network.state_dict())
+        raise InputError("seen")
 
     monkeypatch.setattr(loop, "build_optimizer", look)
     small = ("--data.short-side", 64, "--data.long-side", 96, "--data.batch-size", 2, "--data.workers", 0)
     words = ("train", tmp_path / "run", "--data", tiny_data, "--out", tmp_path / "new", *small)
     result = run_cli(*words, "--max-steps", 1, "--device", "cpu")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (1, "retinaconf: seen\n")
     line = "backbone, pyramid, towers, box: kept; class: 1 of 3 by name (Traffic_Light), new: red, blue"
     assert line in result.out
 
@@ -173,8 +174,6 @@ def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, 
     torch.testing.assert_close(
         torch.sigmoid(first["head.class_conv.bias"].view(9, 3)[:, [0, 2]]), torch.full((9, 2), 0.01)
     )
-    now = read_weights(tmp_path / "new").state
-    assert not now["head.box_conv.weight"].equal(boxes)  # it learns
 
 
 def test_too_many_names_are_an_error(tmp_path):
