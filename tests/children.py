@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -72,6 +73,24 @@ class Child:
                 os.waitpid(self.pid, 0)
                 raise AssertionError(f"still at work after {seconds} seconds; it said: {self.said.read_text()}")
             time.sleep(0.002)
+
+
+def both(act: Callable[[int], object], said: Path) -> list[Child]:
+    """Two processes of one training, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def of_rank(rank: int) -> Callable[[], None]:
+        def run() -> None:
+            where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1}
+            where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": 0}
+            os.environ.update({name: str(value) for name, value in where.items()})
+            act(rank)
+
+        return run
+
+    return [Child(of_rank(rank), said.with_suffix(f".{rank}")) for rank in (0, 1)]
 
 
 def command(*words: object) -> Callable[[], None]:

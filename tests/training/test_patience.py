@@ -97,7 +97,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
 def test_a_run_stops_when_it_is_not_better_any_more(
     tiny_data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config, run = tiny_config(**{"schedule.patience": 2}), tmp_path / "run"
+    config, run = tiny_config(**{"schedule.patience": 2, "data.batch_size": 8}), tmp_path / "run"
     scripted(monkeypatch, 0.1, 0.3, 0.2, 0.25, 0.9)
     train_run(config, tiny_data, run, device="cpu")
     said = "AP was best in epoch 2 of 4; schedule.patience 2 stopped the run and saved 33% of the time"
@@ -107,7 +107,7 @@ def test_a_run_stops_when_it_is_not_better_any_more(
     # Stopped in between, it counts on: nothing is left to do after the fourth epoch.
     other = tmp_path / "other"
     scripted(monkeypatch, 0.1, 0.3, 0.2, 0.25, 0.9)
-    train_run(config, tiny_data, other, max_steps=6, device="cpu")
+    train_run(config, tiny_data, other, max_steps=3, device="cpu")
     assert (other / "log.txt").read_text().splitlines()[-1] == "AP was best in epoch 2 of 3"
     train_run(config, tiny_data, other, resume=True, device="cpu")
     train_run(config, tiny_data, other, resume=True, device="cpu")

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from children import MINUTE, SAME, Child, at_call, command, differing
+from children import MINUTE, SAME, Child, at_call, both, command, differing
 
 from retinaconf.inference.detector import Detector
 from retinaconf.training import loop
@@ -17,24 +16,6 @@ from retinaconf.training import loop
 pytestmark = pytest.mark.torture
 
 SETTINGS = ["--data.batch-size", 4, "--optimizer.lr", 1e-3, "--optimizer.ema", 0.9, "--schedule.epochs", 2]
-
-
-def both(act: Callable[[int], object], said: Path) -> list[Child]:
-    """Two processes of one training, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def of_rank(rank: int) -> Callable[[], None]:
-        def run() -> None:
-            where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1}
-            where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": 0}
-            os.environ.update({name: str(value) for name, value in where.items()})
-            act(rank)
-
-        return run
-
-    return [Child(of_rank(rank), said.with_suffix(f".{rank}")) for rank in (0, 1)]
 
 
 def test_a_killed_process_ends_the_other_one_within_a_minute_and_costs_no_run(
