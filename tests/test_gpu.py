@@ -1,6 +1,7 @@
 """What a user does with a run, on a GPU: `pytest -m gpu`. Tensors left on another device fail here and nowhere else."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,15 @@ def test_a_run_goes_on_on_another_device(data: Path, tiny_config: Any, tmp_path:
     train_run(config, data, tmp_path / "run", max_steps=7, device=first)
     train_run(config, data, tmp_path / "run", resume=True, device=then)
     assert lines(tmp_path / "run", "train")[-1]["step"] == 10
+
+
+def test_a_dry_run_measures_the_gpu(data: Path, tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train_run(tiny_config(), data, tmp_path / "run", device=DEVICE, dry=True)
+    memory, time = capsys.readouterr().out.splitlines()[-2:]
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    assert re.fullmatch(rf"memory: \d\.\d\d GiB at most in tensors, of {total:.1f} GiB on the GPU", memory)
+    assert time.startswith("time: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_agrees_with_training_and_with_a_cpu(run_cli: Any, run: Path, data: Path, tmp_path: Path):

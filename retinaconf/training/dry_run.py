@@ -61,7 +61,7 @@ def dry_run(
         except Interrupted:
             raise Interrupted("the dry run was stopped; nothing of it is kept") from None
     measured = [clock.seconds_per_step(), _seconds_of_loading(config, train_set, fabric), _peak_memory(fabric.device)]
-    gathered = fabric.all_gather(torch.tensor(measured, dtype=torch.float64, device=fabric.device))
+    gathered = fabric.all_gather(torch.tensor(measured, device=fabric.device))
     assert isinstance(gathered, torch.Tensor)
     step, loading, memory = gathered.reshape(-1, len(measured)).amax(0).tolist()  # of the slowest, the largest process
     progress.say(f"dry run of {min(STEPS, ends)} steps; nothing is kept")
