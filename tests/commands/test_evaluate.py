@@ -104,7 +104,7 @@ def test_training_validates_as_evaluate_does(
     make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path, changes: dict[str, Any]
 ):
     """In any batch size, precision and joint score, of averaged weights too; images of three shapes, 11 in all."""
-    data = make_data(tmp_path / "data", train=20, val=11)
+    data = make_data(tmp_path / "data", train=12, val=11)
     train_run(tiny_config(**changes), data, tmp_path / "run", device="cpu")
     report = evaluate(tmp_path / "run", data, "val", device="cpu")
     assert report["metrics"]["AP"] > 0.01

@@ -181,7 +181,7 @@ def test_a_continued_training_replaces_it_with_the_weights(trained: Any, tmp_pat
     retinaconf.tune(run, trained.data, device="cpu")
     before = read_weights(run)
     assert before.tuning is not None
-    train_run(trained.config, trained.data, run, resume=True, device="cpu")
+    train_run(trained.config, trained.data, run, resume=True, max_steps=15, device="cpu")
     after = read_weights(run)
     assert any(not torch.equal(tensor, after.state[name]) for name, tensor in before.state.items())
     assert after.tuning is None

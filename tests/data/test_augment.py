@@ -258,8 +258,8 @@ def test_boxes_of_batches_frame_the_painted_pixels(painted: GroundTruth, knob: s
         short_side=128, long_side=256, batch_size=3, workers=0, augment="none", scale=(0.7, 1.4), **knobs
     )
     framed = 0
-    plans = [plan for epoch in range(20) for plan in epoch_plans(painted, config, 0, epoch)]
-    for plan, batch in zip(plans, training_batches(painted, config, 0, 0, 40), strict=True):
+    plans = [plan for epoch in range(10) for plan in epoch_plans(painted, config, 0, epoch)]
+    for plan, batch in zip(plans, training_batches(painted, config, 0, 0, 20), strict=True):
         for n, (height, width) in enumerate(batch.sizes.tolist()):
             pixels = batch.images[n, :, :height, :width].permute(1, 2, 0).numpy()
             change = plan.augmentations[n]
@@ -273,7 +273,7 @@ def test_boxes_of_batches_frame_the_painted_pixels(painted: GroundTruth, knob: s
                     assert found is not None
                     np.testing.assert_allclose(found, box, atol=1.01)  # a resized edge is a grey pixel wide
                     framed += 1
-    assert framed > 80
+    assert framed > 40
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
@@ -288,8 +288,11 @@ def test_turned_and_cropped_pictures_are_batched_by_their_new_shape():
     assert given < 1.15 * needed  # 1.4 if they were sorted by the shapes of the files
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("resize", ["antialias", "torchvision"])
+# Resizing knows neither workers nor processes: each way of it with something that is drawn and with nothing.
+@pytest.mark.parametrize(
+    ("preset", "resize"),
+    [("none", "torchvision"), ("flip", "antialias"), ("light", "antialias"), ("strong", "torchvision")],
+)
 def test_batches_are_the_same_whatever_the_workers_and_processes(
     make_data: Callable[..., Path], tmp_path: Path, preset: Any, resize: Any
 ):

@@ -71,9 +71,9 @@ def slow(outputs, n, size, config, joint):
 @pytest.mark.parametrize("joint", [product(0.0), product(0.4), product(1.0), proportional(0.7)], ids=lambda j: j.name)
 @pytest.mark.parametrize("bias", [-6.0, -3.5, -1.0])
 def test_against_the_rules_written_as_loops(joint, bias):
-    out = outputs(bias=bias)
-    config = InferenceConfig(candidates=200, detections=50)
-    sizes = torch.tensor([[128, 160], [100, 130]])
+    out = outputs(bias=bias, canvas=(64, 96))
+    config = InferenceConfig(candidates=100, detections=50)
+    sizes = torch.tensor([[64, 96], [50, 70]])
     (images,) = postprocess(out, sizes, config, [joint])
     for n in range(2):
         expected, boxes = slow(out, n, sizes[n].tolist(), config, joint)
@@ -276,10 +276,10 @@ def test_an_anchor_that_is_not_finite_is_as_one_without_a_score(rules, column, v
 def test_a_box_far_outside_the_image_leaves_nms_to_the_others(vote, delta):
     """Detectron2 clips after NMS. A finite delta can put a box so far out that, measured by it, all others are one."""
     config = InferenceConfig(rules="detectron2", candidates=100_000, detections=10_000, vote=vote)
-    lost, silent = outputs(n=1, bias=-1.0), outputs(n=1, bias=-1.0)
+    lost, silent = (outputs(n=1, bias=-1.0, canvas=(64, 64)) for _ in range(2))
     lost.box_deltas[0, 7, 0] = delta
     silent.class_logits[0, 7] = -50
-    ((found,),), ((expected,),) = (postprocess(out, torch.tensor([CANVAS]), config, [CLS]) for out in (lost, silent))
+    ((found,),), ((expected,),) = (postprocess(out, torch.tensor([[64, 64]]), config, [CLS]) for out in (lost, silent))
     assert len(expected.scores) > 100
     for mine, other in zip(found[:4], expected[:4]):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-4 * vote)  # a mean rounds by the number of its terms
