@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from retinaconf.training.loop import launch
-from retinaconf.training.precision import depthwise_in_32_bits
+from retinaconf.training.precision import depthwise_in_32_bits, remarks
 from retinaconf.training.run import train_run
 
 GPUS = "precision 16-mixed is for GPUs; on this CPU it is bf16-mixed"
@@ -46,19 +46,18 @@ def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu()
         ("16-mixed", {"amx_bf16": True}, [GPUS]),
     ],
 )
-def test_what_lower_precision_is_worth_on_this_cpu_is_said(
-    tiny_data: Path,
-    tiny_config: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    precision: str,
-    capabilities: dict[str, bool],
-    said: list[str],
+def test_what_lower_precision_is_worth_on_this_cpu(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, capabilities: dict[str, bool], said: list[str]
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    train_run(tiny_config(precision=precision), tiny_data, tmp_path / "run", max_steps=1, device="cpu")
+    assert remarks(torch.device("cpu"), precision) == said
+
+
+def test_it_is_said_in_the_log(tiny_data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    train_run(tiny_config(precision="16-mixed"), tiny_data, tmp_path / "run", max_steps=1, device="cpu")
     log = (tmp_path / "run/log.txt").read_text().splitlines()
-    assert [line for line in log if line.startswith("precision")] == said
+    assert [line for line in log if line.startswith("precision")] == [GPUS, SLOW]
 
 
 def test_fp16_on_a_cpu_is_bfloat16_without_a_warning_of_the_library(tiny_config: Any):

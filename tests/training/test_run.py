@@ -28,6 +28,19 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
 
 
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path], tiny_config: Any) -> Path:
+    folder = tmp_path_factory.mktemp("one-step")
+    train_run(tiny_config(), make_data(folder / "data"), folder / "run", max_steps=1, device="cpu")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(one_step: Path, tmp_path: Path) -> Path:
+    """A run of its own for each test, begun on what is in `tiny_data`, too, and stopped after its first step."""
+    return Path(shutil.copytree(one_step, tmp_path / "run"))
+
+
 def test_a_run_folder_holds_all_there_is_to_know(trained: Any):
     assert {path.name for path in trained.run.iterdir()} == {
         "config.json",
@@ -130,9 +143,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: Any, run: Path):
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDER, run / "log.txt"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -190,9 +201,7 @@ def test_a_run_that_another_process_has_made_meanwhile_is_not_replaced(
     assert lines(run, "train")[-1]["step"] == 1
 
 
-def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, tmp_path: Path):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, tiny_config: Any, run: Path):
     for checkpoint in run.glob("last.ckpt*"):
         checkpoint.write_text("damaged")
     with pytest.raises(InputError, match=r"last\.ckpt"):
@@ -202,9 +211,7 @@ def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, t
     assert (run / "model.safetensors").exists()
 
 
-def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny_config: Any, tmp_path: Path):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny_config: Any, run: Path):
     train_run(tiny_config(**{"data.workers": 1}), tiny_data, run, resume=True, max_steps=2, device="cpu")
     assert lines(run, "train")[-1]["step"] == 2
     for name, value in (("data.flip", 0.25), ("seed", 3), ("inference.alpha", 0.1), ("schedule.epochs", 7)):
@@ -247,10 +254,8 @@ OTHER_DATA: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize(("split", "edit", "message"), OTHER_DATA.values(), ids=OTHER_DATA)
 def test_a_run_does_not_go_on_with_other_data(
-    tiny_data: Path, tiny_config: Any, tmp_path: Path, split: str, edit: Any, message: str
+    tiny_data: Path, tiny_config: Any, run: Path, split: str, edit: Any, message: str
 ):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "log.txt"}
     change(tiny_data / f"{split}.json", edit)
     with pytest.raises(InputError, match=rf"last\.ckpt: .*{message}.*; resume with the data of the run, or choose"):
@@ -258,9 +263,9 @@ def test_a_run_does_not_go_on_with_other_data(
     assert {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "log.txt"} == before
 
 
-def test_a_run_goes_on_in_another_place_and_after_version_0_1(tiny_data: Path, tiny_config: Any, tmp_path: Path):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+def test_a_run_goes_on_in_another_place_and_after_version_0_1(
+    tiny_data: Path, tiny_config: Any, run: Path, tmp_path: Path
+):
     moved = tiny_data.rename(tmp_path / "moved")
     train_run(tiny_config(), moved, run, resume=True, max_steps=2, device="cpu")
     state = torch.load(run / "last.ckpt", weights_only=True)
@@ -271,9 +276,7 @@ def test_a_run_goes_on_in_another_place_and_after_version_0_1(tiny_data: Path, t
 
 
 @pytest.mark.parametrize("part", [{"categories": 5}, {"categories": ((3,), 4)}, {"data": [1]}], ids=str)
-def test_a_checkpoint_whose_data_are_of_another_form(tiny_data: Path, tiny_config: Any, tmp_path: Path, part: Any):
-    run = tmp_path / "run"
-    train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
+def test_a_checkpoint_whose_data_are_of_another_form(tiny_data: Path, tiny_config: Any, run: Path, part: Any):
     torch.save(torch.load(run / "last.ckpt", weights_only=True) | part, run / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt: does not fit this run \(.*\); train anew"):
         train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
