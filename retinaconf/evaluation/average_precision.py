@@ -144,12 +144,11 @@ def _largest_from(values: np.ndarray) -> np.ndarray:
 
 def _levels_reached(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many of RECALLS are at most f / objects, for f = 0 ... objects of each of K classes; where these begin."""
-    count = objects[:, None]
-    least = np.ceil(RECALLS * count - 1e-6).astype(np.int64)  # what reaches each level, or one less
-    least = np.minimum(least + (least / np.maximum(count, 1) < RECALLS), count)
     start = np.cumsum(objects + 1) - objects - 1
-    levels = np.cumsum(np.bincount((start[:, None] + least).ravel(), minlength=1))
-    return levels - np.repeat(len(RECALLS) * np.arange(len(objects)), objects + 1), start
+    found = np.arange(len(objects) + objects.sum()) - np.repeat(start, objects + 1)
+    recall = found / np.repeat(np.maximum(objects, 1), objects + 1)
+    level = (recall * 100 + 1e-6).astype(np.int64)  # the last one that is reached, or the one after it
+    return level + (RECALLS.take(level) <= recall), start
 
 
 def curves_of(tables: Iterable[Detections], ground_truth: GroundTruth) -> Iterator[AveragePrecision]:
