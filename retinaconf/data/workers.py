@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from retinaconf.errors import InputError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 CHECK_SECONDS = 5  # between looks at the workers; one that is found stopped twice is ended
 ADVICE = {
     signal.SIGKILL: "memory has probably run out; lower --data.workers",
@@ -28,8 +29,8 @@ _started: WeakSet[BaseProcess] = WeakSet()
 
 def leave_signals_to_the_main_process(worker: int) -> None:
     """A terminal's Ctrl-C and a scheduler's SIGTERM reach every process; the batches under way must still arrive."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def watched(loader: DataLoader[T]) -> Iterator[T]:
@@ -39,7 +40,11 @@ def watched(loader: DataLoader[T]) -> Iterator[T]:
         InputError: a worker was killed or stopped. That is noticed within 20 seconds.
     """
     others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a worker has this until it ignores them
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     if threading.current_thread() is threading.main_thread():
         # torch's handler raises wherever the main process is when a worker dies: within an optimizer's step, or while

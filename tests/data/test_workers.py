@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retinaconf.config import DataConfig
-from retinaconf.data import workers
+from retinaconf.data import loader, workers
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import training_batches
@@ -68,6 +68,23 @@ def test_the_main_process_is_not_torn_out_of_its_work_by_a_workers_death(batches
         time.sleep(0.01)
     with pytest.raises(InputError, match="was killed"):
         list(batches)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_worker_that_has_just_started_ends_nothing(
+    gt: GroundTruth, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """It reaches all processes, also one that has not yet got as far as to ignore it."""
+    ignore = workers.leave_signals_to_the_main_process
+
+    def start(worker: int) -> None:
+        os.kill(os.getpid(), number)
+        ignore(worker)
+
+    monkeypatch.setattr(loader, "leave_signals_to_the_main_process", start)
+    config = DataConfig(short_side=64, long_side=96, batch_size=4, workers=2)
+    assert len(list(training_batches(gt, config, 0, 0, 4))) == 4
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 def test_a_worker_that_is_stopped_for_a_moment_is_left_alone(batches: Any):
