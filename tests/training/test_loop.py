@@ -4,19 +4,18 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from children import Child, both
 from safetensors.torch import load_file
 
 from retinaconf.cli import main
 from retinaconf.config import Config
 from retinaconf.data.scenes import write_scenes
-from retinaconf.training import loop
 from retinaconf.training.run import train_run
 
 TINY = {
@@ -152,14 +151,14 @@ def _leaves(state, prefix=""):
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(scenes, uninterrupted, tmp_path, seed):
     run = tmp_path / "killed"
-    process = Child(lambda: main(command(scenes, run)), tmp_path / "said")
+    process = started(command(scenes, run))
     # Kill at a random moment between the first epoch's checkpoint and the end.
     first = run / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not first.exists() and time.monotonic() < deadline:
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(random.Random(seed).uniform(0, 0.25))
-    process.kill(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # and not ended before
     assert first.exists()
     run_to_the_end(command(scenes, run, "--resume"))
@@ -198,6 +197,32 @@ def test_interrupted_run_is_saved_in_the_middle_of_an_epoch_and_goes_on(scenes, 
     assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# The commands one after the other; of the last the validations are real but for their AP.
+TWO_PROCESSES = """
+import json, sys
+from retinaconf.cli import main
+from retinaconf.training import loop
+validate, aps = loop._validate, iter([0.1, 0.3, 0.2, 0.25])
+def scripted(*args):
+    table, metrics = validate(*args)
+    metrics.overall["AP"] = next(aps)
+    return table, metrics
+for words in json.loads(sys.argv[1]):
+    if "--schedule.patience" in words:
+        loop._validate = scripted
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert stop.code == 0, words
+"""
+
+
 def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, tmp_path):
     """Loss curve within 1e-5 over 10 steps, and the same metrics; the first epoch with ATSS where it is `aligned`.
 
@@ -211,23 +236,13 @@ def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, 
         changes |= plain | detectors[name][0]
         return command(scenes, tmp_path / f"{kind}-{name}", "--max-steps", "10", **changes)
 
-    patient, validate, aps = tmp_path / "patient", loop._validate, iter([0.1, 0.3, 0.2, 0.25])
+    both, patient = tmp_path / "both.py", tmp_path / "patient"
+    both.write_text(TWO_PROCESSES)
     stops = command(scenes, patient, "--schedule.patience", "2", **{"schedule.epochs": 6, "data.batch_size": 16})
-
-    def scripted(*args):
-        """A validation that is real but for its AP."""
-        table, metrics = validate(*args)
-        metrics.overall["AP"] = next(aps)
-        return table, metrics
-
-    def stopped(rank):
-        loop._validate = scripted
-        main(stops)
-
-    of_detectors = [lambda rank, name=name: main(words("two", name)) for name in detectors]
-    for act in (*of_detectors, stopped):
-        for process in both(act, tmp_path / "said"):
-            assert process.wait() == 0, process.said.read_text()[-2000:]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), both]
+    two = [sys.executable, *torchrun, json.dumps([*(words("two", name) for name in detectors), stops])]
+    result = subprocess.run(two, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
     said = "AP was best in epoch 2 of 4; schedule.patience 2 stopped the run and saved 33% of the time"
     assert (patient / "log.txt").read_text().splitlines()[-1] == said
     page = (patient / "training.html").read_text()
@@ -245,17 +260,6 @@ def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, 
             for a, b in zip(lines(one, "val"), lines(other, "val"), strict=True):
                 assert b["AP"] == pytest.approx(a["AP"], abs=1e-4)
                 assert b["AR"] == pytest.approx(a["AR"], abs=1e-4)
-
-
-@pytest.mark.slow  # the test before this one starts the processes as torchrun does
-def test_torchrun_starts_two_processes_of_one_run(scenes, tmp_path):
-    words = [command(scenes, tmp_path / name, "--max-steps", "2") for name in ("forked", "torchrun")]
-    for process in both(lambda rank: main(words[0]), tmp_path / "said"):
-        assert process.wait() == 0, process.said.read_text()[-2000:]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "retinaconf"]
-    done = subprocess.run([sys.executable, *torchrun, *words[1]], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    same_run(tmp_path / "torchrun", tmp_path / "forked")
 
 
 @pytest.mark.slow
