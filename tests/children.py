@@ -1,6 +1,7 @@
 """Commands in child processes, forked after torch is imported, so that a training costs no more than itself.
 
-What is done to a child before its command, such as ending it in the middle of a write, the parent does not see.
+What is done to a child before its command, such as ending it in the middle of a write, the parent does not see. The
+parent must not have evaluated: hotcoco's threads do not live on in a fork, and an evaluation there would wait for them.
 """
 
 from __future__ import annotations
