@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,17 @@ def test_the_main_process_is_not_torn_out_of_its_work_by_a_workers_death(batches
         list(batches)
 
 
+def signalled_at_its_start(number: int, worker: int) -> None:
+    os.kill(os.getpid(), number)
+    workers.leave_signals_to_the_main_process(worker)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_worker_that_has_just_started_ends_nothing(
     gt: GroundTruth, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     """It reaches all processes, also one that has not yet got as far as to ignore it."""
-    ignore = workers.leave_signals_to_the_main_process
-
-    def start(worker: int) -> None:
-        os.kill(os.getpid(), number)
-        ignore(worker)
-
-    monkeypatch.setattr(loader, "leave_signals_to_the_main_process", start)
+    monkeypatch.setattr(loader, "leave_signals_to_the_main_process", partial(signalled_at_its_start, number))
     config = DataConfig(short_side=64, long_side=96, batch_size=4, workers=2)
     assert len(list(training_batches(gt, config, 0, 0, 4))) == 4
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
