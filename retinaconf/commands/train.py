@@ -53,6 +53,8 @@ def train(args: Sequence[str]) -> None:
     options = _parsed(args)
 
     if options.replay is not None:
+        if options.resume or options.dry_run:
+            raise UsageError("--replay takes one step of a run again; leave out --resume and --dry-run")
         from retinaconf.training.loop import launch
         from retinaconf.training.replay import replay
 

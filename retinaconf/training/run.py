@@ -67,9 +67,8 @@ def train_run(
     """Train on the splits `train` and, if there is one, `val` of `root` into the folder `run`.
 
     Every annotation is read and every image decoded first, so that a bad file stops no step; a run that continues
-    decodes what has changed. With `like`,
-    what differs from that run in versions, device or data is said. A `dry` run takes the first steps, says what the
-    whole would take, and neither reads nor writes `run`.
+    decodes what has changed. With `like`, what differs from that run in versions, device or data is said. A `dry` run
+    takes the first steps, says what the whole would take, and neither reads nor writes `run`.
 
     Raises:
         InputError: bad data; a product that is to be trained without one of its factors; a folder that holds another

@@ -369,6 +369,10 @@ def test_the_step_that_is_not_finite_is_kept_and_gives_the_same_numbers_again(
     kept = safetensors.torch.load_file(run / "not-finite.safetensors")
     learned = [tensor for tensor in before if "running" not in tensor and "num_batches" not in tensor]
     assert all(torch.equal(before[tensor], kept[tensor]) for tensor in learned)
+    for more in ("--resume", "--dry-run"):
+        result = run_cli("train", "--replay", run / "not-finite.safetensors", "--device", "cpu", more)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "leave out --resume and --dry-run" in result.err
     result = run_cli("train", "--replay", tmp_path / "sound/model.safetensors", "--device", "cpu")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "holds no batch; give a not-finite.safetensors that a run has left" in result.err
