@@ -3,6 +3,8 @@
     python studies/fine_tuning.py --data ROOT --out DIR [--new cow dog] [--pictures 50 100 200] [--seeds 3]
                                    [--ways WAY ...]
 
+It also compares ways to continue: frozen or slower weights, and the presets of `data.augment`.
+
 The first detector learns the other classes, on the pictures of `train` that show no new class. It is then continued on
 few pictures of the new classes, drawn by the seed, and so is ImageNet's backbone. Each training sees the same number of
 images, and its last weights are evaluated on the whole of `val`, which chooses nothing. Differences are paired over
@@ -39,13 +41,16 @@ SMALL = {"data.short_side": 192, "data.long_side": 336, "data.batch_size": 8, "d
 # About two hours of two CPU cores for two ways, three numbers of pictures and three seeds.
 FIRST_EPOCHS = 10  # of the first detector
 IMAGES_SEEN = 1200  # by each training on the new classes
-IMAGENET = "ImageNet"
-# By name, what a training that starts from the first detector changes.
+IMAGENET, DETECTOR = "ImageNet", "detector"
+# By name, what a training changes. All but the first start from the first detector.
 WAYS: dict[str, dict[str, Any]] = {
     IMAGENET: {},
-    "detector": {},
+    DETECTOR: {},
     "detector, backbone frozen": {"model.freeze": "backbone"},
     "detector, kept weights at a tenth of the rate": {"optimizer.kept_lr": 0.1},
+    "detector, augment none": {"data.augment": "none"},
+    "detector, augment light": {"data.augment": "light"},
+    "detector, augment strong": {"data.augment": "strong"},
 }
 MEASURED = "measured.jsonl"
 
@@ -124,17 +129,20 @@ def _rows(truth: GroundTruth, names: Sequence[str]) -> np.ndarray:
 
 
 def document(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """By way and number of pictures: the APs of the seeds, their mean, and the paired difference to ImageNet's."""
+    """By way and number of pictures: the APs of the seeds, their mean, and `over`: paired differences to other ways."""
     rows = []
     for (way, pictures), lines in found.items():
         values = np.array([line["AP"] for line in lines])
         row: dict[str, Any] = {"way": way, "pictures": pictures, "AP": values.tolist(), "mean": float(values.mean())}
-        if way != IMAGENET:
-            others = found[IMAGENET, pictures]
+        row["over"] = {}
+        for other in (IMAGENET, DETECTOR) if way != IMAGENET else ():
+            if way == other or (other, pictures) not in found:
+                continue
+            others = found[other, pictures]
             gains = values - np.array([line["AP"] for line in others])
             draws = np.array([line["draws"] for line in lines]) - np.array([line["draws"] for line in others])
             difference = paired_difference(gains, draws)
-            row |= {"over_imagenet": difference.mean, "interval": [difference.low, difference.high]}
+            row["over"][other] = {"difference": difference.mean, "interval": [difference.low, difference.high]}
         rows.append(row)
     return rows
 
@@ -168,7 +176,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     study = FineTuning(options.data, options.out, options.new, options.device)
-    ways = [IMAGENET, *(way for way in options.ways if way != IMAGENET)]
+    ways = list(dict.fromkeys([IMAGENET, *options.ways]))
     found: dict[tuple[str, int], list[dict[str, Any]]] = {(way, n): [] for way in ways for n in options.pictures}
     for seed in range(options.seeds):  # outermost: what a stopped command has measured is whole seeds
         for way, pictures in found:
@@ -176,9 +184,9 @@ def main() -> None:
     rows = document(found)
     for row in rows:
         text = f"{row['way']}, {row['pictures']} pictures: AP {100 * row['mean']:.1f}"
-        if "interval" in row:
-            low, high = row["interval"]
-            text += f", {100 * row['over_imagenet']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over ImageNet's"
+        for other, over in row["over"].items():
+            low, high = over["interval"]
+            text += f", {100 * over['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {other}"
         print(text)
     write_json(options.out / "fine-tuning.json", rows)
     picture(rows, options.out / "fine-tuning.png")

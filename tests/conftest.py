@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             totals[what] = [sum(pair) for pair in zip(totals.get(what, [0, 0]), counts)]
     for what, (right, cases) in totals.items():
         terminalreporter.write_line(f"{right:6,} of {cases:6,} {what}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_files_may_stay_in_memory() -> Iterator[None]:
+    """Nothing here survives a power cut, so nothing waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,7 @@ def as_flat(flat: Path, root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("layout", [as_flat, as_roboflow])
+@pytest.mark.parametrize("layout", [pytest.param(as_flat, marks=pytest.mark.slow), as_roboflow])
 def test_a_tenth_of_train_is_held_out_where_there_is_no_val(
     make_data: Callable[..., Path],
     layout: Callable[[Path, Path], Path],

@@ -294,6 +294,7 @@ def test_training_does_not_go_on_from_a_retrofitted_run(
     assert (out / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_with_other_anchors_is_trained_evaluated_diagnosed_and_retrofitted(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path
 ):

@@ -110,6 +110,7 @@ raise ZeroDivisionError
 """
 
 
+@pytest.mark.slow
 def test_workers_do_not_keep_a_program_that_has_crashed_from_ending(gt: GroundTruth):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CRASH, str(Path(gt.source).parent)]

@@ -53,7 +53,15 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            settings, id=name, marks=pytest.mark.slow if name in ("class score", "filtered", "torchvision") else ()
+        )
+        for name, settings in SETTINGS.items()
+    ],
+)
 def test_the_curve_is_what_evaluation_gives_at_each_alpha(trained: Any, tmp_path: Path, settings: dict[str, Any]):
     run = changed_run(trained.run, tmp_path / "run", **settings)
     diagnosis = diagnose_run(run, trained.data, "val", device="cpu", replicates=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import resource
@@ -66,7 +67,9 @@ class Forks:
 
 
 def _serve() -> None:
-    from retinaconf.cli import COMMANDS, load_command
+    import PIL.Image
+
+    from retinaconf.cli import COMMANDS, load_command, main
 
     for name in COMMANDS:
         load_command(name)
@@ -74,6 +77,9 @@ def _serve() -> None:
         import_module(f"retinaconf.{module}")
     for module in ("diagnosis.report.page", "diagnosis.report.figures", "evaluation.score_map_file", "data.check"):
         import_module(f"retinaconf.{module}")
+    PIL.Image.init()  # what is imported at the first image or the first option, too
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        main(["check", "--data", "nowhere"])
     gc.collect()
     gc.freeze()  # else each child copies the pages of all objects as it collects garbage
     replies = os.fdopen(os.dup(1), "w")

@@ -18,7 +18,7 @@ from seeds import write_seeds
 from spoils import CANARY
 
 CASES = 300  # of each kind
-SLOW = ("train", "evaluate", "tune")  # commands
+SLOW = ("train", "evaluate", "tune", "compare")  # commands
 MEGABYTES = 1024  # beyond what the imports take
 
 
@@ -30,7 +30,7 @@ class Tree:
         self.pictures = tuple(str(path.relative_to(root)) for path in sorted((root / "photos/images").iterdir()))
 
     def run(self, kind: str, number: int, quick: bool = False) -> str:
-        """Run a case, with `quick` only by commands that train nothing; returns what is wrong, or nothing."""
+        """Run a case, with `quick` by commands that are not slow; returns what is wrong, or nothing."""
         rng = random.Random(f"{kind}-{number}")
         files = KINDS[kind].files or self.pictures
         file = self.root / rng.choice(files)
@@ -108,7 +108,6 @@ def tree(
         yield Tree(root, forks, tiny_flags)
 
 
-@pytest.mark.torture  # it takes too long for `make test`
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spread_of_hostile_files(tree: Tree, kind: str):
     """Three hundred cases over all kinds, more of those that take little time."""

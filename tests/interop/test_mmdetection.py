@@ -53,7 +53,7 @@ def imported(state, folder, meta=None, **options):
 RULES = {"by_size_first": False, "clip_first": True, "limits_shrinking": True}
 
 
-@pytest.mark.parametrize("groups", [False, True], ids=["plain", "group norm"])
+@pytest.mark.parametrize("groups", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "group norm"])
 def test_detections_are_mmdetections(images, tmp_path, groups):
     torch.manual_seed(0)
     model = Reference(classes=4, groups=groups)
@@ -142,6 +142,12 @@ test_pipeline = [dict(type='Resize', scale=(1000, 600), keep_ratio=True)]
     assert (inference.detections, run.config.data.short_side, run.config.data.long_side) == (50, 600, 1000)
 
 
+@pytest.fixture(scope="module")
+def retinanet():
+    """The weights of a RetinaNet with group norms, by MMDetection's names."""
+    return Reference(classes=2, groups=True).named(mmdetection_name)
+
+
 @pytest.mark.parametrize(
     ("rename", "complaint"),
     [
@@ -153,8 +159,8 @@ test_pipeline = [dict(type='Resize', scale=(1000, 600), keep_ratio=True)]
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )
-def test_other_heads_are_refused(tmp_path, rename, complaint):
-    state = Reference(classes=2, groups=True).named(mmdetection_name)
+def test_other_heads_are_refused(retinanet, tmp_path, rename, complaint):
+    state = retinanet
     for old, new in rename.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
     with pytest.raises(InputError, match=complaint) as error:

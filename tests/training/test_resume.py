@@ -93,7 +93,7 @@ def in_16_bits() -> Fabric:
     return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
 
-@pytest.mark.parametrize("fabric", [in_64_bits, in_16_bits])
+@pytest.mark.parametrize("fabric", [pytest.param(in_64_bits, marks=pytest.mark.slow), in_16_bits])
 def test_optimizer_and_gradient_scaler_go_on_where_they_were(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fabric: Callable[[], Fabric]
 ):
@@ -184,7 +184,11 @@ def test_a_run_that_started_from_another_goes_on_without_it(
 
 @pytest.mark.parametrize(
     ("step", "workers", "number"),
-    [(5, 1, signal.SIGTERM), (EPOCH, 0, signal.SIGTERM), (EPOCH + 3, 1, signal.SIGINT)],
+    [
+        (5, 1, signal.SIGTERM),
+        pytest.param(EPOCH, 0, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(EPOCH + 3, 1, signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
     data: Path,
@@ -433,7 +437,7 @@ def test_weights_that_are_not_finite_are_never_written(
 # --- disks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["last.ckpt", "model.safetensors"])
+@pytest.mark.parametrize("file", ["last.ckpt", pytest.param("model.safetensors", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
     data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ):
@@ -476,7 +480,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize(
     ("damage", "message"),
     # A torn file is found as a flipped one is: by reading it back.
-    [pytest.param(*how, id=name, marks=pytest.mark.slow if name == "torn" else ()) for name, how in DAMAGE.items()],
+    [pytest.param(*how, id=name, marks=() if name == "flipped" else pytest.mark.slow) for name, how in DAMAGE.items()],
 )
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     data: Path,

@@ -217,6 +217,7 @@ REDRAW = """(steps) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "most"), [(1300, 30), (5000, 100)])
 def test_a_step_of_a_slider_is_quick(browser, tmp_path, count, most):
     """In milliseconds of processor time, which a busy machine stretches less than the clock's."""
