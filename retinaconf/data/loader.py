@@ -6,6 +6,7 @@ exactly what the uninterrupted one would have seen, and two processes together s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -196,6 +197,8 @@ def _load(ground_truth: GroundTruth, plans: Iterator[Plan], config: DataConfig) 
         sampler=_Sampler(plans),
         batch_size=None,  # a plan is a whole batch already
         num_workers=config.workers,
+        # Python 3.14 would import torch in every worker of every epoch, and give each its own copy of the annotations.
+        multiprocessing_context="fork" if config.workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if config.workers else None,
         worker_init_fn=leave_signals_to_the_main_process,

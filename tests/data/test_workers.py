@@ -87,6 +87,20 @@ def test_a_signal_to_a_worker_that_has_just_started_ends_nothing(
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+def test_workers_are_forks_whatever_python_starts_by_default(gt: GroundTruth):
+    """They share the annotations, and have blocked the signals from their first moment."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        batches = training_batches(gt, DataConfig(short_side=64, batch_size=4, workers=1), 0, 0, 1000)
+        next(batches)
+        assert [type(worker).__name__ for worker in multiprocessing.active_children()] == ["ForkProcess"]
+        batches.close()
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+
+
 def test_a_worker_that_is_stopped_for_a_moment_is_left_alone(batches: Any):
     signalled(signal.SIGSTOP)
     time.sleep(0.1)
