@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path
     return SimpleNamespace(run=root / "run", data=data)
 
 
-@pytest.fixture(scope="module", params=["classification", "localization"])
+@pytest.fixture(scope="module", params=["classification", pytest.param("localization", marks=pytest.mark.slow)])
 def fitted(base: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("fitted") / "deep" / "run"
     retrofit(base.run, base.data, out, request.param, device="cpu")

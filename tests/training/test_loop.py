@@ -204,24 +204,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-# The commands one after the other; of the last the validations are real but for their AP.
-TWO_PROCESSES = """
-import json, sys
-from retinaconf.cli import main
-from retinaconf.training import loop
-validate, aps = loop._validate, iter([0.1, 0.3, 0.2, 0.25])
-def scripted(*args):
-    table, metrics = validate(*args)
-    metrics.overall["AP"] = next(aps)
-    return table, metrics
-for words in json.loads(sys.argv[1]):
-    if "--schedule.patience" in words:
-        loop._validate = scripted
-    try:
-        main(words)
-    except SystemExit as stop:
-        assert stop.code == 0, words
-"""
+def on_two_processes(*words):
+    """`python WORDS` on two processes, which must succeed."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    result = subprocess.run(
+        [sys.executable, *torchrun, *words], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -229,11 +218,11 @@ for words in json.loads(sys.argv[1]):
     [(ALIGNED, ("distribution", "rank")), pytest.param({}, ("quality",), marks=pytest.mark.slow)],
     ids=["aligned", "conf"],
 )
-def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, tmp_path, detector, losses):
+def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, detector, losses):
     """Loss curve within 1e-5 over 10 steps, and the same metrics; the first epoch of `aligned` with ATSS.
 
     So do the two halves of a batch, one by one. Plain SGD, whose steps are as close as the gradients are; norms frozen,
-    since batch statistics are a process's own. Where patience ends a run, it ends both processes.
+    since batch statistics are a process's own.
     """
     plain = {"model.freeze_norm": True, "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.ema": 0.0}
     plain |= {"data.workers": 0}
@@ -241,19 +230,7 @@ def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, 
     def words(kind, **changes):
         return command(scenes, tmp_path / kind, "--max-steps", "10", **changes | plain | detector)
 
-    both, patient = tmp_path / "both.py", tmp_path / "patient"
-    both.write_text(TWO_PROCESSES)
-    short = {"schedule.epochs": 6, "data.batch_size": 16, "data.workers": 0}
-    stops = command(scenes, patient, "--schedule.patience", "2", **short)
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), both]
-    two = [sys.executable, *torchrun, json.dumps([words("two"), stops])]
-    result = subprocess.run(two, env=environment(), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    said = "AP was best in epoch 2 of 4; schedule.patience 2 stopped the run and saved 33% of the time"
-    assert (patient / "log.txt").read_text().splitlines()[-1] == said
-    page = (patient / "training.html").read_text()
-    assert "AP 0.250 after 4 of 6 epochs" in page
-    assert "The run has ended." in page
+    on_two_processes("-m", "retinaconf", *words("two"))
     run_to_the_end(words("one"))
     run_to_the_end(words("parts", **{"optimizer.accumulate": 2}))
     one, *others = (tmp_path / kind for kind in ("one", "two", "parts"))
@@ -265,6 +242,34 @@ def test_two_processes_follow_one_with_the_same_batch_and_stop_together(scenes, 
         for a, b in zip(lines(one, "val"), lines(other, "val"), strict=True):
             assert b["AP"] == pytest.approx(a["AP"], abs=1e-4)
             assert b["AR"] == pytest.approx(a["AR"], abs=1e-4)
+
+
+# The validations are real but for their AP.
+PATIENT = """
+import sys
+from retinaconf.cli import main
+from retinaconf.training import loop
+validate, aps = loop._validate, iter([0.1, 0.3, 0.2, 0.25])
+def scripted(*args):
+    table, metrics = validate(*args)
+    metrics.overall["AP"] = next(aps)
+    return table, metrics
+loop._validate = scripted
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_where_patience_ends_a_run_it_ends_both_processes(scenes, tmp_path):
+    script, run = tmp_path / "patient.py", tmp_path / "run"
+    script.write_text(PATIENT)
+    short = {"schedule.epochs": 6, "data.batch_size": 16, "data.workers": 0}
+    on_two_processes(script, *command(scenes, run, "--schedule.patience", "2", **short))
+    said = "AP was best in epoch 2 of 4; schedule.patience 2 stopped the run and saved 33% of the time"
+    assert (run / "log.txt").read_text().splitlines()[-1] == said
+    page = (run / "training.html").read_text()
+    assert "AP 0.250 after 4 of 6 epochs" in page
+    assert "The run has ended." in page
 
 
 @pytest.mark.slow
