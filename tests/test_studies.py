@@ -113,6 +113,32 @@ def test_predictable_quality(main: Callable[..., str], trained: Any, tmp_path: P
     assert f"{found['boxes']:,} boxes" in printed
 
 
+def test_fine_tuning(monkeypatch: pytest.MonkeyPatch, make_data: Callable[..., Path], tmp_path: Path) -> None:
+    monkeypatch.setattr(compare, "DRAWS", 10)
+    module = study("fine_tuning")
+    small = module.SMALL | {"data.short_side": 64, "data.long_side": 128}
+    for name, value in (("SMALL", small), ("FIRST_EPOCHS", 1), ("IMAGES_SEEN", 8)):
+        monkeypatch.setattr(module, name, value)
+    found = tmp_path / "found"
+    words = ("--data", make_data(tmp_path / "data", train=16), "--out", found, "--new", "red", "--pictures", 4)
+    ways = ("detector", "detector, backbone frozen", "detector, augment strong")
+    monkeypatch.setattr(sys, "argv", ["", *map(str, words), "--seeds", "2", "--device", "cpu", "--ways", *ways])
+    module.main()
+    rows = {row["way"]: row for row in json.loads((found / "fine-tuning.json").read_text())}
+    assert [*rows] == ["ImageNet", *ways]
+    assert [[*row["over"]] for row in rows.values()] == [[], ["ImageNet"], *[["ImageNet", "detector"]] * 2]
+    of_strong = rows["detector, augment strong"]
+    assert of_strong["over"]["detector"]["difference"] == pytest.approx(of_strong["mean"] - rows["detector"]["mean"])
+    settings = [
+        json.loads((found / f"{way}-4-0/config.json").read_text()) for way in ("ImageNet", "detector-augment-strong")
+    ]
+    assert [one["data.augment"] for one in settings] == ["flip", "strong"]
+    assert [one["model.weights"] for one in settings] == ["imagenet", str(found / "first")]
+    measured = (found / "measured.jsonl").read_text()
+    module.main()  # trains nothing again
+    assert (found / "measured.jsonl").read_text() == measured
+
+
 def test_second_annotation(main: Callable[..., str], tmp_path: Path) -> None:
     """A field photographed twice, 16 pixels lower and 24 to the left, annotated twice; and another field."""
     rng = np.random.default_rng(0)
