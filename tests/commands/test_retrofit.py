@@ -148,6 +148,7 @@ def test_without_validation_alpha_is_the_papers(base: Any, tmp_path: Path, what:
     assert f"{what} to choose alpha on; it is the paper's, 0.4" in (tmp_path / "run/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_scenes_from_the_command_line(run_cli: Callable[..., Any], write_run: Callable[..., Path], tmp_path: Path):
     data = write_scenes(tmp_path / "data", train=3, val=2, size=(120, 160))
     digits = {

@@ -173,6 +173,7 @@ def test_other_weights_do_not_keep_it(
     assert read_weights(tmp_path / "saved").tuning == read_weights(tuned[0]).tuning
 
 
+@pytest.mark.slow
 def test_a_continued_training_replaces_it_with_the_weights(trained: Any, tmp_path: Path):
     from retinaconf.training.run import train_run
 

@@ -46,7 +46,7 @@ def signalled(number: int) -> None:
     [
         (signal.SIGKILL, r"was killed \(SIGKILL\): memory has probably run out; lower --data.workers"),
         (signal.SIGBUS, r"was killed \(SIGBUS\): shared memory \(/dev/shm\) has probably run out"),
-        (signal.SIGSTOP, "was stopped by a signal"),
+        pytest.param(signal.SIGSTOP, "was stopped by a signal", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_dies_or_stops_ends_in_one_line_and_none_is_left(batches: Any, number: int, reason: str):

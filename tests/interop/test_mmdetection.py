@@ -77,6 +77,7 @@ def test_the_joint_score_ranks_where_there_is_a_quality_branch(images, tmp_path,
     assert_same(detector, model, images, (MEAN, STD), RULES | {"alpha": alpha})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("generator", "ratios", "scales"),
     [

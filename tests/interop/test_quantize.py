@@ -99,6 +99,7 @@ numpy.savez(found, **{one.any_name: values for one, values in compiled(dict(nump
 """
 
 
+@pytest.mark.slow
 def test_openvino_runs_both_files(int8: Any, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     images = np.random.default_rng(0).uniform(0, 255, (1, 3, 128, 160)).astype(np.float32)

@@ -111,6 +111,7 @@ def test_all_renders_every_item_and_trains_and_measures_nothing_twice(
     assert len((out / "measured" / "conf-l1.jsonl").read_text().splitlines()) == 1  # and nothing is evaluated twice
 
 
+@pytest.mark.slow
 def test_a_run_made_by_hand_is_found_by_its_settings(
     tiny_data: Path, tmp_path: Path, base: Config, trainings: list[Path]
 ):

@@ -30,6 +30,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "ROUNDS", 1)
 
 
+@pytest.mark.slow
 def test_some_steps_and_their_page_made_again(
     tiny_data: Path, tmp_path: Path, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

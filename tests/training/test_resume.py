@@ -155,6 +155,7 @@ def test_a_run_goes_on_with_every_kind_of_augmentation(
     assert_same_run(run, tmp_path / "whole", ["metrics.jsonl"])  # the other file names the number of workers
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_another_goes_on_without_it(
     data: Path, write_run: Callable[..., Path], run_cli: Callable[..., Any], tmp_path: Path, monkeypatch: Any
 ):

@@ -38,6 +38,7 @@ def test_a_run_leaves_a_page_that_asks_nobody_for_anything(trained: Any):
         ET.fromstring(drawing)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_the_validation_before_it_was_stopped(trained: Any, tmp_path: Path):
     """A page from the whole run and one from its second half differ in the speed alone, which is measured."""
 

@@ -28,6 +28,7 @@ def detector(power: float = 1, threshold: float = 0.3, cut: float = 0.0, **setti
     return diagnose(truth, candidates=candidates[candidates.scores > cut], post_processing=process, replicates=2)
 
 
+@pytest.mark.slow
 def test_the_same_detector_twice_may_be_compared() -> None:
     assert incomparable(detector(), detector()) == []
     ground_truth, boxes = random_set(np.random.default_rng(0))

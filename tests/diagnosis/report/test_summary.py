@@ -39,6 +39,7 @@ def said(diagnosis: Diagnosis) -> str:
     return "\n".join([*summarize(diagnosis), *advise(diagnosis)])
 
 
+@pytest.mark.slow
 def test_a_yolox_is_compared_with_the_score_that_it_uses(yolox: Diagnosis) -> None:
     """It ranks by class score x objectness: over that nothing is to be gained, over the class score alone much."""
     sweep, text = yolox.quality, said(yolox)
