@@ -95,6 +95,7 @@ def test_detections_are_torchvisions(photographs, tmp_path, version):
     assert_same(detector, model, photographs)
 
 
+@pytest.mark.slow
 def test_names_of_the_released_v1_and_its_epsilon_of_0(photographs, tmp_path):
     """Written before torchvision 0.14, with frozen norms, whose epsilon torchvision then sets to 0; 91 outputs."""
     model = theirs("v1", classes=91)

@@ -110,6 +110,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_what_the_log_holds_however_a_run_was_stopped(
     tiny_data: Path, tiny_config: Any, tmp_path: Path
 ):

@@ -93,6 +93,7 @@ def test_every_count_says_of_what(yolox: Diagnosis) -> None:
     assert f"For {np.mean(lost > 0.05):.0%} of the {len(lost)}, NMS removes" in text
 
 
+@pytest.mark.slow
 def test_candidates_given_as_detections_are_the_first_thing_said(coco: GroundTruth, boxes: Detections) -> None:
     given = diagnose(coco, boxes, replicates=5)
     assert summarize(given)[0].startswith("These detections seem to be candidates before NMS")
