@@ -6,8 +6,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
 # One thread a test process, and a process more than there are cores, at most four: tests wait for disks and children.
+PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 .PHONY: help setup demo test test-slow test-oldest torture lint format bench dist clean

@@ -3,7 +3,7 @@
     python studies/fine_tuning.py --data ROOT --out DIR [--new cow dog] [--pictures 50 100 200] [--seeds 3]
                                    [--ways WAY ...]
 
-It also compares ways to continue: frozen or slower weights, and the presets of `data.augment`.
+It also compares other ways to continue that detector: frozen or slower weights, and the presets of `data.augment`.
 
 The first detector learns the other classes, on the pictures of `train` that show no new class. It is then continued on
 few pictures of the new classes, drawn by the seed, and so is ImageNet's backbone. Each training sees the same number of
@@ -135,9 +135,7 @@ def document(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[st
         values = np.array([line["AP"] for line in lines])
         row: dict[str, Any] = {"way": way, "pictures": pictures, "AP": values.tolist(), "mean": float(values.mean())}
         row["over"] = {}
-        for other in (IMAGENET, DETECTOR) if way != IMAGENET else ():
-            if way == other or (other, pictures) not in found:
-                continue
+        for other in (IMAGENET, DETECTOR)[: [*WAYS].index(way)]:
             others = found[other, pictures]
             gains = values - np.array([line["AP"] for line in others])
             draws = np.array([line["draws"] for line in lines]) - np.array([line["draws"] for line in others])
@@ -176,7 +174,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     study = FineTuning(options.data, options.out, options.new, options.device)
-    ways = list(dict.fromkeys([IMAGENET, *options.ways]))
+    ways = list(dict.fromkeys([IMAGENET, DETECTOR, *options.ways]))
     found: dict[tuple[str, int], list[dict[str, Any]]] = {(way, n): [] for way in ways for n in options.pictures}
     for seed in range(options.seeds):  # outermost: what a stopped command has measured is whole seeds
         for way, pictures in found:

@@ -154,7 +154,7 @@ def test_crops_and_mosaics_of_pictures_with_odd_boxes(boxes: list[list[float]], 
     """No boxes, one around all, one pixel, one outside, one beyond."""
     gt = truth(boxes, count=2)
     image = Image.new("RGB", (150, 100))
-    for seed in range(15):
+    for seed in range(30):
         for config in (DataConfig(crop=1.0, turn=turn), DataConfig(mosaic=1.0, turn=turn)):
             draw = augmentation(gt, 0, config, seed, 0)
             for part in [part for _, part in draw.parts] if isinstance(draw, Mosaic) else [draw]:

@@ -103,7 +103,7 @@ def test_the_card_has_classes_recipe_and_the_best_validation(trained: Any, tmp_p
     assert retinaconf.load(tmp_path, device="cpu").metrics is None
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith(("lite0", "r50-2x"))])
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_cards_command_gives_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch):
     from retinaconf.commands.train import train
 

@@ -481,7 +481,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize(
     ("damage", "message"),
     # A torn file is found as a flipped one is: by reading it back.
-    [pytest.param(*how, id=name, marks=() if name == "flipped" else pytest.mark.slow) for name, how in DAMAGE.items()],
+    [pytest.param(*how, id=name, marks=pytest.mark.slow if name == "torn" else ()) for name, how in DAMAGE.items()],
 )
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     data: Path,

@@ -116,7 +116,7 @@ def test_the_order_within_objects_does_not_depend_on_the_scores_scale() -> None:
     assert plain.before.alignment.within.concordance == pytest.approx(np.mean(expected))
 
 
-@pytest.mark.parametrize("lost", [0, 7])
+@pytest.mark.parametrize("lost", [0, 1, 7, 20])
 def test_nms_loses_exactly_k_objects(lost: int) -> None:
     ground_truth = spread_objects(5, 4)
     ious = np.tile([0.9, 0.6], (20, 1))
