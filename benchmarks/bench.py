@@ -129,12 +129,17 @@ def opening(quick: bool) -> dict[str, Row]:
 
 
 def start_up(quick: bool) -> dict[str, Row]:
-    """CPU seconds of each command's help."""
+    """CPU seconds, user and system, of each command's help."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     rows = {}
     for command in COMMANDS:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        before = used()
         subprocess.run([sys.executable, "-m", "retinaconf", command, "--help"], check=True, stdout=subprocess.DEVNULL)
-        rows[f"retinaconf {command} --help"] = {"ours": resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before}
+        rows[f"retinaconf {command} --help"] = {"ours": used() - before}
     return rows
 
 

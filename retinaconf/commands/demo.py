@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from retinaconf.commands.evaluate import print_report
 from retinaconf.commands.options import Device
 from retinaconf.files import write_json
-from retinaconf.recipes import recipe
 
 SCENES, EPOCHS = (320, 50), 4  # scenes to train on and to judge by
 QUICK_SCENES, QUICK_EPOCHS = (96, 16), 3  # with `--quick`
@@ -15,24 +15,22 @@ SIZE = (168, 224)  # height and width of a scene
 PICTURES = 12
 SHOWN = 0.45  # least score of a box in a picture: about as many boxes as digits
 
-# aligned-lite0 for a few minutes: small pictures, a small head, few epochs.
-CONFIG = recipe("aligned-lite0").changed(
-    **{
-        "model.channels": 64,
-        "model.head_convs": 1,
-        "model.freeze": "none",  # digits are far from ImageNet
-        "model.freeze_norm": False,
-        "data.short_side": SIZE[0],
-        "data.long_side": SIZE[1],
-        "data.scale": (1.0, 1.0),
-        "data.flip": 0.0,  # a mirrored 2 is no digit
-        "data.batch_size": 4,
-        "optimizer.lr": 2e-3,
-        "optimizer.reference_batch": 4,
-        "optimizer.ema": 0.98,
-        "schedule.warmup_steps": 25,
-    }
-)
+# What makes aligned-lite0 fit into a few minutes: small pictures, a small head, few epochs.
+CHANGES: dict[str, Any] = {
+    "model.channels": 64,
+    "model.head_convs": 1,
+    "model.freeze": "none",  # digits are far from ImageNet
+    "model.freeze_norm": False,
+    "data.short_side": SIZE[0],
+    "data.long_side": SIZE[1],
+    "data.scale": (1.0, 1.0),
+    "data.flip": 0.0,  # a mirrored 2 is no digit
+    "data.batch_size": 4,
+    "optimizer.lr": 2e-3,
+    "optimizer.reference_batch": 4,
+    "optimizer.ema": 0.98,
+    "schedule.warmup_steps": 25,
+}
 
 
 def demo(out: Path = Path("demo"), quick: bool = False, device: Device = "auto") -> None:
@@ -54,6 +52,7 @@ def demo(out: Path = Path("demo"), quick: bool = False, device: Device = "auto")
     from retinaconf.diagnosis.report.summary import summarize
     from retinaconf.inference.evaluate import evaluate
     from retinaconf.inference.predict import predict_files
+    from retinaconf.recipes import recipe
     from retinaconf.training.run import train_run
 
     data, run = out / "data", out / "run"
@@ -61,7 +60,8 @@ def demo(out: Path = Path("demo"), quick: bool = False, device: Device = "auto")
     print(f"1. {train} + {val} scenes of real handwritten digits on photographs, made here: {data}")
     write_scenes(data, train, val, size=SIZE)
     print(f"2. training aligned-lite0, made small, on them: {run}")
-    train_run(CONFIG.changed(**{"schedule.epochs": epochs}), data, run, resume=True, device=device)
+    config = recipe("aligned-lite0").changed(**CHANGES, **{"schedule.epochs": epochs})
+    train_run(config, data, run, resume=True, device=device)
     print("3. evaluating every joint score of class and quality, from one pass of the network")
     report = evaluate(run, data, sweep=True, device=device)
     print_report(report)

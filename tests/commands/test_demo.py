@@ -16,7 +16,7 @@ def test_the_demo_from_scenes_to_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Any]
 ) -> None:
     tiny = {"model.backbone": "test_resnet", "model.weights": "none", "data.short_side": 64, "data.workers": 0}
-    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.changed(**tiny))
+    monkeypatch.setattr(demo, "CHANGES", demo.CHANGES | tiny)
     train, val = demo.QUICK_SCENES
     assert train < demo.SCENES[0]
     assert val < demo.SCENES[1]
