@@ -17,7 +17,7 @@ from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.evaluation.score_map import RAW_WEIGHT, ScoreMap
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, Rules, is_finite, vote
+from retinaconf.inference.postprocess import RULES, Rules, vote
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.retinanet import Outputs, RetinaNet
@@ -226,7 +226,10 @@ def _best(
     """
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2))
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits)
-    finite = is_finite(best_class, outputs.box_deltas, quality)
+    # Not by a maximum, as `postprocess` does it: other runtimes let a NaN get lost in one.
+    finite = torch.isfinite(best_class) & torch.isfinite(outputs.box_deltas).all(dim=2)
+    if quality is not None:
+        finite = finite & torch.isfinite(quality)
     ranking = torch.where(finite, joint(best_class, quality), -1.0)  # (N, A_l)
     index = F.pad(ranking, (0, candidates), value=-1.0).topk(candidates, dim=1).indices.sort(dim=1).values
     exists = index < outputs.anchors.shape[0]  # (N, C)

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.postprocess import RULES, postprocess, suppressed, vote
+from retinaconf.inference.postprocess import RULES, Boxes, best_first, postprocess, suppressed, vote
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
@@ -217,7 +217,7 @@ def test_candidates_before_nms_hold_the_detections():
     sizes = torch.tensor([CANVAS])
     ((all_of_them,),) = postprocess(out, sizes, InferenceConfig(), [product(0.4)], suppress=False)
     ((kept,),) = postprocess(out, sizes, InferenceConfig(detections=10_000), [product(0.4)])
-    rows = suppressed(all_of_them.boxes, all_of_them.labels, 0.5, 10_000)
+    rows = suppressed(all_of_them, 0.5, 10_000)
     assert 0 < len(kept.scores) < len(all_of_them.scores)
     assert torch.equal(all_of_them.boxes[rows], kept.boxes)
     assert (all_of_them.scores > 0.05).all()
@@ -338,21 +338,20 @@ def test_a_device_without_float64():
                 assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("levels", [3, 40, 10**6])  # of the score: ties decide what the best boxes are, or not
 @pytest.mark.parametrize("count", [0, 1, 7, 1200, 5000])
 @pytest.mark.parametrize("limit", [1, 20, 100])
-def test_suppression_from_the_best_on_is_the_whole_suppression(count, limit):
+def test_suppression_from_the_best_on_is_the_whole_suppression(count, limit, levels):
     generator = torch.Generator().manual_seed(count)
     corner = torch.rand(count, 2, generator=generator) * 60  # crowded: most are suppressed
     boxes = torch.cat([corner, corner + 30 + torch.rand(count, 2, generator=generator) * 40], dim=1)
     labels = torch.randint(0, 3, (count,), generator=generator)
+    scores = torch.randint(1, levels + 1, (count,), generator=generator) / levels
+    order = torch.tensor(sorted(range(count), key=lambda row: -scores[row].item()), dtype=torch.int64)
     rank = torch.arange(count, 0, -1).double()
-    expected = batched_nms(boxes.double(), rank, labels, 0.5)[:limit]
-    assert torch.equal(suppressed(boxes, labels, 0.5, limit), expected)
-
-
-def test_ties_keep_their_order():
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 3 + [[50.0, 50.0, 60.0, 60.0]])
-    assert suppressed(boxes, torch.tensor([0, 0, 1, 0]), 0.5, 10).tolist() == [0, 2, 3]
+    expected = order[batched_nms(boxes[order].double(), rank, labels[order], 0.5)][:limit]
+    assert torch.equal(suppressed(Boxes(boxes, scores, labels, scores, None), 0.5, limit), expected)
+    assert torch.equal(best_first(scores, limit), order[:limit])
 
 
 def test_the_released_code_leaves_the_quality_out_on_small_levels():

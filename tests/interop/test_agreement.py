@@ -27,7 +27,7 @@ def candidates(seed: int = 0, count: int = 300) -> Boxes:
 
 def survivors(known: Boxes, limit: int = LIMIT, nms_iou: float = NMS_IOU) -> Boxes:
     above = known.rows(known.scores > THRESHOLD)
-    return above.rows(suppressed(above.boxes, above.labels, nms_iou, limit))
+    return above.rows(suppressed(above, nms_iou, limit))
 
 
 def compare(found: Boxes, known: Boxes, limit: int = LIMIT, vote: bool = False) -> tuple[float, float]:
