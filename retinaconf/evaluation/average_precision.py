@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from copy import copy
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +18,27 @@ from retinaconf.evaluation.matching import MatchedDetections, ascending, match_d
 from retinaconf.threads import in_threads
 
 RECALLS = np.linspace(0, 1, 101)
-HITS_AT_ONCE = 1 << 14  # what fits a CPU's cache; larger is slower
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The true positives at one IoU threshold, and their runs.
+
+    In a run no detection lies between two true positives of a class, unless it is ignored. Precision rises within a
+    run, so the end of each run gives the whole precision envelope.
+    """
+
+    hits: np.ndarray  # (H,) ascending places of the true positives among the detections
+    skipped: np.ndarray  # (S,) likewise of the ignored
+    hit_image: np.ndarray  # (H,)
+    skipped_image: np.ndarray  # (S,)
+    hits_before_class: np.ndarray  # (K,) how many come before the class's first detection
+    skipped_before_class: np.ndarray  # (K,)
+    label: np.ndarray  # (R,) of each run, ascending
+    place: np.ndarray  # (R,) of its last true positive
+    hits_until: np.ndarray  # (R,) true positives of all classes up to that one, included
+    skipped_before: np.ndarray  # (R,) ignored ones before it
+    first_of_class: np.ndarray  # rows of the runs that are the first of their class
 
 
 class AveragePrecision:
@@ -29,57 +49,70 @@ class AveragePrecision:
         self._object_image = ground_truth.image_index[matches.objects]
         self._object_label = ground_truth.labels[matches.objects]
         self._num_classes = len(ground_truth.classes)
-        self._levels = ignored.shape[1]
         by_class = ascending(matches.labels)  # within a class still in descending score
-        by_class = by_class[~np.asarray(ignored.all(axis=1))[by_class]]  # what counts at no threshold is not needed
-        self._image = matches.image_index[by_class]
-        self._label = matches.labels[by_class]
+        by_class = by_class[~ignored.all(axis=1)[by_class]]  # what counts at no threshold is not needed
         place = np.full(len(ignored), -1, dtype=np.int64)
         place[by_class] = np.arange(len(by_class))
 
-        def places(chosen: np.ndarray) -> np.ndarray:
-            row, level = np.divmod(np.flatnonzero(chosen), self._levels)
-            return np.sort((level * len(by_class) + place[row])[place[row] >= 0])
+        def places(chosen: np.ndarray) -> list[np.ndarray]:  # at each threshold
+            found = (place[np.flatnonzero(level)] for level in chosen.T)
+            return [np.sort(part[part >= 0]) for part in found]
 
-        self._index(places(matches.matched >= 0), places(ignored))
+        self._keep(
+            matches.image_index[by_class], matches.labels[by_class], places(matches.matched >= 0), places(ignored)
+        )
 
-    def _index(self, hits: np.ndarray, skipped: np.ndarray) -> None:
-        """Precision matters at the true positives only: their places at all T thresholds, one threshold after another.
+    def _keep(self, image: np.ndarray, label: np.ndarray, hits: list[np.ndarray], skipped: list[np.ndarray]) -> None:
+        """Keep what decides AP, of D detections by class and descending score: `image` and `label`, (D,).
 
-        A group is the detections of one class at one threshold: G = T K of them, whose hits are contiguous.
+        Precision matters at true positives only. So the detections after the last one of their class do not matter.
 
         Args:
-            hits: (H,) ascending: the threshold times the number of detections, plus the place of the detection.
-            skipped: (S,) likewise, of those that are ignored.
+            hits: ascending places of the true positives at each threshold.
+            skipped: likewise of the detections that are ignored.
         """
-        self._hits, self._skipped, count = hits, skipped, len(self._label)
-        class_start = np.searchsorted(self._label, np.arange(self._num_classes))
-        group_place = (np.arange(self._levels)[:, None] * count + class_start).ravel()  # (G,) where each begins
-        self._hit = hits % max(count, 1)
-        self._hit_image = self._image[self._hit]
-        self._skipped_image = self._image[skipped % max(count, 1)]
-        self._skipped_before = np.searchsorted(skipped, hits)
-        self._class_start = np.tile(class_start, self._levels)  # (G,)
-        self._group_hit = np.searchsorted(hits, np.append(group_place, self._levels * count))  # (G + 1,)
-        self._group_skipped = np.searchsorted(skipped, group_place)
-        # Whole groups with about HITS_AT_ONCE hits.
-        blocks = np.unique(self._group_hit[:-1] // HITS_AT_ONCE, return_index=True)[1]
-        self._blocks = [slice(*ends) for ends in pairwise([*blocks.tolist(), len(group_place)])]
+        last = np.full(self._num_classes, -1)
+        for places in hits:
+            np.maximum.at(last, label[places], places)
+        needed = np.arange(len(label)) <= last[label]
+        place = np.cumsum(needed) - 1
+        self._image, self._label = image[needed], label[needed]
+        self._class_start = np.searchsorted(self._label, np.arange(self._num_classes))
+        self._levels = [self._level(place[hit], place[skip[needed[skip]]]) for hit, skip in zip(hits, skipped)]
+
+    def _level(self, hits: np.ndarray, skipped: np.ndarray) -> _Level:
+        skipped_before = np.searchsorted(skipped, hits)
+        counted = hits - skipped_before  # how many detections count before each true positive
+        label = self._label[hits]
+        ends = (np.diff(counted, append=-1) != 1) | (np.diff(label, append=-1) != 0)
+        last = np.flatnonzero(ends)
+        return _Level(
+            hits=hits,
+            skipped=skipped,
+            hit_image=self._image[hits],
+            skipped_image=self._image[skipped],
+            hits_before_class=np.searchsorted(hits, self._class_start),
+            skipped_before_class=np.searchsorted(skipped, self._class_start),
+            label=label[last],
+            place=hits[last],
+            hits_until=last + 1,
+            skipped_before=skipped_before[last],
+            first_of_class=np.flatnonzero(np.diff(label[last], prepend=-1)),
+        )
 
     def within(self, images: np.ndarray) -> AveragePrecision:
         """The same on some images only, quicker where the others never count; (n,) image rows."""
         part = copy(self)
-        rows = np.isin(self._image, images)
-        part._image, part._label = self._image[rows], self._label[rows]
-        place = np.cumsum(rows) - 1
-
-        def places(before: np.ndarray) -> np.ndarray:
-            level, row = np.divmod(before, max(len(rows), 1))
-            return (level * len(part._label) + place[row])[rows[row]]
-
-        part._index(places(self._hits), places(self._skipped))
         rows = np.isin(self._object_image, images)
         part._object_image, part._object_label = self._object_image[rows], self._object_label[rows]
+        rows = np.isin(self._image, images)
+        place = np.cumsum(rows) - 1
+        part._keep(
+            self._image[rows],
+            self._label[rows],
+            [place[level.hits[rows[level.hits]]] for level in self._levels],
+            [place[level.skipped[rows[level.skipped]]] for level in self._levels],
+        )
         return part
 
     def __call__(self, image_weights: np.ndarray) -> np.ndarray:
@@ -100,34 +133,23 @@ class AveragePrecision:
         weights = image_weights.astype(np.int64)  # whole numbers are summed several times faster than floats
         objects = np.bincount(self._object_label, weights[self._object_image], self._num_classes).astype(np.int64)
         levels_reached, first_of_class = _levels_reached(objects)
-        seen = _sums(weights.take(self._image))  # over the detections before
-        lost = _sums(weights.take(self._skipped_image))
-        found = _sums(weights.take(self._hit_image))
-        before = found[self._group_hit[:-1]]
-        counted_before = seen[self._class_start] - lost[self._group_skipped]
-        place_of_none = np.tile(first_of_class, self._levels) - before
-        total = np.empty(len(before))
-        for block in self._blocks:
-            ends = self._group_hit[block.start : block.stop + 1]
-            hits, sizes = slice(ends[0], ends[-1]), np.diff(ends)
-            group = np.repeat(np.arange(len(sizes)), sizes)
-            counted = seen[1:].take(self._hit[hits])
-            if len(self._skipped_image):
-                counted -= lost.take(self._skipped_before[hits])
-            counted -= counted_before[block].take(group)
-            found_here = found[1:][hits]
-            # How many recall levels each hit reaches: whole numbers, so that a tie is decided as in COCO's code.
-            reached = levels_reached.take(found_here + place_of_none[block].take(group))
+        seen = _sums(weights.take(self._image))
+        total = np.empty((len(self._levels), self._num_classes))
+        for row, level in enumerate(self._levels):
+            lost = _sums(weights.take(level.skipped_image))
+            all_found = _sums(weights.take(level.hit_image))
+            counted_before = seen[self._class_start] - lost[level.skipped_before_class]
+            counted = seen[1:].take(level.place) - lost.take(level.skipped_before) - counted_before.take(level.label)
+            found = all_found.take(level.hits_until) - all_found[level.hits_before_class].take(level.label)
+            # How many recall levels each run reaches: whole numbers, so that a tie is decided as in COCO's code.
+            reached = levels_reached.take(found + first_of_class.take(level.label))
             new = np.diff(reached, prepend=0)
-            first = ends[:-1][sizes > 0] - ends[0]
-            new[first] = reached[first]
-            # A hit of weight 0 reaches no new level, and its precision is at most that of the hit before.
-            precision = (found_here - before[block].take(group)) / np.maximum(counted, 1)
-            # The envelope of all groups takes one pass: an offset keeps a group from seeing those after it.
-            apart = 2.0 * (len(sizes) - group)
-            precision = _largest_from(precision + apart) - apart
-            total[block] = np.bincount(group, weights=precision * new, minlength=len(sizes))
-        return np.where(objects > 0, total.reshape(self._levels, self._num_classes) / len(RECALLS), np.nan)
+            new[level.first_of_class] = reached[level.first_of_class]
+            # The envelope of all classes takes one pass: an offset keeps a class from seeing those after it.
+            apart = 2.0 * (self._num_classes - level.label)
+            precision = _largest_from(found / np.maximum(counted, 1) + apart) - apart
+            total[row] = np.bincount(level.label, precision * new, self._num_classes)
+        return np.where(objects > 0, total / len(RECALLS), np.nan)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:

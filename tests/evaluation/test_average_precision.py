@@ -78,17 +78,6 @@ def test_a_recall_at_a_level_has_reached_it() -> None:
             assert (found == np.searchsorted(RECALLS, recall, side="right")).all()
 
 
-@pytest.mark.parametrize("hits_at_once", [1, 7])
-def test_blocks_of_hits_do_not_change_ap(hits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    ground_truth, detections = random_set(np.random.default_rng(3))
-    matches, weights = match_detections(detections, ground_truth), np.ones(len(ground_truth))
-    whole = AveragePrecision(matches, ground_truth)
-    monkeypatch.setattr("retinaconf.evaluation.average_precision.HITS_AT_ONCE", hits_at_once)
-    parts = AveragePrecision(matches, ground_truth)
-    assert len(parts._blocks) > len(whole._blocks) == 1
-    assert parts.by_class(weights) == pytest.approx(whole.by_class(weights), abs=1e-12, nan_ok=True)
-
-
 def test_within_equals_weights_of_zero() -> None:
     ground_truth, detections = random_set(np.random.default_rng(3))
     average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
