@@ -108,7 +108,9 @@ class Detections:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must be in [0, 1]")
         class_scores = self.scores if self.class_scores is None else self.class_scores
-        return replace(self, scores=self.quality**alpha * class_scores ** (1 - alpha), confidence=None)
+        joint = self.quality**alpha
+        joint *= class_scores ** (1 - alpha)
+        return replace(self, scores=joint, confidence=None)
 
     def _known_scores(self) -> dict[str, np.ndarray]:
         """The columns of scores, by their names on disk."""

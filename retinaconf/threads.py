@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,14 +15,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_this_thread = threading.local()
+
+
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order; an item is drawn shortly before it is needed."""
+    """`work` of each item, in their order; an item is drawn shortly before it is needed.
+
+    Within such work, further work stays on its thread: no more threads than cores, and little memory between them.
+    """
+    if hasattr(_this_thread, "works"):
+        yield from map(work, items)
+        return
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * threads:
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

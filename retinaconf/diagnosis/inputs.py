@@ -132,7 +132,7 @@ def diagnose_run(
     if curve:
         found = [detections[joint] for joint in curve]
         (own_curve,) = curves_of([detections[own]], ground_truth)
-        sweep = compare_alphas(found, own_curve, ground_truth, ALPHAS, replicates)
+        sweep = compare_alphas(curves_of(found, ground_truth), own_curve, ground_truth, ALPHAS, replicates)
     sizes = ground_truth.image_sizes
     inputs = [resized((int(h), int(w)), data.short_side, data.long_side, resize=data.resize) for h, w in sizes]
     coverage = None

@@ -9,9 +9,10 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.average_precision import AveragePrecision, curves_of
+from retinaconf.evaluation.average_precision import AveragePrecision, curve_of
 from retinaconf.evaluation.gains import REPLICATES, Gain, choose
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
@@ -57,12 +58,12 @@ def sweep_alpha(
         seed: of the halves and of the draws.
         progress: told after each alpha and draw.
     """
-    detections = (post_process(candidates.rescored(alpha)) for alpha in alphas)
-    return compare_alphas(detections, own, ground_truth, alphas, replicates, seed, progress)
+    curves = in_threads(lambda alpha: curve_of(post_process(candidates.rescored(alpha)), ground_truth), alphas)
+    return compare_alphas(curves, own, ground_truth, alphas, replicates, seed, progress)
 
 
 def compare_alphas(
-    detections: Iterable[Detections],
+    curves: Iterable[AveragePrecision],
     own: AveragePrecision,
     ground_truth: GroundTruth,
     alphas: tuple[float, ...],
@@ -70,14 +71,14 @@ def compare_alphas(
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> AlphaSweep:
-    """The same from the detections at each of `alphas`, for a detector that makes them itself."""
-    curves: list[AveragePrecision] = []
-    for curve in curves_of(detections, ground_truth):
-        curves.append(curve)
-        progress("AP at every alpha", len(curves), len(alphas))
+    """The same from the AP at each of `alphas`, for a detector that makes its detections itself."""
+    known: list[AveragePrecision] = []
+    for curve in curves:
+        known.append(curve)
+        progress("AP at every alpha", len(known), len(alphas))
     everywhere = np.ones(len(ground_truth))
-    levels = np.array([curve(everywhere) for curve in curves])  # (n, T)
-    choice = choose(curves, [curves[alphas.index(0)], own], ground_truth, replicates, seed, progress)
+    levels = np.array([curve(everywhere) for curve in known])  # (n, T)
+    choice = choose(known, [known[alphas.index(0)], own], ground_truth, replicates, seed, progress)
     over_class_score, over_own = choice.gains
     return AlphaSweep(
         alphas=tuple(alphas),

@@ -173,9 +173,14 @@ def _levels_reached(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return level + (RECALLS.take(level) <= recall), start
 
 
+def curve_of(detections: Detections, ground_truth: GroundTruth) -> AveragePrecision:
+    """The AP of detections that are not matched yet."""
+    return AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+
+
 def curves_of(tables: Iterable[Detections], ground_truth: GroundTruth) -> Iterator[AveragePrecision]:
     """The AP of each table, in their order: one is matched while the next is made."""
-    return in_threads(lambda table: AveragePrecision(match_detections(table, ground_truth), ground_truth), tables)
+    return in_threads(lambda table: curve_of(table, ground_truth), tables)
 
 
 def image_draws(images: np.ndarray, num_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:

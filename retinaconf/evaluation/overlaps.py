@@ -10,6 +10,7 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 PAIRS_AT_ONCE = 1 << 18  # what fits a CPU's cache; larger is slower
 
@@ -84,15 +85,19 @@ def best_overlaps(candidates: Detections, ground_truth: GroundTruth, progress: P
     best = Overlaps(
         np.zeros(count), np.full(count, -1, dtype=np.int64), np.zeros(count), np.full(count, -1, dtype=np.int64)
     )
-    for box, target in pairs(candidates.image_index, ground_truth.offsets):
-        if len(box) == 0:
-            continue
-        progress("overlaps with the ground truth", int(box[-1]) + 1, count)
+
+    def keep(portion: tuple[np.ndarray, np.ndarray]) -> int:  # no box is in two portions
+        box, target = portion
         overlap = iou(candidates.boxes[box], ground_truth.boxes[target])
         overlap[ground_truth.crowd[target]] = 0
         _keep_best(box, target, overlap, best.any_iou, best.any_object)
         same = candidates.labels[box] == ground_truth.labels[target]
         _keep_best(box[same], target[same], overlap[same], best.same_iou, best.same_object)
+        return int(box[-1]) + 1
+
+    portions = (portion for portion in pairs(candidates.image_index, ground_truth.offsets) if len(portion[0]))
+    for done in in_threads(keep, portions):
+        progress("overlaps with the ground truth", done, count)
     return best
 
 

@@ -43,6 +43,6 @@ def choose_alpha(detector: Detector, val_set: GroundTruth, done: Callable[[int],
     joints = {joint.alpha: joint for joint in sweep() if joint.alpha is not None}
     tables = detector.detect(val_set, detector.config.inference, list(joints.values()), done=done)
     (own,) = curves_of(tables[:1], val_set)  # its own score is the class score, alpha 0
-    compared = compare_alphas(tables, own, val_set, tuple(joints))
+    compared = compare_alphas(curves_of(tables, val_set), own, val_set, tuple(joints))
     best = int(compared.AP.argmax())
     return AlphaChoice(compared.alphas[best], CocoEvaluator(val_set)(tables[best]), compared)

@@ -11,7 +11,9 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import RankCorrelation, joint_density, rank_correlation
 from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.coco import SIZES, object_size
+from retinaconf.evaluation.matching import ascending, descending
 from retinaconf.evaluation.overlaps import Overlaps
+from retinaconf.threads import in_threads
 
 BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
 ERROR_IOU = 0.1  # from here on TOOD counts a box as a wrong one of an object
@@ -56,7 +58,8 @@ def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 
     depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
     """
     rows = np.flatnonzero(overlaps.same_iou >= object_iou)
-    order = rows[np.lexsort((rows, -scores[rows], overlaps.same_object[rows]))]
+    order = rows[descending(scores[rows])]
+    order = order[ascending(overlaps.same_object[order])]
     starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     return np.sort(order[rank < best])
@@ -73,16 +76,26 @@ def measure_alignment(
     on = best_of_objects(boxes.scores, overlaps, object_iou)
     scores, iou = boxes.scores[on], overlaps.same_iou[on]
     target = overlaps.same_object[on]
-    each = rank_correlation(scores, iou, target, len(ground_truth.boxes))
-    ranked = np.isfinite(each.kendall)
-    part = slice(None) if above is None else above
+    part = slice(None) if above is None or above.all() else above  # a slice copies nothing
     all_scores, all_iou = boxes.scores[part], overlaps.same_iou[part]
     density, edges = joint_density(all_scores, all_iou)
+    size = object_size(ground_truth.areas)[target]
+    everything, on_objects, per_class, per_size, each = in_threads(
+        lambda values: rank_correlation(*values),
+        [
+            (all_scores, all_iou),
+            (scores, iou),
+            (scores, iou, boxes.labels[on], len(ground_truth.classes)),
+            (scores, iou, size, len(SIZES)),
+            (scores, iou, target, len(ground_truth.boxes)),
+        ],
+    )
+    ranked = np.isfinite(each.kendall)
     return Alignment(
-        everything=rank_correlation(all_scores, all_iou),
-        on_objects=rank_correlation(scores, iou),
-        per_class=rank_correlation(scores, iou, boxes.labels[on], len(ground_truth.classes)),
-        per_size=rank_correlation(scores, iou, object_size(ground_truth.areas)[target], len(SIZES)),
+        everything=everything,
+        on_objects=on_objects,
+        per_class=per_class,
+        per_size=per_size,
         within=WithinObjects(
             spearman=finite_mean(each.spearman),
             kendall=finite_mean(each.kendall),

@@ -42,24 +42,34 @@ def rank_correlation(
     score = _Ranks(scores, group, count)
     place = _Ranks(iou, group, count)
 
-    middle = (count - 1)[group] / 2
-    a, b = score.mean_rank - middle, place.mean_rank - middle
-
-    def per_group(values: np.ndarray) -> np.ndarray:
-        return np.bincount(group, weights=values, minlength=num_groups)
-
-    spearman = _ratio(per_group(a * b), np.sqrt(per_group(a * a) * per_group(b * b)))
-
     # By group, then score, then IoU: one whole number holds all three.
     both = np.sort(score.dense * np.int64(len(place.run_starts) or 1) + place.dense)
-    dense = both % max(len(place.run_starts), 1)
     group_starts = np.cumsum(count) - count
-    discordant = _inversions(dense, place.run_starts, group_starts, count)
-    tied_both = _tied_pairs(np.flatnonzero(np.diff(both, prepend=-1)), group_starts, len(both))
+    tied_both = _tied_pairs(np.flatnonzero(_changes(both)), group_starts, len(both))
+    both %= max(len(place.run_starts), 1)  # in place, as all here: it may be millions of boxes
+    discordant = _inversions(both, place.run_starts, group_starts, count)
     strict = pairs - score.tied - place.tied + tied_both
     concordant = strict - discordant
     kendall = _ratio(concordant - discordant, np.sqrt((pairs - score.tied) * (pairs - place.tied)))
-    return RankCorrelation(np.clip(spearman, -1, 1), np.clip(kendall, -1, 1), _ratio(concordant, strict), count)
+    return RankCorrelation(
+        _spearman(score, place, group, count), np.clip(kendall, -1, 1), _ratio(concordant, strict), count
+    )
+
+
+def spearman(scores: np.ndarray, iou: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
+    """(M,) Spearman's rho of each group, alone: `rank_correlation` without the rest."""
+    count = np.bincount(group, minlength=num_groups)
+    return _spearman(_Ranks(scores, group, count), _Ranks(iou, group, count), group, count)
+
+
+def _spearman(score: _Ranks, place: _Ranks, group: np.ndarray, count: np.ndarray) -> np.ndarray:
+    middle = (count - 1)[group] / 2
+    a, b = score.mean_rank() - middle, place.mean_rank() - middle
+
+    def per_group(values: np.ndarray) -> np.ndarray:
+        return np.bincount(group, weights=values, minlength=len(count))
+
+    return np.clip(_ratio(per_group(a * b), np.sqrt(per_group(a * a) * per_group(b * b))), -1, 1)
 
 
 class _Ranks:
@@ -75,14 +85,19 @@ class _Ranks:
             new_run = _changes(key[order])
         else:
             new_run = _changes(values[order])
-        group_starts = np.cumsum(count) - count
+        self._group_starts = np.cumsum(count) - count
+        self._group = group
         self.run_starts = np.flatnonzero(new_run)  # in the order of group and value
-        lengths = np.diff(self.run_starts, append=len(values))
         self.dense = np.empty(len(values), dtype=np.int64)  # (n,) ascending with group and value, ties equal
         self.dense[order] = np.cumsum(new_run) - 1
+        self.tied = _tied_pairs(self.run_starts, self._group_starts, len(values))  # (M,) pairs equal in value
+
+    def mean_rank(self) -> np.ndarray:
+        """(n,) from 0 in each group, ties at their mean."""
+        lengths = np.diff(self.run_starts, append=len(self.dense))
         middle = self.run_starts + (lengths - 1) / 2
-        self.mean_rank = middle[self.dense] - group_starts[group]  # (n,) from 0 in each group, ties at their mean
-        self.tied = _tied_pairs(self.run_starts, group_starts, len(values))  # (M,) pairs equal in value
+        mean: np.ndarray = middle[self.dense] - self._group_starts[self._group]
+        return mean
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

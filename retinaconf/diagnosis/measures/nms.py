@@ -45,7 +45,7 @@ def nms(
         suppressor[order] = np.where(found < 0, -1, order[found])
         return rows
 
-    for rows in in_threads(suppress, _blocks(image_index)):
+    for rows in in_threads(suppress, image_blocks(image_index)):
         progress("NMS", rows.stop, len(scores))
     return suppressor
 
@@ -82,13 +82,13 @@ def best_kept(
         return rows, np.sort(np.concatenate(found))
 
     parts = [np.zeros(0, dtype=np.int64)]
-    for rows, part in in_threads(best, _blocks(image_index)):
+    for rows, part in in_threads(best, image_blocks(image_index)):
         parts.append(part)
         progress("NMS", rows.stop, len(scores))
     return np.concatenate(parts)
 
 
-def _blocks(image_index: np.ndarray) -> list[slice]:
+def image_blocks(image_index: np.ndarray) -> list[slice]:
     """Rows of whole images, about BOXES_AT_ONCE each."""
     blocks, start = [], 0
     while start < len(image_index):
@@ -131,9 +131,9 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
             covered = intersection / (of_first(area) + area - intersection) > iou_threshold
         covered[first] = False
         suppressor[row[covered]] = of_first(row)[covered]
-        left = ~covered
-        left[first] = False
-        row, group, x1, y1, x2, y2, area = (column[left] for column in (row, group, x1, y1, x2, y2, area))
+        covered[first] = True
+        left = np.flatnonzero(~covered)
+        row, group, x1, y1, x2, y2, area = (column.take(left) for column in (row, group, x1, y1, x2, y2, area))
     return suppressor
 
 

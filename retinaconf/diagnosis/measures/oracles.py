@@ -7,7 +7,7 @@ that fit it best and have IoU >= `object_iou` with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
-from retinaconf.evaluation.matching import MatchedDetections, match_detections
+from retinaconf.evaluation.matching import MatchedDetections, ascending, descending, match_detections
 from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
@@ -51,8 +51,9 @@ def ranked_by_iou(candidates: Detections, overlaps: Overlaps, object_iou: float)
     """
     rows = np.flatnonzero(overlaps.same_iou >= object_iou)
     target, score, iou = overlaps.same_object[rows], candidates.scores[rows], overlaps.same_iou[rows]
-    by_score = np.lexsort((rows, -score, target))
-    by_iou = np.lexsort((rows, -score, -iou, target))
+    by_score = descending(score)
+    by_iou = by_score[descending(iou[by_score])]
+    by_score, by_iou = (order[ascending(target[order])] for order in (by_score, by_iou))
     scores = candidates.scores.copy()
     scores[rows[by_iou]] = score[by_score]
     return scores
@@ -103,14 +104,9 @@ def oracle_ladder(
         "class_right": lambda: replace(candidates, labels=right_labels(candidates, overlaps, ground_truth, object_iou)),
     }
 
-    def made() -> Iterator[tuple[str, Detections | None]]:
-        yield "as_is", None
-        for name, correct in corrected.items():
-            yield name, post_process(correct())
-
-    def measured(rung: tuple[str, Detections | None]) -> dict[str, AveragePrecision]:
-        name, found = rung
-        matches = as_is if found is None else match_detections(found, ground_truth)
+    def measured(name: str) -> dict[str, AveragePrecision]:
+        known = name == "as_is"
+        matches = as_is if known else match_detections(post_process(corrected[name]()), ground_truth)
         curve = {name: AveragePrecision(matches, ground_truth)}
         if name in ("as_is", "score_is_iou"):
             unique = "no_duplicates" if name == "as_is" else "score_is_iou_no_duplicates"
@@ -118,7 +114,7 @@ def oracle_ladder(
         return curve
 
     curves: dict[str, AveragePrecision] = {}
-    for done, curve in enumerate(in_threads(measured, made()), start=1):
+    for done, curve in enumerate(in_threads(measured, ["as_is", *corrected]), start=1):
         curves |= curve
         progress("oracle ladder", done, 1 + len(corrected))
 

@@ -6,6 +6,7 @@ a correction that replaces the quality alone, and for what a slider of alpha sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from retinaconf.detections import Detections
 Rule = Literal["single", "class", "product", "root", "power", "other"]
 ROUNDING = 0.001  # files round scores to three digits, and networks compute in half precision
 ALPHA_DIGITS = 3
+BOXES_AT_ONCE = 1 << 16  # what fits a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -67,32 +69,38 @@ def own_score(boxes: Detections) -> OwnScore:
         return OwnScore("single", None)
     if boxes.class_scores is None:
         return OwnScore("class", 0.0)
-    scores, class_scores, quality = boxes.scores, boxes.class_scores, boxes.quality
+    columns = (boxes.scores, boxes.class_scores, boxes.quality)
+    starts = range(0, len(boxes), BOXES_AT_ONCE)
+    portions = [tuple(column[start : start + BOXES_AT_ONCE] for column in columns) for start in starts]
     known: list[OwnScore] = [OwnScore("class", 0.0), OwnScore("product", 0.5), OwnScore("root", 0.5)]
-    alpha = _alpha(scores, class_scores, quality)
+    alpha = _alpha(portions)
     if 0 < alpha <= 1:
         known.append(OwnScore("power", alpha))
-    lower = [np.maximum(column - ROUNDING, 0) for column in (class_scores, quality)]
-    upper = [np.minimum(column + ROUNDING, 1) for column in (class_scores, quality)]
-    for rule in known:  # each grows with both columns
-        least, most = rule.joined(*lower), rule.joined(*upper)
-        assert least is not None
-        assert most is not None
-        if ((scores >= least - ROUNDING) & (scores <= most + ROUNDING)).all():
-            return rule
-    return OwnScore("other", None)
+    kept = (rule for rule in known if all(_keeps(rule, *portion) for portion in portions))
+    return next(kept, OwnScore("other", None))
 
 
-def _alpha(scores: np.ndarray, class_scores: np.ndarray, quality: np.ndarray) -> float:
+def _keeps(rule: OwnScore, scores: np.ndarray, class_scores: np.ndarray, quality: np.ndarray) -> bool:
+    """Whether the scores follow from class scores and qualities within ROUNDING of the given ones."""
+    least = rule.joined(np.maximum(class_scores - ROUNDING, 0), np.maximum(quality - ROUNDING, 0))
+    most = rule.joined(np.minimum(class_scores + ROUNDING, 1), np.minimum(quality + ROUNDING, 1))
+    assert least is not None  # each grows with both columns
+    assert most is not None
+    return bool(((scores >= least - ROUNDING) & (scores <= most + ROUNDING)).all())
+
+
+def _alpha(portions: Iterable[tuple[np.ndarray, ...]]) -> float:
     """The alpha of quality^alpha * class^(1 - alpha) that fits best by least squares of logarithms; NaN without any.
 
     log(score / class) = alpha * log(quality / class); a record counts by its smallest value, since rounding moves the
     logarithm of a small one most.
     """
-    least = np.minimum(np.minimum(scores, class_scores), quality)
-    rows = least > 0
-    scores, class_scores, quality, least = (column[rows] for column in (scores, class_scores, quality, least))
-    joined = least * np.log(scores / class_scores)
-    lever = least * np.log(quality / class_scores)
-    total = lever @ lever
-    return round(float(joined @ lever / total), ALPHA_DIGITS) if total > 0 else float("nan")
+    product = total = 0.0
+    for columns in portions:  # score, class score, quality
+        least = np.minimum.reduce(columns)
+        rows = least > 0
+        scores, class_scores, quality, least = (column[rows] for column in (*columns, least))
+        lever = least * np.log(quality / class_scores)
+        product += float((least * np.log(scores / class_scores)) @ lever)
+        total += float(lever @ lever)
+    return round(product / total, ALPHA_DIGITS) if total > 0 else float("nan")

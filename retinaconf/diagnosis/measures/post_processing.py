@@ -8,10 +8,11 @@ import numpy as np
 
 from retinaconf.config import VOTE_SIGMA
 from retinaconf.detections import Detections
-from retinaconf.diagnosis.measures.nms import best_kept, top_per_image
+from retinaconf.diagnosis.measures.nms import best_kept, image_blocks, top_per_image
 from retinaconf.errors import InputError
 from retinaconf.evaluation.overlaps import iou, pairs
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,17 @@ def vote(detections: Detections, candidates: Detections) -> Detections:
         detections: what NMS keeps of the candidates.
         candidates: all that NMS is given.
     """
-    if len(detections) == 0:
-        return detections
+
+    def voted(rows: slice) -> np.ndarray:
+        ends = np.searchsorted(detections.image_index, candidates.image_index[[rows.start, rows.stop - 1]] + [0, 1])
+        return _voted(detections[slice(*ends)], candidates[rows])
+
+    parts = [np.zeros((0, 4)), *in_threads(voted, image_blocks(candidates.image_index))]
+    return replace(detections, boxes=np.concatenate(parts))
+
+
+def _voted(detections: Detections, candidates: Detections) -> np.ndarray:
+    """(D, 4) the boxes of `vote`."""
     num_classes = candidates.labels.max() + 1
     group, of_detection = (found.image_index * num_classes + found.labels for found in (candidates, detections))
     voters = np.argsort(group, kind="stable")
@@ -79,4 +89,4 @@ def vote(detections: Detections, candidates: Detections) -> Detections:
         total = np.add.reduceat(weight, first)[:, None]
         shifts = np.add.reduceat(weight[:, None] * (candidates.boxes[voter] - detections.boxes[row]), first)
         boxes[row[first]] += np.divide(shifts, total, out=np.zeros_like(shifts), where=total > 0)
-    return replace(detections, boxes=boxes)
+    return boxes

@@ -12,12 +12,13 @@ import numpy as np
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
-from retinaconf.evaluation.average_precision import AveragePrecision, curves_of
+from retinaconf.evaluation.average_precision import AveragePrecision, curve_of, curves_of
 from retinaconf.evaluation.calibration import ANY_OVERLAP, reliability
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, measure_gains
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
 from retinaconf.evaluation.score_map import fit_matches, num_objects, read_by_halves
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
@@ -145,9 +146,12 @@ def _choose_nms(
     process = post_processing or PostProcessing(nms_iou=1.0, max_detections=max(1, len(boxes)))
     ious = tuple(sorted({*NMS_IOUS, process.nms_iou}))
     others = [nms_iou for nms_iou in ious if nms_iou != process.nms_iou]
-    found = (replace(process, nms_iou=nms_iou)(boxes) for nms_iou in others)
+
+    def curve_with(nms_iou: float) -> AveragePrecision:
+        return curve_of(replace(process, nms_iou=nms_iou)(boxes), ground_truth)
+
     curve_at = {process.nms_iou: own}
-    for nms_iou, curve in zip(others, curves_of(found, ground_truth)):
+    for nms_iou, curve in zip(others, in_threads(curve_with, others)):
         curve_at[nms_iou] = curve
         progress("AP at every NMS IoU", len(curve_at), len(ious))
     curves = [curve_at[nms_iou] for nms_iou in ious]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinaconf.diagnosis.measures.alignment import BEST, ERROR_IOU, best_of_objects
-from retinaconf.diagnosis.measures.correlation import rank_correlation
+from retinaconf.diagnosis.measures.correlation import spearman
 from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.overlaps import Overlaps
 
@@ -54,7 +54,7 @@ def rank_objects(scores: np.ndarray, overlaps: Overlaps, num_objects: int) -> Ob
     """Of D boxes before NMS, with these scores (D,); `num_objects`: rows of the ground truth."""
     above = float(np.nextafter(ERROR_IOU, 1))
     on = best_of_objects(scores, overlaps, above, BEST)
-    pcc = rank_correlation(scores[on], overlaps.same_iou[on], overlaps.same_object[on], num_objects).spearman
+    pcc = spearman(scores[on], overlaps.same_iou[on], overlaps.same_object[on], num_objects)
     top = best_of_objects(scores, overlaps, above, TOP)
     count = np.bincount(overlaps.same_object[top], minlength=num_objects)
     total = np.bincount(overlaps.same_object[top], weights=overlaps.same_iou[top], minlength=num_objects)
