@@ -174,17 +174,22 @@ def _best_allowed(
 
 
 def descending(scores: np.ndarray) -> np.ndarray:
-    """(D,) int64: rows by descending score, equal scores in their order.
+    """(D,) int64: rows by descending score, equal scores in their order."""
+    return ascending(descending_rank(scores))
 
-    The stable sort of floats is several times slower than NumPy's vectorised unstable one; so that one ranks the
-    scores, and the vectorised sort of whole numbers then breaks the ties by row.
+
+def descending_rank(scores: np.ndarray) -> np.ndarray:
+    """(D,) int64: 0 for the highest score, equal for equal ones.
+
+    The stable sort of floats is several times slower than NumPy's vectorised unstable one. So that one ranks the
+    scores, and the vectorised sort of whole numbers (`ascending`) then breaks the ties by row.
     """
     count = len(scores)
     order = np.argsort(-scores)
     ranked = scores[order]
     rank = np.empty(count, dtype=np.int64)
     rank[order] = np.cumsum(np.concatenate([[0], ranked[1:] != ranked[:-1]])[:count])
-    return ascending(rank)
+    return rank
 
 
 def ascending(numbers: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinaconf.evaluation.matching import ascending, descending
+from retinaconf.evaluation.matching import ascending, descending, descending_rank
 from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
@@ -139,14 +139,16 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
 
 def top_per_image(image_index: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
     """Ascending rows of each image's `limit` best boxes, ties in their order; (D,) ascending images, (D,) scores."""
-    order, rank = _by_image(image_index, scores)
-    return np.sort(order[rank < limit])
+    found = [np.zeros(0, dtype=np.int64)]
+    for rows in image_blocks(image_index):
+        order, rank = _by_image(image_index[rows], scores[rows])
+        found.append(rows.start + np.sort(order[rank < limit]))
+    return np.concatenate(found)
 
 
 def _by_image(image_index: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) rows by image, then by descending score; and the rank of each in its image."""
-    order = descending(scores)
-    order = order[ascending(image_index[order])]
+    """(D,) rows of a block by image, then by descending score; and the rank of each in its image."""
+    order = ascending((image_index - image_index[0]) * len(scores) + descending_rank(scores))
     return order, _places(image_index[order])
 
 
