@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -25,6 +26,18 @@ def test_results_come_in_order_and_items_are_not_drawn_ahead() -> None:
     for done, result in enumerate(in_threads(work, items()), start=1):
         assert result == done * done
         assert len(drawn) <= done + 2 * MOST_THREADS
+
+
+def test_work_within_work_stays_on_its_thread() -> None:
+    def inner(item: int) -> tuple[int, int]:
+        return item, threading.get_ident()
+
+    def outer(item: int) -> tuple[int, list[tuple[int, int]]]:
+        return threading.get_ident(), list(in_threads(inner, range(item)))
+
+    for size, (thread, results) in enumerate(in_threads(outer, range(20))):
+        assert thread != threading.get_ident()
+        assert results == [(item, thread) for item in range(size)]
 
 
 def test_an_error_is_raised() -> None:

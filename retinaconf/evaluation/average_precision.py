@@ -50,7 +50,7 @@ class AveragePrecision:
         self._object_label = ground_truth.labels[matches.objects]
         self._num_classes = len(ground_truth.classes)
         by_class = ascending(matches.labels)  # within a class still in descending score
-        by_class = by_class[~ignored.all(axis=1)[by_class]]  # what counts at no threshold is not needed
+        by_class = by_class[~np.asarray(ignored.all(axis=1))[by_class]]  # what counts at no threshold is not needed
         place = np.full(len(ignored), -1, dtype=np.int64)
         place[by_class] = np.arange(len(by_class))
 
@@ -102,10 +102,11 @@ class AveragePrecision:
 
     def within(self, images: np.ndarray) -> AveragePrecision:
         """The same on some images only, quicker where the others never count; (n,) image rows."""
+        objects, rows = np.isin(self._object_image, images), np.isin(self._image, images)
+        if objects.all() and rows.all():
+            return self
         part = copy(self)
-        rows = np.isin(self._object_image, images)
-        part._object_image, part._object_label = self._object_image[rows], self._object_label[rows]
-        rows = np.isin(self._image, images)
+        part._object_image, part._object_label = self._object_image[objects], self._object_label[objects]
         place = np.cumsum(rows) - 1
         part._keep(
             self._image[rows],

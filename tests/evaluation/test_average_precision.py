@@ -85,6 +85,9 @@ def test_within_equals_weights_of_zero() -> None:
     weights = np.bincount(images, minlength=len(ground_truth)).astype(float)
     part = average_precision.within(images)
     assert part(weights) == pytest.approx(average_precision(weights), abs=1e-15)
+    assert (
+        average_precision.within(np.arange(len(ground_truth)))(weights).tolist() == average_precision(weights).tolist()
+    )
 
 
 def test_nothing_to_measure_is_nan_without_a_warning() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retinaconf.diagnosis.measures.correlation import joint_density, rank_correlation
+from retinaconf.diagnosis.measures.correlation import joint_density, rank_correlation, spearman
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ def test_equals_scipy(count: int, groups: int, levels: int) -> None:
     iou = np.round(0.5 * scores + rng.random(count), 2)
     group = rng.integers(0, groups, count)
     ranks = rank_correlation(scores, iou, group, groups)
+    assert np.array_equal(spearman(scores, iou, group, groups), ranks.spearman, equal_nan=True)
     for index in range(groups):
         s, i = scores[group == index], iou[group == index]
         if len(np.unique(s)) < 2 or len(np.unique(i)) < 2:

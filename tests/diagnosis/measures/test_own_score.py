@@ -41,7 +41,10 @@ FORMULAS = {
 @pytest.mark.parametrize("digits", [None, 5, 3])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("expected", FORMULAS)
-def test_the_common_rules(expected: tuple[str, float | None], dtype: type, digits: int | None) -> None:
+def test_the_common_rules(
+    expected: tuple[str, float | None], dtype: type, digits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinaconf.diagnosis.measures.own_score.BOXES_AT_ONCE", 64)
     class_scores, quality = columns(0)
     given = [FORMULAS[expected](class_scores, quality), class_scores, quality]
     given = [column.astype(dtype).astype(np.float64) for column in given]

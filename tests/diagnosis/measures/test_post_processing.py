@@ -30,11 +30,10 @@ def slow_vote(box: np.ndarray, voters: Detections) -> np.ndarray:
 
 
 @pytest.mark.parametrize("limit", [2, 100])
-@pytest.mark.parametrize("pairs_at_once", [7, 1 << 18])
-def test_voting_is_the_loop_over_one_box_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, pairs_at_once: int, limit: int
-) -> None:
-    monkeypatch.setattr("retinaconf.evaluation.overlaps.PAIRS_AT_ONCE", pairs_at_once)
+@pytest.mark.parametrize("at_once", [7, 1 << 18])
+def test_voting_is_the_loop_over_one_box_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int, limit: int) -> None:
+    monkeypatch.setattr("retinaconf.evaluation.overlaps.PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("retinaconf.diagnosis.measures.nms.BOXES_AT_ONCE", at_once)
     moved = 0
     for seed in range(3):
         _, candidates = random_set(np.random.default_rng(seed))
