@@ -6,6 +6,7 @@ accumulated passes the caller sums it over all of them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from retinaconf.training.box_loss import BOX_LOSSES, distribution_focal_loss
 from retinaconf.training.joint_loss import product_focal_loss, rank_loss
 from retinaconf.training.matching import NEGATIVE, Matches, positive_overlaps
 from retinaconf.training.quality_loss import beyond_positives, gfocal, quality_loss
+
+ENTRIES_AT_ONCE = 1 << 18  # what fits a CPU's cache
 
 
 def detection_losses(
@@ -107,17 +110,25 @@ class _FocalOfBackground(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, counts: Tensor, image: Tensor, anchor: Tensor, label: Tensor, gamma: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = logits.detach().float()
-        p = torch.sigmoid(x)
-        softplus = F.softplus(x)
-        weight = p**gamma
-        weight *= counts[..., None]
-        loss = torch.dot(weight.flatten(), softplus.flatten())
-        if ctx.needs_input_grad[0]:
-            # softplus becomes the gradient in place: gamma (1 - p) softplus + p, times the weight
-            softplus.mul_(gamma).addcmul_(softplus, p, value=-1).add_(p).mul_(weight)
-            ctx.save_for_backward(softplus.to(logits.dtype), image, anchor, label)
-        at_places = x[image, anchor, label]
+        logits = logits.detach()
+        slope = torch.empty_like(logits)  # the gradient
+        loss = torch.zeros((), device=logits.device)
+        rows = math.prod(counts.shape)
+        if logits.device.type == "cpu":  # whole multiples of a vector: parts give the same bits
+            rows = min(rows, max(1, ENTRIES_AT_ONCE // (64 * logits.shape[2])) * 64)
+        columns = (logits.flatten(0, 1), slope.flatten(0, 1), counts.flatten())
+        for entries, slopes, counted in zip(*(column.split(max(1, rows)) for column in columns)):
+            x = entries.float()
+            p = torch.sigmoid(x)
+            softplus = F.softplus(x)
+            weight = p**gamma
+            weight *= counted[:, None]
+            loss += torch.dot(weight.flatten(), softplus.flatten())
+            if ctx.needs_input_grad[0]:
+                # softplus becomes the gradient in place: gamma (1 - p) softplus + p, times the weight
+                slopes.copy_(softplus.mul_(gamma).addcmul_(softplus, p, value=-1).add_(p).mul_(weight))
+        ctx.save_for_backward(slope, image, anchor, label)
+        at_places = logits[image, anchor, label].float()
         return loss, at_places, at_places.clone()
 
     @staticmethod

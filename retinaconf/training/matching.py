@@ -18,6 +18,7 @@ POSITIVE_IOU = 0.5  # at least this with some object: positive
 NEGATIVE_IOU = 0.4  # less than this with every object: negative; between the two: ignored
 
 NEGATIVE, IGNORED = -1, -2
+OBJECTS_AT_ONCE = 100  # the memory is in proportion to them; few images have more
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,23 @@ def match(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Matches:
     n, g = labels.shape
     if g == 0:
         return Matches(labels.new_full((n, len(anchors)), NEGATIVE), labels.new_zeros(n, len(anchors)))
-    real = labels >= 0
-    overlaps = iou(anchors[:, None], boxes[:, None]).masked_fill_(~real[:, None], -1)  # (N, A, G)
-    best, box = overlaps.max(dim=2)
-    target = torch.where(best < NEGATIVE_IOU, NEGATIVE, IGNORED)
-    positive = best >= POSITIVE_IOU
+    best = boxes.new_full((n, len(anchors)), -1)
+    box = labels.new_zeros(best.shape)
+    claimed_by = labels.new_full(best.shape, -1)  # -1 where no object claims the anchor
+    for first in range(0, g, OBJECTS_AT_ONCE):
+        objects = slice(first, first + OBJECTS_AT_ONCE)
+        overlaps = iou(anchors[:, None], boxes[:, None, objects])  # (N, A, objects)
+        overlaps.masked_fill_(labels[:, None, objects] < 0, -1)
+        overlap, index = overlaps.max(dim=2)
+        box = torch.where(overlap > best, first + index, box)  # of equals the first
+        best = torch.maximum(best, overlap)
+        best_of_object = overlaps.amax(dim=1, keepdim=True)  # (N, 1, objects)
+        claims = (overlaps == best_of_object) & (best_of_object > 0)
+        later = claims * torch.arange(1, claims.shape[2] + 1, dtype=torch.int32, device=claims.device)
+        later = later.amax(dim=2)
+        claimed_by = torch.where(later > 0, first + later - 1, claimed_by)
 
-    best_of_object = overlaps.amax(dim=1, keepdim=True)  # (N, 1, G)
-    claims = (overlaps == best_of_object) & (best_of_object > 0)
-    later = claims * torch.arange(1, g + 1, device=claims.device)
-    claimed_by = later.amax(dim=2) - 1  # (N, A), -1 where no object claims the anchor
+    target = torch.where(best < NEGATIVE_IOU, NEGATIVE, IGNORED)
     box = torch.where(claimed_by >= 0, claimed_by, box)
-    positive |= claimed_by >= 0
+    positive = (best >= POSITIVE_IOU) | (claimed_by >= 0)
     return Matches(torch.where(positive, labels.gather(1, box), target), box * positive)

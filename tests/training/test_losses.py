@@ -43,6 +43,20 @@ def test_focal_loss_and_gradient_are_torchvisions(seed, gamma):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_parts_give_the_same_gradient_to_the_bit(monkeypatch):
+    logits = (torch.randn(2, 500, 9) * 3).requires_grad_()
+    labels = torch.randint(-2, 9, (2, 500))
+
+    def loss_and_gradient(at_once):
+        monkeypatch.setattr("retinaconf.training.losses.ENTRIES_AT_ONCE", at_once)
+        loss = focal_loss(logits, matches_of(labels), 0.25, 2.0)
+        return loss, torch.autograd.grad(loss, logits)[0]
+
+    whole, part = loss_and_gradient(1 << 18), loss_and_gradient(1)
+    torch.testing.assert_close(part[0], whole[0])
+    assert torch.equal(part[1], whole[1])
+
+
 def test_the_gradient_of_the_class_logits_is_made_once():
     """Not once more for each reading of the logits at the positives: a tensor of all classes of all anchors each."""
     logits = torch.randn(2, 50, 7, requires_grad=True)
