@@ -109,8 +109,8 @@ CURVES: dict[str, tuple[Callable[[int], Work], list[int]]] = {
     "evaluation: objects an image": (lambda n: evaluation(images=50, objects=n, detections=100), OBJECTS),
     "evaluation: classes": (lambda n: evaluation(classes=n), CLASSES),
     "diagnose: images": (lambda n: diagnosis(images=n), [20, 60, 200, 600]),
-    "diagnose: candidates an image": (lambda n: diagnosis(candidates=n), [50, 150, 400, 1000]),
-    "diagnose: objects an image": (lambda n: diagnosis(images=20, objects=n), [1, 10, 100, 1000]),
+    "diagnose: candidates an image": (lambda n: diagnosis(images=200, candidates=n), [50, 200, 1000, 3000]),
+    "diagnose: objects an image": (lambda n: diagnosis(images=100, objects=n), [1, 30, 300, 1000]),
     "opening annotations: images": (opening, IMAGES),
 }
 
