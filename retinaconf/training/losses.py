@@ -134,6 +134,6 @@ class _FocalOfBackground(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
         slope, *places = ctx.saved_tensors
-        slope = slope * gradient.to(slope.dtype)
+        slope.mul_(gradient.to(slope.dtype))  # a second backward pass over the same graph is an error of autograd's
         slope[*places] = slope[*places] + first.to(slope.dtype) + second.to(slope.dtype)
         return slope, *[None] * 5
