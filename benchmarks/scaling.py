@@ -150,6 +150,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         axis.loglog(curve["sizes"], curve["seconds"], "o-")
         axis.set_title(f"{name}\nexponent {curve['exponent']:.2f}", fontsize=10)
         axis.set_ylabel("CPU seconds")
+        axis.xaxis.set_minor_formatter("")
         axis.grid(alpha=0.3)
     figure.savefig(file, dpi=80)
 
