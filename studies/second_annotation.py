@@ -44,9 +44,8 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import best_of_objects
 from retinaconf.diagnosis.measures.correlation import rank_correlation
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.average_precision import curve_of, image_draws
 from retinaconf.evaluation.compare import DRAWS, bootstrap_ap
-from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import write_aside
 from retinaconf.inference.detector import Detector, load
@@ -258,7 +257,7 @@ def concordance(boxes: Detections, truth: GroundTruth, ranked_by: dict[str, np.n
 
 def _average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
     """AP on all photographs, then on each draw of them."""
-    curve = AveragePrecision(match_detections(detections, truth), truth)
+    curve = curve_of(detections, truth)
     return np.array([curve(np.ones(len(truth))).mean(), *bootstrap_ap(detections, truth)])
 
 

@@ -26,8 +26,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
-from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.average_precision import curve_of, image_draws
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 DRAWS = 500  # of the images, B
@@ -53,7 +52,7 @@ class Difference:
 
 def bootstrap_ap(detections: Detections, ground_truth: GroundTruth) -> list[float]:
     """AP on each of the DRAWS of the images, NaN where a draw has no object; the same draws for any detector."""
-    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    curve = curve_of(detections, ground_truth)
     draws = image_draws(np.arange(len(ground_truth)), len(ground_truth), DRAWS, seed=0)
     return [float(curve(draw).mean()) for draw in draws]
 

@@ -16,7 +16,7 @@ from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import read_split
 from retinaconf.errors import InputError, UsageError
-from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.average_precision import curves_of
 from retinaconf.evaluation.gains import Gain, choose
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.score_map import Unseen, calibration_report, fit, measure_unseen
@@ -131,7 +131,7 @@ def choose_all(
     config, table = own, tables[0]
     best = gain = None
     if len(settings) > 1:
-        curves = [AveragePrecision(match_detections(found, val_set), val_set) for found in tables]
+        curves = list(curves_of(tables, val_set))
         choice = choose(curves, curves[:1], val_set)
         best, gain = settings[choice.best], choice.gains[0]
         if gain.interval[0] > 0:

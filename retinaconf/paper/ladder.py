@@ -27,10 +27,9 @@ from retinaconf.diagnosis.measures.oracles import ranked_by_iou
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.measures.task_alignment import count_boxes, rank_objects
 from retinaconf.evaluation import compare
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.average_precision import curves_of, image_draws
 from retinaconf.evaluation.calibration import calibrate, finite_mean
 from retinaconf.evaluation.compare import paired_difference
-from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.files import finite
 from retinaconf.inference.detector import Detector, load
@@ -135,10 +134,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
 
     draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), compare.DRAWS, 0)])
     ranked = process(replace(candidates, scores=ranked_by_iou(candidates, overlaps, OBJECT_IOU)))
-    as_is, oracle = (
-        AveragePrecision(match_detections(boxes, truth), truth)
-        for boxes in (process.best(candidates, suppressor), ranked)
-    )
+    as_is, oracle = curves_of((process.best(candidates, suppressor), ranked), truth)
     gain = np.array([oracle(draw).mean() - as_is(draw).mean() for draw in draws])
     by_draw = {
         "concordance": mean_over_objects(within, truth, draws),

@@ -18,8 +18,7 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import rank_correlation
 from retinaconf.diagnosis.measures.nms import nms
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.evaluation.average_precision import AveragePrecision
-from retinaconf.evaluation.matching import match_detections
+from retinaconf.evaluation.average_precision import curve_of
 from retinaconf.evaluation.overlaps import best_overlaps
 from retinaconf.inference.detector import Detector, load
 from retinaconf.paper.items import Training
@@ -127,4 +126,4 @@ def _suppressor(boxes: Detections, scores: np.ndarray) -> np.ndarray:
 
 
 def _average_precision(detections: Detections, truth: GroundTruth) -> float:
-    return float(AveragePrecision(match_detections(detections, truth), truth)(np.ones(len(truth))).mean())
+    return float(curve_of(detections, truth)(np.ones(len(truth))).mean())

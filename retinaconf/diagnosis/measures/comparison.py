@@ -16,7 +16,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import WithinObjects
 from retinaconf.errors import InputError
-from retinaconf.evaluation.average_precision import AveragePrecision, image_draws
+from retinaconf.evaluation.average_precision import AveragePrecision, curve_of, image_draws
 from retinaconf.evaluation.calibration import ANY_OVERLAP, finite_mean, la_ece, weighted_laece
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.compare import DRAWS, Difference, paired_difference
@@ -78,7 +78,7 @@ def measure(
     if len(detections) == 0:
         raise InputError(f"{name}: no boxes on these {len(ground_truth):,} images; give a detector that finds some")
     metrics = CocoEvaluator(ground_truth)(detections)
-    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    curve = curve_of(detections, ground_truth)
     by_size = [
         AveragePrecision(match_detections(detections, ground_truth, areas=areas), ground_truth) for areas in SIZE_AREAS
     ]

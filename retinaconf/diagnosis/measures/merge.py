@@ -13,9 +13,8 @@ from retinaconf.coco_results import read_coco_results
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.average_precision import curves_of
 from retinaconf.evaluation.gains import Gain, measure_gains
-from retinaconf.evaluation.matching import match_detections
 from retinaconf.progress import ProgressCallback, silent
 
 PROCESS = PostProcessing(nms_iou=0.65, vote=True)  # as Oksuz et al. (2023), "MoCaE", merge detectors
@@ -74,7 +73,7 @@ def measure_merge(
     tables: Sequence[Detections], merged: Detections, ground_truth: GroundTruth, progress: ProgressCallback = silent
 ) -> MergeGain:
     """The AP of `tables` and of what they give merged, with a paired bootstrap over the images."""
-    curves = [AveragePrecision(match_detections(table, ground_truth), ground_truth) for table in (*tables, merged)]
+    curves = list(curves_of((*tables, merged), ground_truth))
     every = np.arange(len(ground_truth))
     values = [float(curve(np.ones(len(every))).mean()) for curve in curves[:-1]]
     best = int(np.argmax(values))
