@@ -138,22 +138,28 @@ def postprocess(
 def suppressed(candidates: Boxes, iou_threshold: float, limit: int) -> Tensor:
     """Indices of the best `limit` survivors of per-class NMS over the boxes of an image, best first.
 
-    Whether a box survives depends only on better boxes, so the best boxes are tried first, and more only if these give
-    too few. The rest is not even sorted.
+    Whether a box survives depends only on better boxes, so the best boxes are tried first. If these give too few, the
+    next ones are tried against the survivors, and so on. Only what is tried is sorted.
     """
     length = 4 * limit
-    while True:
-        best = best_first(candidates.scores, length)
-        boxes, labels = candidates.boxes[best], candidates.labels[best]
-        # In float64, so that the shift which separates classes costs the coordinates nothing; a box far outside any
-        # image would make the shift too large even for that.
-        boxes = boxes.double().clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
-        shift = labels * (boxes.max() - boxes.min() + 1) if len(boxes) else labels
-        rank = torch.arange(len(boxes), 0, -1, dtype=torch.float64)
-        kept = nms(boxes + shift[:, None], rank, iou_threshold)
-        if len(kept) >= limit or length >= len(candidates.boxes):
-            return best[kept[:limit]]
-        length *= 16
+    kept = _survivors(candidates, best_first(candidates.scores, length), iou_threshold)
+    if len(kept) < limit and length < len(candidates.boxes):
+        for tried in best_first(candidates.scores, len(candidates.boxes))[length:].split(length):
+            kept = _survivors(candidates, torch.cat([kept, tried]), iou_threshold)
+            if len(kept) >= limit:
+                break
+    return kept[:limit]
+
+
+def _survivors(candidates: Boxes, index: Tensor, iou_threshold: float) -> Tensor:
+    """Of `index` (D,), best first, what per-class NMS among these boxes leaves, in its order."""
+    boxes, labels = candidates.boxes[index], candidates.labels[index]
+    # In float64, so that the shift which separates classes costs the coordinates nothing; a box far outside any image
+    # would make the shift too large even for that.
+    boxes = boxes.double().clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
+    shift = labels * (boxes.max() - boxes.min() + 1) if len(boxes) else labels
+    rank = torch.arange(len(boxes), 0, -1, dtype=torch.float64)
+    return index[nms(boxes + shift[:, None], rank, iou_threshold)]
 
 
 def best_first(scores: Tensor, limit: int) -> Tensor:
