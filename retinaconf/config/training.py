@@ -68,8 +68,9 @@ class OptimizerConfig(Section):
     reference_batch: int = Field(16, ge=1)
     """The batch size that `lr` is meant for. A higher value lowers the learning rate actually used."""
     kept_lr: float = Field(1.0, gt=0, le=1)
-    """In a training that starts from a run: share of the learning rate for the layers kept from it. The class score and
-    layers started afresh learn at the full rate. A lower value keeps more of what was learned; 1 treats all alike."""
+    """Share of the learning rate for layers that have learned before: the backbone, if it has weights, or all layers
+    kept from the run that the training starts from. The class score and layers started afresh learn at the full rate.
+    A lower value keeps more of what was learned; 1 treats all alike."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD. A higher value averages the gradient over more steps."""
     weight_decay: float = Field(1e-4, ge=0)

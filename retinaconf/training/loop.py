@@ -130,9 +130,9 @@ def train(
             progress.say(warning)
         with restoring(run / LAST):
             see_same_data(run / LAST, state, train_set, val_set)
-        from_start = state.get("kept", ())  # names of the parameters of the detector that the run started from
+        learned_before = state.get("kept", ())  # names of the parameters that began with weights
     else:
-        lines, from_start = begin(network, config, train_set.classes)
+        lines, learned_before = begin(network, config, train_set.classes)
         for line in lines:
             progress.say(line)
     network.to(memory_format=memory_format(network, config, fabric.device))
@@ -140,7 +140,7 @@ def train(
     if fabric.device.type == "cpu" and config.precision != "32":
         depthwise_in_32_bits(network)
     fused = fused_on(fabric.device, config.precision)
-    optimizer = build_optimizer(network, config, from_start, fused)
+    optimizer = build_optimizer(network, config, learned_before, fused)
 
     epoch_steps = steps_per_epoch(len(train_set), config.data.batch_size)
     last_step = min(config.schedule.epochs * epoch_steps, max_steps or math.inf)
@@ -211,7 +211,7 @@ def train(
         state |= {"precision": fabric.strategy.precision.state_dict(), "window": log.window()}
         state |= {"averaged": averaged.state_dict()} if averaged is not None else {}
         state |= {"shown": shown[-1].state()} if shown else {}
-        state |= {"kept": sorted(from_start)} if from_start else {}
+        state |= {"kept": sorted(learned_before)} if learned_before else {}
         with curve_kept():
             if not (_is_finite(network) and (averaged is None or _is_finite(averaged))):
                 raise diverged(f"weights are not finite at step {step};", config, run)

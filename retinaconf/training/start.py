@@ -59,14 +59,15 @@ def settings_from(trained: Config, run: str) -> Config:
 def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
     """Give the new `network` the weights of the run that `model.weights` names, if it does.
 
-    Returns lines that say so, and the names of the tensors that are the run's.
+    Returns lines that say so, and the names of the tensors that have learned before: the run's, or without one those of
+    a backbone that has weights.
 
     Raises:
-        InputError: there is no such run, it is broken, it has another backbone, `model.freeze` would freeze what has
-            learned nothing, or `optimizer.kept_lr` is set and nothing that is kept learns.
+        InputError: there is no such run, it is broken, it has another backbone, or `model.freeze` would freeze what has
+            learned nothing.
     """
-    weights, rate, lines, kept = config.model.weights, config.optimizer.kept_lr, [], frozenset[str]()
-    learned = frozenset(name for name in network.state_dict() if name.startswith("backbone.") and weights != "none")
+    weights, rate, lines = config.model.weights, config.optimizer.kept_lr, []
+    kept = frozenset(name for name in network.state_dict() if name.startswith("backbone.") and weights != "none")
     if is_run(weights):
         trained = load(weights, "cpu")
         old, new = trained.config.model, config.model
@@ -78,17 +79,16 @@ def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> tuple
         fresh = network.state_dict()
         start = start_from(trained.model.state_dict(), fresh, trained.classes, classes, _unlike(old, new))
         network.load_state_dict(start.state)
-        learned = kept = start.kept
-        slower = f"; what is kept learns at {rate:g} x the learning rate" if rate != 1 else ""
-        lines = [f"starts from {weights}; {describe(start, classes)}{slower}"]
-    if rate != 1 and not any(name in kept for name, parameter in network.named_parameters() if parameter.requires_grad):
-        raise InputError(
-            f"optimizer.kept_lr {rate:g}: no layer that learns is kept from a run (model.weights {weights}, "
-            f"model.freeze {config.model.freeze!r}); start from a run, freeze less, or leave it out"
-        )
+        kept = start.kept
+        lines = [f"starts from {weights}; {describe(start, classes)}"]
+    if rate != 1:
+        slower = f"layers that have learned before learn at {rate:g} x the learning rate"
+        if not any(name in kept for name, parameter in network.named_parameters() if parameter.requires_grad):
+            slower = "no layer that has learned before learns on, so optimizer.kept-lr is not used"
+        lines.append(slower)
     if config.model.freeze in ("backbone", "all but class"):
         frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-        if parts := [part for part, begins in PARTS.items() if any(n.startswith(begins) for n in frozen - learned)]:
+        if parts := [part for part, begins in PARTS.items() if any(n.startswith(begins) for n in frozen - kept)]:
             raise InputError(
                 f"model.freeze {config.model.freeze!r} would freeze what has learned nothing yet ({', '.join(parts)}); "
                 "start from a run that has it, or freeze less"

@@ -214,23 +214,57 @@ def test_what_is_kept_learns_at_a_share_of_the_learning_rate(old: Path, new_data
     assert {key.rpartition(".")[0] for key in new} == fresh
     assert all(torch.equal(whole[key], part[key]) for key in new)
     said = (tmp_path / "0.25-(1,)/log.txt").read_text()
-    assert "; what is kept learns at 0.25 x the learning rate\n" in said
+    assert "\nlayers that have learned before learn at 0.25 x the learning rate\n" in said
 
     once, twice = after(0.25, 4), after(0.25, 2, 4)
     assert all(torch.equal(once[key], twice[key]) for key in once)
 
 
+def test_a_backbone_that_has_weights_learns_at_a_share_too(old: Path, new_data: Path, tmp_path: Path):
+    """The rest learns at the full rate, as without the share."""
+    weights = load_file(old / "model.safetensors")
+    backbone = {name.removeprefix("backbone.body."): t for name, t in weights.items() if name.startswith("backbone.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    plain = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.clip_norm": 0.0, "optimizer.weight_decay": 0.0}
+    plain |= {"schedule.warmup_start": 1.0}
+    start = started(old, **plain, **{"model.weights": str(tmp_path / "backbone.safetensors")})
+
+    def after(kept_lr: float) -> dict[str, Tensor]:
+        out = tmp_path / str(kept_lr)
+        train_run(start.changed(**{"optimizer.kept_lr": kept_lr}), new_data, out, max_steps=1, device="cpu")
+        return load_file(out / "model.safetensors")
+
+    whole, part = after(1.0), after(0.25)
+    for key, tensor in whole.items():
+        if "running_" in key or "num_batches" in key:
+            continue
+        if key.startswith("backbone."):
+            before = weights[key].float()
+            torch.testing.assert_close(part[key] - before, 0.25 * (tensor - before), rtol=0.01, atol=2e-6, msg=key)
+        else:
+            assert torch.equal(part[key], tensor), key
+    learned = [key for key in whole if key.startswith("backbone.") and key.endswith("weight")]
+    assert all((whole[key] - weights[key]).abs().max() > 1e-4 for key in learned)
+    said = "\nlayers that have learned before learn at 0.25 x the learning rate\n"
+    assert said in (tmp_path / "0.25/log.txt").read_text()
+    assert "x the learning rate" not in (tmp_path / "1.0/log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"model.weights": "none"}, {"model.freeze": "all but class"}],
-    ids=["no run", "all frozen"],
+    ids=["no weights", "all frozen"],
 )
-def test_a_share_for_nothing_that_learns_is_refused(old: Path, new_data: Path, tmp_path: Path, changes: dict[str, Any]):
-    config = started(old, **{"optimizer.kept_lr": 0.1}, **changes)
-    with pytest.raises(InputError, match=r"^optimizer.kept_lr 0.1: no layer that learns is kept from a run") as caught:
-        train_run(config, new_data, tmp_path / "new", max_steps=1, device="cpu")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "new").exists()
+def test_a_share_for_nothing_that_learns_is_said(old: Path, new_data: Path, tmp_path: Path, changes: dict[str, Any]):
+    """No error: a recipe with a share is also trained from random weights. The weights are those without the share."""
+    after = []
+    for kept_lr in (1.0, 0.1):
+        config, out = started(old, **{"optimizer.kept_lr": kept_lr}, **changes), tmp_path / str(kept_lr)
+        train_run(config, new_data, out, max_steps=1, device="cpu")
+        after.append(load_file(out / "model.safetensors"))
+    assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+    said = "\nno layer that has learned before learns on, so optimizer.kept-lr is not used\n"
+    assert said in (tmp_path / "0.1/log.txt").read_text()
 
 
 @pytest.mark.parametrize(
