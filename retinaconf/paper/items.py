@@ -258,6 +258,7 @@ def _open_question() -> Item:
     return Item(title, "open-question", tuple(rows), claims, asked=BEYOND_POSITIVES)
 
 
+SLOW_BACKBONE = {"optimizer.kept_lr": 0.1}
 # By step: the step before it, and what it changes. A step that no other builds on is a control or an alternative.
 LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "GIoU": ("RetinaNet", {"loss.box": "giou", "loss.box_weight": 2.0}),
@@ -276,6 +277,8 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, rank loss": ("aligned", {"loss.rank": 1.0}),
     "aligned, group norm": ("aligned", {"model.head_norm": "group"}),
     "aligned, voting": ("aligned", {}),
+    "aligned, slow backbone": ("aligned", SLOW_BACKBONE),  # and voting: the recipe `aligned-lite0`
+    "RetinaNet, slow backbone": ("RetinaNet", SLOW_BACKBONE),
 }
 
 
@@ -295,6 +298,8 @@ def _ladder() -> Item:
     claims = [Claim(name, tuple(_more(name, other) for other in others)) for name, others in rivals.items()]
     product_question = (("product", "joint head"), ("product", "trained apart"), ("aligned", "aligned, trained apart"))
     claims.append(Claim("trained by the score that ranks", tuple(_more(*pair) for pair in product_question)))
+    slow = _more("aligned, slow backbone", "RetinaNet, slow backbone")
+    claims.append(Claim("aligned, where the backbone of both is slow", (slow,)))
     return Item("From RetinaNet to aligned", "ladder", tuple(rows), tuple(claims), before=before)
 
 
