@@ -22,7 +22,7 @@ from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.training.losses import detection_losses
 from retinaconf.training.matching import match
-from retinaconf.training.precision import depthwise_in_32_bits
+from retinaconf.training.precision import some_convolutions_in_32_bits
 
 IMAGES, HEIGHT, WIDTH = 8, 256, 352
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def step(bf16: bool, depthwise: bool) -> Callable[[], None]:
     config = recipe("conf-lite0").changed(**{"model.weights": "none"})
     network = RetinaNet(config.model, classes=3).to(memory_format=torch.channels_last).train()
     if bf16 and not depthwise:
-        depthwise_in_32_bits(network)
+        some_convolutions_in_32_bits(network)
     images = torch.randint(0, 256, (IMAGES, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     sizes = torch.tensor([[HEIGHT, WIDTH]] * IMAGES)
     corner = torch.rand(IMAGES, 13, 2) * 200

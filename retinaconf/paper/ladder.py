@@ -42,7 +42,7 @@ from retinaconf.paper.runs import Experiments
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.loop import launch
 from retinaconf.training.losses import detection_losses
-from retinaconf.training.precision import depthwise_in_32_bits, memory_format
+from retinaconf.training.precision import memory_format, some_convolutions_in_32_bits
 
 OBJECT_IOU = 0.5  # boxes of an object's class with at least this IoU are its own
 MEASURES = ("concordance", "lost_iou", "oracle_gain", "laece_0")
@@ -186,7 +186,7 @@ def _training_step(detector: Detector, batch: Batch) -> Callable[[], None]:
     network.load_state_dict(detector.model.state_dict())
     network.to(memory_format=memory_format(network, config, detector.device))
     if detector.device.type == "cpu" and config.precision != "32":
-        depthwise_in_32_bits(network)
+        some_convolutions_in_32_bits(network)
     model = launch(config, str(detector.device)).setup(network)
     assign = assigner_at(config, config.schedule.epochs - 1)
     network.train()

@@ -37,11 +37,11 @@ from retinaconf.training.page import write_page
 from retinaconf.training.patience import is_over, verdict
 from retinaconf.training.precision import (
     compile_network,
-    depthwise_in_32_bits,
     fused_on,
     memory_format,
     precision_on,
     remarks,
+    some_convolutions_in_32_bits,
 )
 from retinaconf.training.progress import Progress
 from retinaconf.training.replay import Watch, diverged
@@ -138,7 +138,7 @@ def train(
     network.to(memory_format=memory_format(network, config, fabric.device))
     averaged = MovingAverage(network, config.optimizer.ema) if config.optimizer.ema else None
     if fabric.device.type == "cpu" and config.precision != "32":
-        depthwise_in_32_bits(network)
+        some_convolutions_in_32_bits(network)
     fused = fused_on(fabric.device, config.precision)
     optimizer = build_optimizer(network, config, learned_before, fused)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retinaconf.config import Config
 from retinaconf.errors import InputError
+from retinaconf.model.fpn import P6P7
 from retinaconf.model.retinanet import RetinaNet
 
 # Of x86 and of ARM; the names are those of `torch.cpu.get_capabilities`.
@@ -69,9 +70,13 @@ def compile_network(network: RetinaNet) -> None:
     network.head_outputs = torch.compile(network.head_outputs)  # type: ignore[method-assign]
 
 
-def depthwise_in_32_bits(network: nn.Module) -> None:
-    """Leave depthwise convolutions out of mixed precision, in place. For CPUs: there their backward pass in bfloat16
-    takes several times as long as in 32 bits, more than the rest of the step gains (`benchmarks/precision.py`).
+def some_convolutions_in_32_bits(network: nn.Module) -> None:
+    """Leave out of mixed precision, in place, which convolutions a CPU does badly in bfloat16.
+
+    - The backward pass of depthwise convolutions takes several times as long as in 32 bits, more than the rest of the
+      step gains (`benchmarks/precision.py`).
+    - The weight gradient of a 3 x 3 convolution of stride 2 on a map that is one pixel wide has entries that are never
+      written (oneDNN of torch 2.15, AVX512-BF16). Only P6 and P7 have such maps, on images of up to 64 pixels.
     """
 
     def in_32_bits(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -82,5 +87,6 @@ def depthwise_in_32_bits(network: nn.Module) -> None:
         return call
 
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.forward = in_32_bits(module.forward)  # type: ignore[method-assign, assignment]
+        extra = [module.p6, module.p7] if isinstance(module, P6P7) else []
+        for conv in [module] if isinstance(module, nn.Conv2d) and module.groups > 1 else extra:
+            conv.forward = in_32_bits(conv.forward)  # type: ignore[method-assign, assignment]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from retinaconf.model.fpn import P6P7
 from retinaconf.training.loop import launch
-from retinaconf.training.precision import depthwise_in_32_bits, remarks
+from retinaconf.training.precision import remarks, some_convolutions_in_32_bits
 from retinaconf.training.run import train_run
 
 GPUS = "precision 16-mixed is for GPUs; on this CPU it is bf16-mixed"
@@ -22,7 +23,7 @@ def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8))
     plain = copy.deepcopy(network)
-    depthwise_in_32_bits(network)
+    some_convolutions_in_32_bits(network)
     images = torch.rand(2, 4, 9, 9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = plain[0](images)
@@ -32,6 +33,24 @@ def test_depthwise_convolutions_stay_in_32_bits_under_mixed_precision_on_a_cpu()
     found.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert network.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_p6_and_p7_stay_in_32_bits_under_mixed_precision_on_a_cpu():
+    """Of a map that is one pixel wide, oneDNN leaves entries of a bfloat16 weight gradient as they were in memory."""
+    torch.manual_seed(0)
+    levels = P6P7(16, 16, "c5", relu_before_p7=True)
+    plain = copy.deepcopy(levels)
+    some_convolutions_in_32_bits(levels)
+    c5 = torch.rand(1, 16, 2, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (_, p6, p7), _ = levels([c5], [c5], ["p5"])
+    (_, expected_p6, expected_p7), _ = plain([c5], [c5], ["p5"])
+    (p6.sum() + p7.sum()).backward()
+    (expected_p6.sum() + expected_p7.sum()).backward()
+    assert torch.equal(p6, expected_p6)
+    assert torch.equal(p7, expected_p7)
+    for parameter, expected in zip(levels.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
 
 
 @pytest.mark.parametrize(
