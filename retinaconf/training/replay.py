@@ -29,7 +29,7 @@ class Watch:
     """Stops a run at the step whose loss or gradient is not finite. All processes call the methods together.
 
     `take_step` leaves the weights alone in such a step, and if the optimizer is `fused`, in all later ones. Then the
-    CPU asks a step later, when it need not wait for the GPU any more.
+    answer is copied from the GPU while the next step is being prepared, and read after that: nothing waits for it.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class Watch:
         self.fabric, self.network, self.train_set, self.config, self.run = fabric, network, train_set, config, run
         self.fused = fused
         self._last: tuple[int, int, Sequence[Batch], Taken] | None = None
+        self._finite = torch.tensor(True)  # of the last step; on the CPU if `fused`, once `_copied` has happened
+        self._copied: torch.cuda.Event | None = None
 
     def add(self, step: int, epoch: int, passes: Sequence[Batch], taken: Taken) -> None:
         """Take in step `step`, of epoch `epoch` from 0.
@@ -47,9 +49,13 @@ class Watch:
         """
         if self.fused:
             self.look()
-        self._last = step, epoch, passes, taken
+        self._last, self._finite = (step, epoch, passes, taken), taken.finite
         if not self.fused:
             self.look()
+        elif taken.finite.is_cuda:
+            self._finite = taken.finite.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def look(self) -> None:
         """See that the last step was finite.
@@ -57,7 +63,9 @@ class Watch:
         Raises:
             InputError: it was not. Its batch and the weights before it are in `not-finite.safetensors`.
         """
-        if self._last is None or bool(self._last[3].finite):
+        if self._copied is not None:
+            self._copied.synchronize()
+        if self._last is None or bool(self._finite):
             return
         step, epoch, passes, taken = self._last
         file = self.run / NOT_FINITE

@@ -22,11 +22,7 @@ class Taken(NamedTuple):
     losses: dict[str, Tensor]  # by name, () each, as far as this process has computed them
     loss: Tensor  # () over all of them and all processes
     gradient: Tensor  # () the largest absolute value; 0 in fp16, where one that is not finite is dealt with by scaling
-
-    @property
-    def finite(self) -> Tensor:
-        """() bool: whether the step has changed the weights."""
-        return self.loss.isfinite() & self.gradient.isfinite()
+    finite: Tensor  # () bool: whether both are, and so whether the step has changed the weights
 
     def what_is_not_finite(self) -> str:
         """The part of the step that is to blame, and its verb."""
@@ -67,7 +63,8 @@ def take_step(
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=fabric.device)) + loss.detach()
     total: Any = fabric.all_reduce(torch.stack(list(sums.values())).sum(), reduce_op="sum")
-    taken = Taken(sums, total, _largest_gradient(fabric, model))
+    gradient = _largest_gradient(fabric, model)
+    taken = Taken(sums, total, gradient, total.isfinite() & gradient.isfinite())
     if optimizer.param_groups[0]["fused"]:  # its kernel looks at `found_inf`, so that the CPU need not wait
         earlier = getattr(optimizer.optimizer, "found_inf", torch.zeros((), device=fabric.device))
         optimizer.optimizer.found_inf = torch.maximum(earlier, (~taken.finite).float())
