@@ -97,7 +97,7 @@ ALIGNED = {
 DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet": {"model.quality": "none", "inference.alpha": 0.0},
     "conf": {},
-    "aligned": ALIGNED,
+    "aligned": ALIGNED | {"loss.iou_score": "varifocal"},
     "task-aligned": ALIGNED | {"matching.assigner": "task-aligned", "loss.rank": 0.5},
 }
 

@@ -28,8 +28,8 @@ class LossConfig(Section):
     focal_alpha: float = Field(0.25, ge=0, le=1)
     """Weight of positives in the focal loss; negatives weigh 1 - alpha. A higher value makes positives count more."""
     focal_gamma: float = Field(2.0, ge=0)
-    """Focusing exponent of the focal, quality focal and GFocal losses. A higher value makes easy examples count
-    less."""
+    """Focusing exponent of the focal, quality focal, varifocal and GFocal losses. A higher value makes easy examples
+    count less."""
     quality: QualityLoss = "ce"
     """Loss of the quality branch. The first five learn from positives only, the others also from other anchors
     (`quality_loss.py`)."""
@@ -43,7 +43,11 @@ class LossConfig(Section):
     branch."""
     joint: Literal["separate", "product"] = "separate"
     """How class score and quality are trained. `separate`: each by its own loss, equation (10). `product`: together,
-    by the quality focal loss of the score that ranks, equation (11) at an `inference.alpha` above 0 and up to 0.9."""
+    by a loss of the score that ranks (`iou_score`), equation (11) at an `inference.alpha` above 0 and up to 0.9."""
+    iou_score: Literal["quality-focal", "varifocal"] = "quality-focal"
+    """Loss of a score that learns the IoU: of the product (`joint product`), or of the class score with
+    `model.class-target iou`. `quality-focal` weighs a positive by how far its score is from its IoU (Generalized Focal
+    Loss), `varifocal` by its IoU itself (VarifocalNet)."""
     rank: float = Field(0.0, ge=0)
     """Weight of the ranking loss: of two boxes of one object, the one that fits better is to have the higher score.
     A higher value favours the order of an object's boxes over the other tasks; 0 leaves it out."""

@@ -1,8 +1,8 @@
 """Losses of the score that ranks: quality^alpha * class^(1 - alpha), equation (11), trained as one.
 
 RetinaNet-Conf trains its branch and its class score apart and multiplies them afterwards. GFLv2, TOOD and DW train the
-product. Here the product has the quality focal loss (`loss.joint product`), and a ranking loss can be added that orders
-the boxes of each object (`loss.rank`).
+product (`loss.joint product`). Here it has the quality focal loss or the varifocal loss (`loss.iou_score`), and a
+ranking loss can be added that orders the boxes of each object (`loss.rank`).
 
 The product has no logit. All is computed from log p = alpha logsigmoid(q) + (1 - alpha) logsigmoid(c) in float32, and
 log(1 - p) from log p by `expm1`, which keep their precision where p is almost 0 or 1.
@@ -19,6 +19,7 @@ from torch import Tensor
 from retinaconf.model.boxes import iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.matching import NEGATIVE, Matches
+from retinaconf.training.quality_loss import VARIFOCAL_ALPHA
 
 ALMOST_ONE = -1e-30  # largest log p; p / (1 - p) is still a float32
 CANDIDATE_IOU = 0.5  # a box is a candidate of an object from this IoU on, and ...
@@ -49,12 +50,35 @@ def product_focal_loss(
     `class_logits` are (N, A, K), `quality_logits` (N, A). The gradient flows into both logits and stays finite however
     large they are.
     """
+    background, p, entropy = _product_parts(class_logits, quality_logits, matches, target, alpha, beta)
+    return background + ((target - p).abs() ** beta * entropy).sum()
+
+
+def product_varifocal_loss(
+    class_logits: Tensor, quality_logits: Tensor, matches: Matches, target: Tensor, alpha: float, gamma: float
+) -> Tensor:
+    """Varifocal loss of the product, summed (VarifocalNet, equation 2); the arguments are `product_focal_loss`'s.
+
+    With p the product, a positive has the loss y times the cross entropy of p with its target y; every other entry has
+    0.75 p^gamma times -log(1 - p).
+    """
+    background, _, entropy = _product_parts(class_logits, quality_logits, matches, target, alpha, gamma)
+    return VARIFOCAL_ALPHA * background + (target * entropy).sum()
+
+
+def _product_parts(
+    class_logits: Tensor, quality_logits: Tensor, matches: Matches, target: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of p^gamma (-log(1 - p)) over the entries whose target is 0; at the others (P,) p, and its cross entropy.
+
+    As `_background_loss` in losses.py, the first sums over all classes of all anchors that count, and takes back the
+    others.
+    """
     index, labels = matches.index, matches.labels
     log_p = log_score(class_logits[*index, labels[index]], quality_logits[index], alpha)
     p, log_1_p = log_p.exp(), _log_of_rest(log_p)
-    everywhere: Tensor = _BackgroundProduct.apply(class_logits, quality_logits, labels >= NEGATIVE, alpha, beta)
-    at_positives = (target - p).abs() ** beta * -(target * log_p + (1 - target) * log_1_p)
-    return everywhere + (at_positives + p**beta * log_1_p).sum()  # takes back what `everywhere` counts of positives
+    everywhere: Tensor = _BackgroundProduct.apply(class_logits, quality_logits, labels >= NEGATIVE, alpha, gamma)
+    return everywhere + (p**gamma * log_1_p).sum(), p, -(target * log_p + (1 - target) * log_1_p)
 
 
 def rank_loss(outputs: Outputs, boxes: Tensor, labels: Tensor, alpha: float) -> Tensor:

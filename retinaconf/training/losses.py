@@ -16,9 +16,9 @@ from torch import Tensor
 from retinaconf.config import Config
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.box_loss import BOX_LOSSES, distribution_focal_loss
-from retinaconf.training.joint_loss import product_focal_loss, rank_loss
+from retinaconf.training.joint_loss import product_focal_loss, product_varifocal_loss, rank_loss
 from retinaconf.training.matching import NEGATIVE, Matches, positive_overlaps
-from retinaconf.training.quality_loss import beyond_positives, gfocal, quality_loss
+from retinaconf.training.quality_loss import VARIFOCAL_ALPHA, beyond_positives, cross_entropy, gfocal, quality_loss
 
 ENTRIES_AT_ONCE = 1 << 18  # what fits a CPU's cache
 
@@ -42,11 +42,13 @@ def detection_losses(
     terms = {}
     if loss.joint == "product":
         assert outputs.quality_logits is not None
-        terms["class"] = product_focal_loss(
+        of_product = product_varifocal_loss if loss.iou_score == "varifocal" else product_focal_loss
+        terms["class"] = of_product(
             outputs.class_logits, outputs.quality_logits, matches, joint_target, alpha, loss.focal_gamma
         )
     elif config.model.class_target == "iou":
-        terms["class"] = quality_focal_loss(outputs.class_logits, matches, joint_target, loss.focal_gamma)
+        of_class = varifocal_loss if loss.iou_score == "varifocal" else quality_focal_loss
+        terms["class"] = of_class(outputs.class_logits, matches, joint_target, loss.focal_gamma)
     else:
         terms["class"] = focal_loss(outputs.class_logits, matches, loss.focal_alpha, loss.focal_gamma)
     box = BOX_LOSSES[loss.box](outputs, image, anchor, objects)
@@ -85,6 +87,16 @@ def quality_focal_loss(logits: Tensor, matches: Matches, quality: Tensor, beta: 
     """
     background, positive = _background_loss(logits, matches, beta)
     return background + gfocal(positive, quality, beta).sum()
+
+
+def varifocal_loss(logits: Tensor, matches: Matches, quality: Tensor, gamma: float) -> Tensor:
+    """Varifocal loss (VarifocalNet, equation 2), summed: another classification loss of the joint head.
+
+    At the class of the i-th positive it is `quality[i]` (P,) times the cross entropy of p = sigmoid(x) with it;
+    elsewhere 0.75 p^gamma (-log(1 - p)). Ignored anchors do not count.
+    """
+    background, positive = _background_loss(logits, matches, gamma)
+    return VARIFOCAL_ALPHA * background + (quality * cross_entropy(positive, quality)).sum()
 
 
 def _background_loss(logits: Tensor, matches: Matches, gamma: float) -> tuple[Tensor, Tensor]:

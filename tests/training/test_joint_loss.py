@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from retinaconf.model.distances import BINS
 from retinaconf.model.head import PRIOR, Head
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.box_loss import distribution_focal_loss
-from retinaconf.training.joint_loss import class_prior, log_score, product_focal_loss, rank_loss
-from retinaconf.training.losses import detection_losses, quality_focal_loss
+from retinaconf.training.joint_loss import class_prior, log_score, product_focal_loss, product_varifocal_loss, rank_loss
+from retinaconf.training.losses import detection_losses, quality_focal_loss, varifocal_loss
 from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
 
 N, A, K = 2, 50, 4
@@ -36,8 +37,11 @@ def matches_of(labels: Tensor) -> Matches:
     return Matches(labels, torch.zeros_like(labels))
 
 
+LOSSES = {"quality-focal": product_focal_loss, "varifocal": product_varifocal_loss}
+
+
 def dense_product_loss(
-    class_logits: Tensor, quality_logits: Tensor, labels: Tensor, target: Tensor, alpha: float, beta: float
+    kind: str, class_logits: Tensor, quality_logits: Tensor, labels: Tensor, target: Tensor, alpha: float, beta: float
 ) -> Tensor:
     """The definition in float64, with a target for every class of every anchor."""
     p = torch.sigmoid(quality_logits)[..., None] ** alpha * torch.sigmoid(class_logits) ** (1 - alpha)
@@ -45,21 +49,23 @@ def dense_product_loss(
     image, anchor = torch.nonzero(labels >= 0, as_tuple=True)
     y[image, anchor, labels[image, anchor]] = target.to(y.dtype)
     entropy = -y * p.log() - (1 - y) * (1 - p).log()
-    return ((y - p).abs() ** beta * entropy)[labels != IGNORED].sum()
+    weight = (y - p).abs() ** beta if kind == "quality-focal" else torch.where(y > 0, y, 0.75 * p**beta)
+    return (weight * entropy)[labels != IGNORED].sum()
 
 
 # --- the product ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("alpha", "beta"), [(0.4, 2.0), (0.4, 1.0), (0.8, 2.0), (0.1, 1.5), (0.5, 0.0)])
-def test_product_loss_and_both_gradients_against_a_dense_one(seed: int, alpha: float, beta: float) -> None:
+def test_product_loss_and_both_gradients_against_a_dense_one(seed: int, alpha: float, beta: float, kind: str) -> None:
     case = random_case(seed)
     class_logits, quality_logits, labels, target = case
-    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), target, alpha, beta)
+    loss = LOSSES[kind](class_logits, quality_logits, matches_of(labels), target, alpha, beta)
     assert loss.dtype == torch.float32
     doubled = [tensor.detach().double().requires_grad_() for tensor in case[:2]]
-    expected = dense_product_loss(*doubled, *case[2:], alpha, beta)
+    expected = dense_product_loss(kind, *doubled, *case[2:], alpha, beta)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(3 * loss, case[:2])
     for gradient, by_definition in zip(gradients, torch.autograd.grad(3 * expected, doubled)):
@@ -67,11 +73,12 @@ def test_product_loss_and_both_gradients_against_a_dense_one(seed: int, alpha: f
         assert not gradient[case[2] == IGNORED].any()
 
 
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("labels", [torch.full((N, A), NEGATIVE), torch.full((N, A), IGNORED)])
-def test_product_loss_without_positives(labels: Tensor) -> None:
+def test_product_loss_without_positives(labels: Tensor, kind: str) -> None:
     class_logits, quality_logits, _, target = random_case()
-    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), target[:0], 0.4, 2.0)
-    expected = dense_product_loss(class_logits.double(), quality_logits.double(), labels, target[:0], 0.4, 2.0)
+    loss = LOSSES[kind](class_logits, quality_logits, matches_of(labels), target[:0], 0.4, 2.0)
+    expected = dense_product_loss(kind, class_logits.double(), quality_logits.double(), labels, target[:0], 0.4, 2.0)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient in torch.autograd.grad(loss, (class_logits, quality_logits)):
         assert gradient.any() == bool((labels == NEGATIVE).any())
@@ -80,16 +87,17 @@ def test_product_loss_without_positives(labels: Tensor) -> None:
 EXTREMES = torch.tensor([-1e4, -200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 200.0, 1e4])
 
 
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("target", [None, 0.0, 0.5, 1.0])
-def test_product_loss_of_extreme_logits_is_finite(target: float | None, dtype: torch.dtype) -> None:
+def test_product_loss_of_extreme_logits_is_finite(target: float | None, dtype: torch.dtype, kind: str) -> None:
     """At positives with `target`, None: at negatives. Every pair of a large and a small class and quality."""
     class_logits, quality_logits = (grid.flatten() for grid in torch.meshgrid(EXTREMES, EXTREMES, indexing="ij"))
     class_logits = class_logits[None, :, None].to(dtype).requires_grad_()
     quality_logits = quality_logits[None].to(dtype).requires_grad_()
     labels = torch.full(quality_logits.shape, NEGATIVE if target is None else 0)
     targets = torch.zeros(0) if target is None else torch.full((labels.numel(),), target)
-    loss = product_focal_loss(class_logits, quality_logits, matches_of(labels), targets, 0.4, 2.0)
+    loss = LOSSES[kind](class_logits, quality_logits, matches_of(labels), targets, 0.4, 2.0)
     assert torch.isfinite(loss)
     for gradient in torch.autograd.grad(loss, (class_logits, quality_logits)):
         assert gradient.dtype == dtype
@@ -288,15 +296,17 @@ PRODUCT = {
 }
 
 
-def test_the_product_replaces_class_and_quality_and_learns_the_iou() -> None:
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_product_replaces_class_and_quality_and_learns_the_iou(kind: str) -> None:
     outputs, matches, boxes, labels = a_whole_case()
-    config = Config().changed(**PRODUCT)
+    config = Config().changed(**PRODUCT, **{"loss.iou_score": kind})
     matches = Matches(matches.labels, matches.boxes)
     losses = detection_losses(outputs, matches, boxes, labels, config, 5.0)
     assert set(losses) == {"class", "box", "rank"}
     predicted, objects = outputs.boxes(*matches.index), matches.objects(boxes)
     overlaps = box_iou(predicted, objects).diagonal()
-    expected = product_focal_loss(outputs.class_logits, outputs.quality_logits, matches, overlaps.detach(), 0.4, 2.0)
+    assert outputs.quality_logits is not None
+    expected = LOSSES[kind](outputs.class_logits, outputs.quality_logits, matches, overlaps.detach(), 0.4, 2.0)
     torch.testing.assert_close(losses["class"], expected / 5)
     assert torch.autograd.grad(losses["class"], outputs.box_deltas, allow_unused=True) == (None,)
     torch.testing.assert_close(losses["rank"], 0.5 * rank_loss(outputs, boxes, labels, 0.4) / 5)
@@ -315,13 +325,14 @@ def test_alignments_are_the_target_and_weigh_the_boxes() -> None:
     torch.testing.assert_close(losses["box"], 2 * (giou * aligned).sum() / 5)
 
 
+@pytest.mark.parametrize(("kind", "class_loss"), [("quality-focal", quality_focal_loss), ("varifocal", varifocal_loss)])
 @pytest.mark.parametrize("aligned", [False, True])
-def test_a_joint_head_with_distributions(aligned: bool) -> None:
+def test_a_joint_head_with_distributions(aligned: bool, kind: str, class_loss: Callable[..., Tensor]) -> None:
     """Its target is the alignment where there is one, and the distribution loss is weighed like that of the boxes."""
     outputs, matches, boxes, labels = a_whole_case()
     box_logits = torch.randn(*outputs.box_deltas.shape, BINS, generator=torch.Generator().manual_seed(2))
     outputs = outputs._replace(quality_logits=None, box_logits=box_logits)
-    config = Config().changed(**{"model.class_target": "iou", "model.box": "distribution"})
+    config = Config().changed(**{"model.class_target": "iou", "model.box": "distribution", "loss.iou_score": kind})
     weight = matches.alignments[matches.labels >= 0] if aligned else torch.ones(matches.positives)
     matches = matches if aligned else Matches(matches.labels, matches.boxes)
     losses = detection_losses(outputs, matches, boxes, labels, config, 1.0)
@@ -329,17 +340,18 @@ def test_a_joint_head_with_distributions(aligned: bool) -> None:
     image, anchor = matches.index
     objects = matches.objects(boxes)
     target = weight if aligned else box_iou(outputs.boxes(image, anchor), objects).diagonal()
-    torch.testing.assert_close(losses["class"], quality_focal_loss(outputs.class_logits, matches, target, 2.0))
+    torch.testing.assert_close(losses["class"], class_loss(outputs.class_logits, matches, target, 2.0))
     distribution = distribution_focal_loss(box_logits[image, anchor], outputs.anchors[anchor], objects)[:, 0]
     torch.testing.assert_close(losses["distribution"], 0.25 * (distribution * weight).sum())
     l1 = (outputs.box_deltas[image, anchor] - encode(outputs.anchors[anchor], objects)).abs().sum(1)
     torch.testing.assert_close(losses["box"], (l1 * weight).sum())
 
 
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("aligned", [False, True])
-def test_losses_of_a_batch_are_the_sum_of_its_images(aligned: bool) -> None:
+def test_losses_of_a_batch_are_the_sum_of_its_images(aligned: bool, kind: str) -> None:
     outputs, matches, boxes, labels = a_whole_case()
-    config = Config().changed(**PRODUCT)
+    config = Config().changed(**PRODUCT, **{"loss.iou_score": kind})
 
     def losses_of(rows: slice) -> dict[str, Tensor]:
         assert outputs.quality_logits is not None

@@ -286,9 +286,10 @@ def test_where_patience_ends_a_run_it_ends_both_processes(scenes, tmp_path):
         ATSS
         | {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou", "model.box": "distribution"},
         ALIGNED | {"matching.assigner": "atss", "loss.rank": 0.0},
+        ALIGNED | {"matching.assigner": "atss", "loss.rank": 0.0, "loss.iou_score": "varifocal"},
         ALIGNED,
     ],
-    ids=["retinanet", "iou-aware", "joint", "conf", "product", "atss", "gfl", "aligned", "task-aligned"],
+    ids=["retinanet", "iou-aware", "joint", "conf", "product", "atss", "gfl", "aligned", "varifocal", "task-aligned"],
 )
 def test_overfits_8_real_images(shared_data, tmp_path, detector):
     """At least 0.9 AP50 on what it was trained on: the images five times an epoch to learn, once to judge."""

@@ -10,6 +10,7 @@ from retinaconf.training.losses import (
     detection_losses,
     focal_loss,
     quality_focal_loss,
+    varifocal_loss,
 )
 from retinaconf.training.matching import IGNORED, NEGATIVE, Matches
 
@@ -65,6 +66,7 @@ def test_the_gradient_of_the_class_logits_is_made_once():
     for loss in (
         focal_loss(logits, matches, 0.25, 2.0),
         quality_focal_loss(logits, matches, torch.rand(matches.positives), 2.0),
+        varifocal_loss(logits, matches, torch.rand(matches.positives), 2.0),
     ):
         with torch.profiler.profile() as profile:
             loss.backward()
@@ -72,15 +74,18 @@ def test_the_gradient_of_the_class_logits_is_made_once():
         assert sum("Index" in name for name in names) == 0
 
 
+@pytest.mark.parametrize("of_class", [quality_focal_loss, varifocal_loss])
 @pytest.mark.parametrize("beta", [1.0, 2.0])
-def test_quality_focal_loss_and_gradient_against_its_definition(beta):
+def test_losses_of_a_class_score_that_learns_the_iou_against_their_definitions(beta, of_class):
     logits, labels = random_case()
     quality = torch.rand(int((labels >= 0).sum()), generator=torch.Generator().manual_seed(1))
-    loss = quality_focal_loss(logits, matches_of(labels), quality, beta)
+    loss = of_class(logits, matches_of(labels), quality, beta)
     target = one_hot(labels)
     target[labels >= 0] *= quality[:, None]
     p = torch.sigmoid(logits)
-    terms = (target - p).abs() ** beta * F.binary_cross_entropy(p, target, reduction="none")
+    by_distance = (target - p).abs() ** beta
+    weight = by_distance if of_class is quality_focal_loss else torch.where(target > 0, target, 0.75 * p**beta)
+    terms = weight * F.binary_cross_entropy(p, target, reduction="none")
     expected = (terms * (labels != IGNORED)[..., None]).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)

@@ -110,8 +110,9 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
         assert torch.load(tmp_path / "run/last.ckpt")["precision"]["scale"] == 1024
 
 
+@pytest.mark.parametrize("iou_score", ["quality-focal", "varifocal"])
 def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
-    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iou_score: str
 ):
     """Its first epoch matches by ATSS, its second by the outputs; it is stopped once in each."""
     changes = {
@@ -123,6 +124,7 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
         "matching.assigner": "task-aligned",
         "loss.box": "giou",
         "loss.joint": "product",
+        "loss.iou_score": iou_score,
         "loss.rank": 0.5,
     }
     config = tiny_config(**(CHANGES | changes))

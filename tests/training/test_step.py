@@ -29,9 +29,16 @@ ALIGNED = {
 DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet": {"model.quality": "none", "inference.alpha": 0.0},
     "joint": {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou"},
+    "joint, varifocal": {
+        "model.quality": "none",
+        "inference.alpha": 0.0,
+        "model.class_target": "iou",
+        "loss.iou_score": "varifocal",
+    },
     "conf": {},
     "varifocal": {"loss.quality": "varifocal"},
     "aligned": ALIGNED,
+    "aligned, varifocal": ALIGNED | {"loss.iou_score": "varifocal"},
     "task-aligned": ALIGNED | {"matching.assigner": "task-aligned", "loss.rank": 0.5},
 }
 
