@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     small = {"data.short_side": 256, "data.long_side": 448, "data.scale": (1.0, 1.0), "data.skip_bad": True}
     small |= {"data.batch_size": options.batch_size, "schedule.epochs": options.epochs}
-    small |= {"optimizer.kept_lr": 1.0}  # as the recipe had it when this was measured
+    small |= {"optimizer.kept_lr": 1.0, "loss.iou_score": "quality-focal"}  # as the recipe had it for what is kept
     experiments = Experiments(
         options.out, options.data, recipe("aligned-lite0").changed(**small), device=options.device
     )

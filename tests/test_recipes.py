@@ -87,7 +87,7 @@ def test_aligned_is_one_anchor_a_cell_whose_distribution_says_the_quality():
             assert (config.model.box, config.model.quality) == ("distribution", "distribution")
             assert (config.matching.assigner, config.loss.joint, config.loss.box) == ("atss", "product", "giou")
             assert 0 < config.inference.alpha < 1
-            assert config.inference.vote
+            assert (config.inference.vote, config.loss.iou_score) == (True, "varifocal")
 
 
 @pytest.mark.parametrize("other", ["iou-aware", "joint", "conf"])

@@ -279,8 +279,8 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, group norm": ("aligned", {"model.head_norm": "group"}),
     "aligned, voting": ("aligned", {}),
     "aligned, varifocal": ("aligned", VARIFOCAL),
-    "aligned, slow backbone": ("aligned", SLOW_BACKBONE),  # and voting: the recipe `aligned-lite0`
-    "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),
+    "aligned, slow backbone": ("aligned", SLOW_BACKBONE),
+    "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),  # and voting: `aligned-lite0`
     "aligned, trained apart, slow backbone": ("aligned, slow backbone", {"loss.joint": "separate"}),
     "RetinaNet, slow backbone": ("RetinaNet", SLOW_BACKBONE),
 }

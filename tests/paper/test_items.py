@@ -77,7 +77,7 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
     }
     assert settings["RetinaNet"] == plain.flat()
     voting = {"inference.vote": rows["aligned, voting"].vote}
-    assert settings["aligned, slow backbone"] | voting == RECIPES["aligned-lite0"].flat()
+    assert settings["aligned, varifocal, slow backbone"] | voting == RECIPES["aligned-lite0"].flat()
     for name, (before, changes) in LADDER.items():
         differ = {key for key, value in settings[name].items() if value != settings[before][key]}
         if name == "aligned":
