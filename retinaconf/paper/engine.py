@@ -101,7 +101,7 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
     if item.trainings:
         document["statistics"] = statistics(experiments, item.trainings[0], seeds[0])
     if item.before:
-        document |= {"before": item.before, "steps": steps(experiments, item, seeds)}
+        document |= {"before": item.before, "controls": item.controls, "steps": steps(experiments, item, seeds)}
     # Seed by seed, so that every row has its first result early.
     found: Results = {row.name: [] for row in item.rows}
     for seed in seeds:

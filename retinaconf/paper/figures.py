@@ -82,7 +82,10 @@ def rows(document: dict[str, Any], figure: Figure) -> None:
 
 
 def ladder(document: dict[str, Any], figure: Figure) -> None:
-    """AP of each step, a dot a seed; its difference to RetinaNet and to the step before; and what explains it."""
+    """AP of each step, a dot a seed; its difference to RetinaNet and to the step before; and what explains it.
+
+    Of several RetinaNets the one that is most like the step is shown.
+    """
     table, steps = document["rows"], document["steps"]
     figure.set_size_inches(13.5, 1.5 + 0.36 * len(table))
     axes = figure.subplots(1, 5, sharey=True, width_ratios=(1.2, 1.4, 1, 1, 1))
@@ -110,11 +113,15 @@ def ladder(document: dict[str, Any], figure: Figure) -> None:
         axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
     parts = {part["text"]: part for claim in document["claims"] for part in claim["parts"]}
     axes[1].axvline(0, color=GREY, lw=0.8, ls=":")
-    for other, colour, shift in (("RetinaNet", BLUE, 0.14), ("the step before", ORANGE, -0.14)):
-        axes[1].plot([], [], "o-", ms=4, color=colour, label=f"over {other}")
-        for name, before in document["before"].items():
-            part = parts.get(f"{name} > {before if shift < 0 else other}")
-            _difference(axes[1], part, place.get(name, 0) + shift, colour)
+    before = {name: [step] for name, step in document["before"].items()}
+    for what, rivals, colour, shift in (
+        ("RetinaNet", document["controls"], BLUE, 0.14),
+        ("the step before", before, ORANGE, -0.14),
+    ):
+        axes[1].plot([], [], "o-", ms=4, color=colour, label=f"over {what}")
+        for name, others in rivals.items():
+            found = [parts[text] for other in others if (text := f"{name} > {other}") in parts]
+            _difference(axes[1], found[0] if found else None, place.get(name, 0) + shift, colour)
     axes[1].set_xlabel("difference of AP, 95% interval")
     axes[1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.1)
     axes[0].set_yticks(list(place.values()), list(place), fontsize=8)

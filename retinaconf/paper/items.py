@@ -82,6 +82,7 @@ class Item:
     trainings: tuple[Training, ...] = field(default=())  # of an item without rows
     asked: dict[str, Training] = field(default_factory=dict)  # by name: whose branch is asked what it says where
     before: dict[str, str] = field(default_factory=dict)  # of a ladder, by row: the row that it changes
+    controls: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ... and the RetinaNets, the most alike first
 
 
 RETINANET, IOU_AWARE, CONF = (Training(detector) for detector in ("retinanet", "iou-aware", "conf"))
@@ -258,7 +259,7 @@ def _open_question() -> Item:
     return Item(title, "open-question", tuple(rows), claims, asked=BEYOND_POSITIVES)
 
 
-SLOW_BACKBONE = {"optimizer.kept_lr": 0.1}
+SLOW_BACKBONE, SLOW_RETINANET = {"optimizer.kept_lr": 0.1}, "RetinaNet, slow backbone"
 VARIFOCAL = {"loss.iou_score": "varifocal"}
 # By step: the step before it, and what it changes. A step that no other builds on is a control or an alternative.
 LADDER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -282,7 +283,7 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, slow backbone": ("aligned", SLOW_BACKBONE),
     "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),  # and voting: `aligned-lite0`
     "aligned, trained apart, slow backbone": ("aligned, slow backbone", {"loss.joint": "separate"}),
-    "RetinaNet, slow backbone": ("RetinaNet", SLOW_BACKBONE),
+    SLOW_RETINANET: ("RetinaNet", SLOW_BACKBONE),
 }
 
 
@@ -298,14 +299,15 @@ def _ladder() -> Item:
         alpha = (DETECTORS[training.detector] | dict(training.changes)).get("inference.alpha", 0.0)
         rows.append(Row(name, training, product(alpha), published.R50.get(name), vote=name == "aligned, voting"))
     before = {name: step for name, (step, _) in LADDER.items()}
-    rivals = {name: dict.fromkeys((step, "RetinaNet")) for name, step in before.items()}
+    slow = {name for name in LADDER if name.startswith("aligned") and name.endswith("slow backbone")}
+    controls: dict[str, tuple[str, ...]] = dict.fromkeys(LADDER, ("RetinaNet",))
+    controls |= dict.fromkeys(slow, (SLOW_RETINANET, "RetinaNet"))
+    rivals = {name: dict.fromkeys((step, *controls[name])) for name, step in before.items()}
     claims = [Claim(name, tuple(_more(name, other) for other in others)) for name, others in rivals.items()]
     product_question = (("product", "joint head"), ("product", "trained apart"), ("aligned", "aligned, trained apart"))
     claims.append(Claim("trained by the score that ranks", tuple(_more(*pair) for pair in product_question)))
-    slow = [name for name in LADDER if name.startswith("aligned") and name.endswith("slow backbone")]
-    over_slow = tuple(_more(name, "RetinaNet, slow backbone") for name in slow)
-    claims.append(Claim("aligned, where the backbone of both is slow", over_slow))
-    return Item("From RetinaNet to aligned", "ladder", tuple(rows), tuple(claims), before=before)
+    title = "From RetinaNet to aligned"
+    return Item(title, "ladder", tuple(rows), tuple(claims), before=before, controls=controls)
 
 
 ITEMS: dict[str, Item] = {

@@ -54,7 +54,7 @@ def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[
     """By row, what is measured of its training; voting changes none of it.
 
     - `measures`: of each of `MEASURES` its `seeds`, their `mean`, and `over`: by row, of the row before and of
-      RetinaNet, the paired `difference` with its 95% `interval`. LaECE_0 has no `over`.
+      each RetinaNet, the paired `difference` with its 95% `interval`. LaECE_0 has no `over`.
     - `task_alignment`: TOOD's figures, the mean over seeds of each.
     - `speed`: `training` and `inference` in images a second, each with `ratio`, the speed divided by RetinaNet's that
       took turns with it; `machine`. Of the first seed; None where the weights of its run are gone.
@@ -66,7 +66,8 @@ def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[
     }
     document: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
-        others = [other for other in dict.fromkeys((item.before.get(name), "RetinaNet")) if other in found]
+        rivals = (item.before.get(name), *item.controls.get(name, ()))
+        others = [other for other in dict.fromkeys(rivals) if other in found]
         speed = experiments.kept_of(row.training, seeds[0], "speed")
         if speed is None and all(experiments.finished(one, seeds[0]) for one in (row.training, RETINANET)):
             speed = experiments.measured(row.training, seeds[0], "speed", partial(_speed, seed=seeds[0]))
