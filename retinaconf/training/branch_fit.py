@@ -29,6 +29,7 @@ PATCH_BYTES = 2 << 30  # patches beyond this are not collected: 230,000 cells at
 HELD_OUT = 0.2  # share of the images that decides the weight decay
 # Tried from strong to weak until the images held out get worse; for inputs of variance 1.
 WEIGHT_DECAYS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+FAINT = 0.01  # least standard deviation that an input is credited with, as a share of the root mean square of all
 ITERATIONS = 100  # of L-BFGS at each weight decay, at most; it ends where one gains less than ...
 TOLERANCE = 1e-6  # ... this: weight decays differ by a hundred times as much
 
@@ -120,7 +121,8 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
     """The convolution with the least mean cross entropy over positives, equation (9), and a weight decay.
 
     The weight decay is the one with the least loss on a share of the images (drawn by `seed`); then all are fitted.
-    Weights are decayed as if all inputs had variance 1, so that it means the same for any network. Biases are not.
+    Weights are decayed as if all inputs had variance 1, so that it means the same for any network. Biases are not. An
+    input that hardly varies on these cells counts as FAINT: its weight would be huge, and so its part elsewhere.
 
     Raises:
         ValueError: the cells are of fewer than two images.
@@ -134,7 +136,8 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
     fitted, held_out = (cells.targets.masked_fill(rows, torch.nan) for rows in (is_held, ~is_held))
 
     std, mean = torch.std_mean(cells.patches, dim=0, correction=0)
-    problem = _Regression(cells.patches, mean, torch.where(std > 0, std, 1))
+    faint = FAINT * std.square().mean().sqrt()
+    problem = _Regression(cells.patches, mean, torch.where(std > faint, std, faint if faint > 0 else 1.0))
     constants = (
         torch.zeros(cells.targets.shape[1], len(mean)),
         torch.logit(fitted.nanmean(0).nan_to_num(float(fitted.nanmean())), eps=1e-4),

@@ -228,6 +228,16 @@ def test_an_anchor_that_is_never_positive_and_a_channel_that_is_never_active():
     assert not found.weight.flatten(1)[:, 7].any()
 
 
+def test_an_input_that_hardly_varies_gets_no_huge_weight():
+    """It is 0 on all cells but one, and would decide everything where it is as large as the others."""
+    cells, _, _ = planted(count=200)
+    cells.patches[:, 7] = 0
+    cells.patches[3, 7] = 1e-4
+    found = fit_branch(cells)
+    assert found.weight.flatten(1)[:, 7].abs().max() < 0.1 * found.weight.abs().max()
+    assert len(found.tried) > 1
+
+
 # --- collecting ----------------------------------------------------------------------------------------------------
 
 
