@@ -26,7 +26,7 @@ _SHOWN_RECORDS = 3
 def check(
     data: Path,
     json: Path | None = None,
-    recipe: str = "conf-lite0",
+    recipe: str = "aligned-lite0",
     short_side: int | None = None,
     long_side: int | None = None,
     layout: LayoutKey | None = None,

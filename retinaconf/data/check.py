@@ -22,7 +22,7 @@ from retinaconf.recipes import RECIPES
 _RARE = 10  # boxes
 
 
-def check(root: Path, config: Config = RECIPES["conf-lite0"]) -> Report:
+def check(root: Path, config: Config = RECIPES["aligned-lite0"]) -> Report:
     """Check all splits of a data set: files, annotations, and what a detector can make of them.
 
     Args:
