@@ -92,7 +92,7 @@ RECIPES: dict[str, Config] = {
 } | {f"{detector}-lite0": LITE0.changed(**is_detector) for detector, is_detector in DETECTORS.items()}
 # Steps of their own in `paper ladder`, so not in DETECTORS. Score voting adds AP in each of three runs on voc-animals
 # val (+0.1), and to YOLOX-nano's candidates +0.5, 95 % interval +0.1 to +0.8. With the varifocal loss no seed on
-# photographs learns the classes late, and blood cells lose nothing: docs/results.md.
+# photographs learns the classes late, and five seeds on blood cells show no loss: docs/results.md.
 RECIPES |= {
     name: config.changed(**{"inference.vote": True, "loss.iou_score": "varifocal"})
     for name, config in RECIPES.items()

@@ -122,7 +122,8 @@ def fit_branch(cells: Cells, seed: int = 0) -> Branch:
 
     The weight decay is the one with the least loss on a share of the images (drawn by `seed`); then all are fitted.
     Weights are decayed as if all inputs had variance 1, so that it means the same for any network. Biases are not. An
-    input that hardly varies on these cells counts as FAINT: its weight would be huge, and so its part elsewhere.
+    input that varies less than FAINT on these cells counts as if it varied so much: otherwise its weight would be huge,
+    and it would decide the quality wherever it is active.
 
     Raises:
         ValueError: the cells are of fewer than two images.

@@ -71,7 +71,7 @@ def compile_network(network: RetinaNet) -> None:
 
 
 def some_convolutions_in_32_bits(network: nn.Module) -> None:
-    """Leave out of mixed precision, in place, which convolutions a CPU does badly in bfloat16.
+    """Leave the convolutions that a CPU does badly in bfloat16 out of mixed precision, in place.
 
     - The backward pass of depthwise convolutions takes several times as long as in 32 bits, more than the rest of the
       step gains (`benchmarks/precision.py`).
