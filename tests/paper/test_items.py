@@ -78,6 +78,8 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
     assert settings["RetinaNet"] == plain.flat()
     voting = {"inference.vote": rows["aligned, voting"].vote}
     assert settings["aligned, varifocal, slow backbone"] | voting == RECIPES["aligned-lite0"].flat()
+    large, steps = RECIPES["retinanet-r50-1x"], dict(rows["aligned, varifocal"].training.changes)
+    assert large.changed(**DETECTORS["aligned"], **steps, **voting) == RECIPES["aligned-r50-1x"]
     for name, (before, changes) in LADDER.items():
         differ = {key for key, value in settings[name].items() if value != settings[before][key]}
         if name == "aligned":
@@ -88,6 +90,15 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
     files = [row.training.name for row in rows.values() if not row.vote]
     assert len(set(files)) == len(files)
     assert all(re.fullmatch(r"[a-z-]+", name) for name in files)
+
+
+def test_a_step_with_a_slow_backbone_is_first_compared_with_the_retinanet_that_has_one():
+    claims = {claim.text: [part.text for part in claim.parts] for claim in ITEMS["ladder"].claims}
+    step, slow = "aligned, varifocal, slow backbone", "RetinaNet, slow backbone"
+    others = ["aligned, slow backbone", slow, "RetinaNet"]
+    assert claims[step] == [f"{step} > {other}" for other in others]
+    assert ITEMS["ladder"].controls[step] == (slow, "RetinaNet")
+    assert claims[slow] == [f"{slow} > RetinaNet"]
 
 
 def test_only_some_rows():
