@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from PIL import Image
+from torch import Tensor
 
 from retinaconf.config import Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
@@ -34,6 +36,7 @@ from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.inference.sources import find_images
 from retinaconf.inference.tables import gathered, tables_of, to_table
+from retinaconf.inference.winograd import Winograd
 from retinaconf.model.retinanet import Outputs, with_weights
 from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
@@ -213,13 +216,19 @@ class Detector(ModelHubMixin):
         for batch in evaluation_batches(ground_truth, self.config.data, BATCH, *turn):
             with torch.no_grad():
                 on_device = batch.to(self.device)
-                outputs = self.model(on_device.images, on_device.sizes)
+                outputs = self.outputs(on_device.images, on_device.sizes)
                 results = postprocess(outputs, on_device.sizes, config, joints, suppress)
                 look(on_device, outputs)
             for tables, images in zip(found, results):
                 tables |= tables_of(images, batch, ground_truth)
             done(len(batch.index))
         return [self.with_confidence(gathered(tables), joint) for tables, joint in zip(found, joints)]
+
+    def outputs(self, images: Tensor, sizes: Tensor) -> Outputs:
+        """What the network says of padded images on the device: the arguments of `RetinaNet.forward`."""
+        with Winograd() if self.device.type == "cpu" else nullcontext():
+            outputs: Outputs = self.model(images, sizes)
+        return outputs
 
     def tuned_for(self, joint: JointScore) -> Tuning | None:
         """What `retinaconf tune` has kept, if it is of scores by `joint`."""
@@ -246,7 +255,7 @@ class Detector(ModelHubMixin):
             pixels = [apply(images[n], np.zeros((0, 4)), change)[0] for n, change in zip(numbers, changes)]
             with torch.inference_mode():
                 on_device = torch.tensor([sizes[n] for n in numbers], device=self.device)
-                outputs = self.model(padded(pixels, padded_size).to(self.device), on_device)
+                outputs = self.outputs(padded(pixels, padded_size).to(self.device), on_device)
                 (results,) = postprocess(outputs, on_device, config, [joint])
             for n, boxes in zip(numbers, results):
                 table = to_table(boxes, sizes[n], (images[n].height, images[n].width), self)

@@ -208,7 +208,7 @@ def _inference(detector: Detector, batch: Batch) -> Callable[[], None]:
 
     @torch.no_grad()
     def infer() -> None:
-        postprocess(detector.model(batch.images, batch.sizes), batch.sizes, config, [joint_score(config)])
+        postprocess(detector.outputs(batch.images, batch.sizes), batch.sizes, config, [joint_score(config)])
 
     return infer
 
