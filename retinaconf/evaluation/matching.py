@@ -32,7 +32,7 @@ class MatchedDetections:
     image_index: np.ndarray  # (M,) int64
     labels: np.ndarray  # (M,) int64
     scores: np.ndarray  # (M,) float64
-    matched: np.ndarray  # (M, T) int64: the object's row in the ground truth, or -1
+    matched: np.ndarray  # (M, T) int32: the object's row in the ground truth, or -1
     iou: np.ndarray  # (M, T) float64: with that object, 0 where there is none
     ignored: np.ndarray  # (M, T) bool: lies on a crowd region, or belongs to another size
     duplicate: np.ndarray  # (M, T) bool: not matched, yet its IoU with an object of its class reaches the threshold
@@ -76,7 +76,7 @@ def match_detections(
     box = place_of[box]  # from here on a box is its place in `row`
     box, target, overlap = box[box >= 0], target[box >= 0], overlap[box >= 0]
     shape = (len(row), len(iou_thresholds))
-    matched = np.full(shape, -1, dtype=np.int64)
+    matched = np.full(shape, -1, dtype=np.int32)
     matched_iou = np.zeros(shape)
     free = np.ones((len(ground_truth.boxes), len(iou_thresholds)), dtype=bool)
     thresholds = np.minimum(iou_thresholds, 1 - 1e-10)  # as pycocotools

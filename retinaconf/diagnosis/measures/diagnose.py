@@ -23,11 +23,10 @@ from retinaconf.diagnosis.measures.remedies import Remedies, measure_remedies, r
 from retinaconf.diagnosis.measures.task_alignment import ObjectRankings, rank_objects
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import AlphaSweep, sweep_alpha
-from retinaconf.evaluation.average_precision import AveragePrecision
+from retinaconf.evaluation.average_precision import curve_of
 from retinaconf.evaluation.calibration import Calibration, calibrate
 from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
-from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
 from retinaconf.progress import ProgressCallback, silent
 
@@ -134,15 +133,14 @@ def diagnose(
     base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
     finish: Callable[[Detections], Detections] = process if before else _unchanged
     metrics = CocoEvaluator(ground_truth)(final)
-    as_is = match_detections(own, ground_truth)
-    own_curve = AveragePrecision(as_is, ground_truth)
+    own_curve = curve_of(own, ground_truth)
     rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,
         base.overlaps,
         ground_truth,
         finish,
-        as_is,
+        own,
         object_iou,
         replicates=rough,
         seed=seed,

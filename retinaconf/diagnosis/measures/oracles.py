@@ -16,7 +16,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision
 from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
-from retinaconf.evaluation.matching import MatchedDetections, ascending, descending, match_detections
+from retinaconf.evaluation.matching import ascending, descending, match_detections
 from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
@@ -74,7 +74,7 @@ def oracle_ladder(
     overlaps: Overlaps,
     ground_truth: GroundTruth,
     post_process: Callable[[Detections], Detections],
-    as_is: MatchedDetections,
+    as_is: Detections,
     object_iou: float = 0.5,
     replicates: int = ROUGH_REPLICATES,
     seed: int = 0,
@@ -91,7 +91,7 @@ def oracle_ladder(
         overlaps: of the candidates.
         ground_truth: of the split.
         post_process: makes detections of candidates; the identity for detections.
-        as_is: the matches of the detections as they are.
+        as_is: the detections as they are.
         object_iou: see the module's docstring.
         replicates: bootstrap draws for the gains' intervals.
         seed: of the draws.
@@ -105,8 +105,7 @@ def oracle_ladder(
     }
 
     def measured(name: str) -> dict[str, AveragePrecision]:
-        known = name == "as_is"
-        matches = as_is if known else match_detections(post_process(corrected[name]()), ground_truth)
+        matches = match_detections(as_is if name == "as_is" else post_process(corrected[name]()), ground_truth)
         curve = {name: AveragePrecision(matches, ground_truth)}
         if name in ("as_is", "score_is_iou"):
             unique = "no_duplicates" if name == "as_is" else "score_is_iou_no_duplicates"
