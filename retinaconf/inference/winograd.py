@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 TILE = 4  # pixels of a side of an output tile
-# What pays, measured on AVX2 and AVX-512 (`benchmarks/speed.py`): below, the transforms cost more than they save.
+# What pays, with AVX-512 and with AVX2: below, the transforms cost more than they save.
 LEAST_CHANNELS = 256
 LEAST_TILES = 300
 MOST_TILES = 320  # at once: of 256 channels to 720 they take 80 MB

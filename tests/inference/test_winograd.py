@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from retinaconf.inference import winograd
 from retinaconf.inference.winograd import Winograd, conv3x3, pays
+from retinaconf.model.retinanet import RetinaNet
+from retinaconf.recipes import recipe
 
 
 def error(given: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
@@ -84,3 +86,25 @@ def test_it_is_for_32_bits():
     assert pays(x, weight, *rest)
     assert not pays(x.double(), weight.double(), *rest)
     assert not pays(x.bfloat16(), weight.bfloat16(), *rest)
+
+
+@pytest.mark.parametrize("detector", ["conf", "aligned"])
+def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    network = RetinaNet(recipe(f"{detector}-r50-1x").changed(**{"model.weights": "none"}).model, 80).eval()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):  # as after some training: no layer shrinks or blows up what it is given
+            residual = 0.1 if name.endswith("conv3") else 1
+            nn.init.normal_(module.weight, std=residual * (2 / module.weight[0].numel()) ** 0.5)
+    counted: list[int] = []
+    monkeypatch.setattr(winograd, "conv3x3", lambda x, *rest: counted.append(1) or conv3x3(x, *rest))
+    images, sizes = torch.randint(0, 256, (1, 3, 576, 576), dtype=torch.uint8), torch.tensor([[576, 576]])
+    with torch.no_grad():
+        direct = network(images, sizes)
+        with Winograd():
+            fast = network(images, sizes)
+    assert len(counted) >= 9  # P3 and the towers on it
+    assert direct.class_logits.std() > 0.1
+    for name, share in (("class_logits", 3e-5), ("box_deltas", 1e-4)):
+        wanted = getattr(direct, name)
+        assert (getattr(fast, name) - wanted).abs().max() < share * wanted.std(), name
