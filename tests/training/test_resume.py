@@ -417,7 +417,7 @@ def test_weights_that_are_not_finite_are_never_written(
 
     def spoil() -> None:
         with torch.no_grad():
-            next(spoiled[-1].parameters()).view(-1)[0] = float("nan")
+            next(spoiled[-1].parameters())[0].fill_(float("nan"))
         if ending == "a stop":
             os.kill(os.getpid(), signal.SIGTERM)
 
