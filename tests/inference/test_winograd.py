@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinaconf.inference import winograd
+from retinaconf.inference.detector import Detector
 from retinaconf.inference.winograd import Winograd, conv3x3, pays
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.recipes import recipe
+from retinaconf.run_folder import Weights
 
 
 def error(given: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
@@ -108,3 +110,14 @@ def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch)
     for name, share in (("class_logits", 3e-5), ("box_deltas", 1e-4)):
         wanted = getattr(direct, name)
         assert (getattr(fast, name) - wanted).abs().max() < share * wanted.std(), name
+
+
+def test_a_detector_on_a_cpu_uses_it(monkeypatch: pytest.MonkeyPatch):
+    config = recipe("retinanet-lite0").changed(
+        **{"model.weights": "none", "model.channels": 256, "data.short_side": 576}
+    )
+    state = RetinaNet(config.model, 1).state_dict()
+    counted: list[int] = []
+    monkeypatch.setattr(winograd, "conv3x3", lambda x, *rest: counted.append(1) or conv3x3(x, *rest))
+    Detector(Weights(config, ("cell",), (1,), state), "cpu").predict(torch.zeros(3, 576, 576, dtype=torch.uint8))
+    assert len(counted) >= 6  # the towers on P3

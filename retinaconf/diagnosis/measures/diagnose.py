@@ -90,7 +90,7 @@ def diagnose(
     """Diagnose a detector from its boxes.
 
     All columns are held in memory: a candidate takes 72 bytes, or 100 with class score and quality, and the work some
-    250 more. So 5,000 images of 1,000 candidates need 2 GB; of a larger set, diagnose a sample of the images
+    170 more. So 5,000 images of 1,000 candidates need 1.4 GB; of a larger set, diagnose a sample of the images
     (`GroundTruth.subset`), which loses little: all numbers here are means over boxes, objects or images.
 
     Args:
