@@ -114,7 +114,7 @@ def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_detector_on_a_cpu_uses_it(monkeypatch: pytest.MonkeyPatch):
     config = recipe("retinanet-lite0").changed(
-        **{"model.weights": "none", "model.channels": 256, "data.short_side": 576}
+        **{"model.weights": "none", "model.channels": 256, "data.short_side": 576, "data.long_side": 576}
     )
     state = RetinaNet(config.model, 1).state_dict()
     counted: list[int] = []
