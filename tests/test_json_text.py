@@ -1,3 +1,4 @@
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,18 @@ def test_what_is_no_json_is_said_in_a_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"a\.json: not valid JSON \(") as raised:
         read(tmp_path / "a.json")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_rests_and_goes_on_as_before(tmp_path: Path, collects: bool) -> None:
+    (tmp_path / "a.json").write_text("[")
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with opened(tmp_path / "a.json") as text:
+            assert not gc.isenabled()
+            with pytest.raises(InputError):
+                text.value()
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()

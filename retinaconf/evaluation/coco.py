@@ -47,8 +47,8 @@ class CocoEvaluator:
         self._image_ids = np.argsort(np.argsort(ground_truth.image_ids))
         self._coco = COCO.from_arrays(
             images=[
-                {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
-                for i, name, (h, w) in zip(self._image_ids, ground_truth.file_names, ground_truth.image_sizes)
+                {"id": image_id, "height": height, "width": width}
+                for image_id, (height, width) in zip(self._image_ids.tolist(), ground_truth.image_sizes.tolist())
             ],
             categories=[{"id": label, "name": str(label)} for label in range(len(ground_truth.classes))],
             image_ids=self._image_ids[ground_truth.image_index],
@@ -63,9 +63,9 @@ class CocoEvaluator:
 
         Ties in score keep their order here, as pycocotools' stable sort does.
         """
-        detections = detections.astype(np.float64)
         image_ids = self._image_ids[detections.image_index]
-        table = np.column_stack([image_ids, to_xywh(detections.boxes), detections.scores, detections.labels])
+        boxes = to_xywh(detections.boxes.astype(np.float64))
+        table = np.column_stack([image_ids, boxes, detections.scores, detections.labels])
         evaluation = COCOeval(self._coco, self._coco.load_res(table), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
