@@ -137,9 +137,9 @@ import os, sys, time
 from pathlib import Path
 from retinaconf.files import locked
 with locked(Path(sys.argv[1])):
-    if os.fork():
+    if not os.fork():  # a worker, which outlives its parent
         print("held", flush=True)
-    time.sleep(60)  # the child, too, as a worker that outlives its parent
+    time.sleep(60)
 """
 
 
