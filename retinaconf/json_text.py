@@ -160,7 +160,7 @@ class JsonText:
 def opened(path: Path, opener: Callable[[Path], BinaryIO] = open_regular) -> Iterator[JsonText]:
     """A JSON file, to be read. The garbage collector rests meanwhile.
 
-    It would look at thousands of new objects again and again, a third of the time of a large file, and find none to
+    It would look at all living objects again and again, for a third of the time where torch is loaded, and find none to
     free: what JSON gives has no cycles.
 
     Raises:
