@@ -18,8 +18,8 @@ from retinaconf.training.precision import compile_network
 from retinaconf.training.run import train_run
 
 
-def losses(run: Path) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "train"]
+def losses(run: Path) -> list[dict[str, float]]:
+    return [line for line in map(json.loads, (run / "metrics.jsonl").open()) if line.pop("kind") == "train"]
 
 
 def names(run: Path) -> set[str]:
@@ -33,10 +33,9 @@ def test_a_compiled_training_follows_a_plain_one_and_goes_on(
 ) -> None:
     data = make_data(tmp_path / "data", train=20, val=4)
     plain = tiny_config(**{"schedule.epochs": 2, "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.ema": 0.9})
-    train_run(plain, data, tmp_path / "plain", device="cpu")
-    compiled = plain.changed(compile=True)
-    train_run(compiled, data, tmp_path / "compiled", max_steps=7, device="cpu")
-    train_run(compiled, data, tmp_path / "compiled", resume=True, device="cpu")
+    for name, config in (("plain", plain), ("compiled", plain.changed(compile=True))):
+        train_run(config, data, tmp_path / name, max_steps=7, device="cpu")
+        train_run(config, data, tmp_path / name, resume=True, device="cpu")
     assert names(tmp_path / "compiled") == names(tmp_path / "plain")
     for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)  # of float32, after up to ten steps
@@ -48,6 +47,7 @@ def test_a_compiled_training_follows_a_plain_one_and_goes_on(
 @pytest.mark.slow
 def test_a_canvas_of_another_size_is_seldom_compiled_anew(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced alike, without a compiler
+    torch._dynamo.reset()  # else it remembers which sizes varied in another test
     network = RetinaNet(tiny_config().model, 3).train()
     compile_network(network)
     torch._dynamo.utils.counters.clear()
