@@ -63,8 +63,9 @@ def main() -> None:
             session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
             sides[f"onnxruntime, {kind}"] = partial(session.run, None, inputs)
             for hint in ("f32", "bf16"):  # by itself OpenVINO takes bf16 where the processor has it
-                words = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": hint}
-                sides[f"OpenVINO, {kind}, {hint}"] = partial(openvino.Core().compile_model(file, "CPU", words), inputs)
+                properties = {"INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": hint}
+                compiled = openvino.Core().compile_model(file, "CPU", properties)
+                sides[f"OpenVINO, {kind}, {hint}"] = partial(compiled, inputs)
         rounds = [[seconds(side) for side in sides.values()] for _ in range(options.rounds + 2)][2:]  # 2 to warm up
     print(
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, OpenVINO {openvino.__version__}, "
