@@ -21,6 +21,7 @@ from retinaconf.model.boxes import MAX_LOG_RATIO, iou
 from retinaconf.model.retinanet import Outputs
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
+BLOCK = 32  # voters of one class that a box meets at once
 
 
 class Boxes(NamedTuple):
@@ -185,21 +186,41 @@ def vote(boxes: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
         (..., D, 4).
     """
     boxes, candidates = boxes[..., :, None, :], candidates[..., None, :, :]
-    overlap = iou(boxes, candidates)
-    weights = scores * torch.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)  # (..., D, S)
+    weights = _voting_weights(iou(boxes, candidates), scores)  # (..., D, S)
     # A mean of shifts, not of coordinates: it rounds less, and a box that is alone stays to the bit.
     shift = weights[..., None, :] @ (candidates - boxes) / weights.sum(-1).clamp(min=1e-30)[..., None, None]
     return (boxes + shift).squeeze(-2)
 
 
 def voted(kept: Boxes, candidates: Boxes) -> Boxes:
-    """The boxes `kept` of one image, after the vote of its candidates, class by class."""
+    """The boxes `kept` of one image, after the `vote` of its candidates, each among those of its class.
+
+    All classes at once: the candidates are laid out in blocks of one class, filled up with candidates of score 0, and
+    a box meets the blocks of its class.
+    """
     # What is far outside reaches no image and no other box, and would overflow.
     boxes, voters = (found.boxes.clamp(-FAR_OUTSIDE, FAR_OUTSIDE) for found in (kept, candidates))
-    for label in kept.labels.unique():
-        rows, of_class = kept.labels == label, candidates.labels == label
-        boxes[rows] = vote(boxes[rows], voters[of_class], candidates.scores[of_class])
-    return kept._replace(boxes=boxes)
+    by_class = candidates.labels.argsort(stable=True)
+    of_class = candidates.labels.bincount()  # (K,) voters
+    blocks = (of_class + BLOCK - 1) // BLOCK  # (K,)
+    first = blocks.cumsum(0) - blocks  # (K,) block of each class
+    ahead = first * BLOCK - (of_class.cumsum(0) - of_class)  # (K,) how far the filling moves the voters
+    place = torch.arange(len(voters)) + ahead.repeat_interleave(of_class)
+    laid_out = torch.zeros(int(blocks.sum()), BLOCK, 5)
+    laid_out.view(-1, 5)[place] = torch.cat([voters, candidates.scores[:, None]], dim=1).index_select(0, by_class)
+    met = blocks[kept.labels]  # (D,) blocks
+    row = torch.arange(len(boxes)).repeat_interleave(met)  # (Q,) which box meets
+    block = torch.arange(len(row)) + (first[kept.labels] - met.cumsum(0) + met).repeat_interleave(met)  # (Q,) which
+    near, box = laid_out.index_select(0, block), boxes.index_select(0, row)[:, None]
+    weights = _voting_weights(iou(box, near[..., :4]), near[..., 4])  # (Q, BLOCK)
+    shift = torch.zeros_like(boxes).index_add_(0, row, (weights[:, None] @ (near[..., :4] - box)).squeeze(1))
+    total = torch.zeros(len(boxes)).index_add_(0, row, weights.sum(1))
+    return kept._replace(boxes=boxes + shift / total.clamp(min=1e-30)[:, None])
+
+
+def _voting_weights(overlap: Tensor, scores: Tensor) -> Tensor:
+    """(...) the weight of a candidate by its IoU with the box and its score."""
+    return scores * torch.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)
 
 
 def _of_large_level(outputs: Outputs, config: InferenceConfig) -> Tensor:

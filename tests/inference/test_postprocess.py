@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.postprocess import RULES, Boxes, best_first, postprocess, suppressed, vote
+from retinaconf.inference.postprocess import BLOCK, RULES, Boxes, best_first, postprocess, suppressed, vote, voted
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
@@ -151,6 +151,27 @@ def test_voting_worked_by_hand():
     alone = torch.tensor([[0.1, 0.2, 77.7, 33.3], [5.0, 5.0, 5.0, 9.0]])  # the second without area
     assert torch.equal(vote(alone, alone, torch.tensor([0.051, 0.9])), alone)
     assert vote(alone[:0], alone[:0], torch.zeros(0)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [BLOCK - 1, 0, BLOCK, BLOCK + 1, 1], [3 * BLOCK], list(range(40))])
+def test_all_classes_vote_at_once_as_one_by_one(sizes):
+    """`sizes`: candidates of each class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    corners = torch.rand(len(labels), 2, generator=generator) * 50
+    boxes = torch.cat([corners, corners + torch.rand(len(labels), 2, generator=generator) * 60], dim=1)
+    scores = torch.rand(len(labels), generator=generator).sort(descending=True).values
+    candidates = Boxes(boxes, scores, labels, scores, None)
+    kept = candidates.rows(suppressed(candidates, 0.5, 100))
+    expected = kept.boxes.clone()
+    for label in labels.unique():
+        rows, of_class = kept.labels == label, labels == label
+        expected[rows] = vote(kept.boxes[rows], boxes[of_class], scores[of_class])
+    found = voted(kept, candidates)
+    torch.testing.assert_close(found.boxes, expected, rtol=0, atol=1e-4)
+    assert len(sizes) < 3 or (found.boxes - kept.boxes).abs().amax() > 0.1
+    assert torch.equal(found.scores, kept.scores)
 
 
 @pytest.mark.parametrize("seed", range(3))
