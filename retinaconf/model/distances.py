@@ -17,9 +17,12 @@ SHORTEST = 1e-3  # units from one side to the other; the log of 0 has no gradien
 
 
 def mean_distances(box_logits: Tensor) -> Tensor:
-    """(..., 4) float32 means of the distributions with logits (..., 4, BINS)."""
+    """(..., 4) float32 means of the distributions with logits (..., 4, BINS), in mixed precision, too.
+
+    A matrix product would be rounded to bfloat16 there: by up to 0.03 units, which is half a pixel on P4.
+    """
     bins = torch.arange(BINS, device=box_logits.device, dtype=torch.float32)
-    return box_logits.float().softmax(dim=-1) @ bins
+    return (box_logits.float().softmax(dim=-1) * bins).sum(dim=-1)
 
 
 def deltas_of(distances: Tensor) -> Tensor:

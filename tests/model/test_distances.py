@@ -53,6 +53,14 @@ def test_sides_that_cross_have_the_shortest_size_and_a_finite_gradient() -> None
     assert torch.isfinite(distances.grad).all()
 
 
+def test_mixed_precision_does_not_round_the_means() -> None:
+    logits = 3 * torch.randn(2, 50, 4, BINS, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        means = mean_distances(logits)
+    assert torch.equal(means, mean_distances(logits))
+    torch.testing.assert_close(means, logits.softmax(dim=-1) @ torch.arange(float(BINS)))
+
+
 def test_the_mean_of_a_distribution_by_hand() -> None:
     logits = torch.full((2, 4, BINS), -1e4)
     logits[0, :, 7] = 0
