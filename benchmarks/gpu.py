@@ -1,13 +1,14 @@
 """Training and inference on a GPU against torchvision's RetinaNet-R50, on random images of 608 x 1024, in one call.
 
-    python benchmarks/gpu.py --out FOLDER [--seconds 100] [--device cuda] [--quick]
+    python benchmarks/gpu.py --out FOLDER [--seconds 100] [--device cuda] [--only compiled] [--quick]
 
 Both sides: ResNet-50 with random weights, stem and first stage frozen, batch-norm statistics frozen, 80 classes, bf16
 autocast, channels last, SGD with one kernel a step; seven objects an image; a batch that lies on the device. A training
 step is the package's own, `training/step.py`. Inference goes from the image on the device to detections, of classes
 whose scores are spread so that about 0.3 % of all (anchor, class) pairs pass the threshold.
 
-Sections run one after the other until the seconds are used up. A section that fails leaves its error in
+Rows called `recorded` replay the network as a CUDA graph (`cuda_graphs.py`). Sections run one after the other until the
+seconds are used up; `--only` runs those whose names contain a text. A section that fails leaves its error in
 FOLDER/gpu.json and the others go on. FOLDER/profile.txt has the profile of a training step of `aligned-r50`.
 `--quick` takes tiny images on any device, without bf16 on a CPU: it shows that the script works, and measures nothing.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from cuda_graphs import RECORDED_AT, CudaGraphs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
@@ -138,6 +140,7 @@ class Bench:
         fabric, fused = launch(config, str(self.device)), fused_on(self.device, config.precision)
         model, optimizer = fabric.setup(network, build_optimizer(network, config, fused=fused))
         if compiled:
+            torch._dynamo.reset()  # else the next batch size is translated for any size
             compile_network(network)
         for group in optimizer.param_groups:
             group["lr"] = RATE
@@ -161,7 +164,7 @@ class Bench:
 
         return step
 
-    def our_inference(self, name: str, images: int, bf16: bool) -> Callable[[], int]:
+    def our_inference(self, name: str, images: int, bf16: bool, recorded: bool) -> Callable[[], int]:
         config, network, batch = self.settings(name).inference, self.our_network(name).eval(), self.batch(images)
         half = 0.5**config.alpha  # of a quality that has learned nothing
         self._spread(
@@ -169,10 +172,11 @@ class Bench:
             (THRESHOLD / half) ** (1 / (1 - config.alpha)),
             lambda: network(batch.images, batch.sizes),
         )
+        run = CudaGraphs(network) if recorded else network
 
         def infer() -> int:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                outputs = network(batch.images, batch.sizes)
+                outputs = run(batch.images, batch.sizes)
             (found,) = postprocess(outputs, batch.sizes, config, [joint_score(config)])
             return sum(len(boxes.scores) for boxes in found)
 
@@ -214,10 +218,10 @@ class Bench:
         self.wait()
         return (time.perf_counter() - start) / steps
 
-    def timed(self, work: Callable[[], Any], steps: int) -> Row:
+    def timed(self, work: Callable[[], Any], steps: int, warm_up: int = 0) -> Row:
         """Seconds of the first call, then of the others: median of the blocks, least and most; peak memory in GiB."""
         first = self.seconds(work, 1)
-        self.seconds(work, self.size.warm_up)
+        self.seconds(work, self.size.warm_up + warm_up)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         times = [self.seconds(work, steps) for _ in range(self.size.blocks)]
@@ -244,9 +248,10 @@ class Bench:
         row = self.timed(step, self.size.steps)
         return row | {"images_a_second": images / row["seconds"]}
 
-    def inference(self, side: str, images: int, bf16: bool) -> Row:
-        work = self.their_inference(images, bf16) if side == THEIRS else self.our_inference(side, images, bf16)
-        row = self.timed(work, self.size.steps * (4 if images == 1 else 1))
+    def inference(self, side: str, images: int, bf16: bool, recorded: bool = False) -> Row:
+        theirs = side == THEIRS
+        work = self.their_inference(images, bf16) if theirs else self.our_inference(side, images, bf16, recorded)
+        row = self.timed(work, self.size.steps * (4 if images == 1 else 1), RECORDED_AT if recorded else 0)
         return row | {"images_a_second": images / row["seconds"], "detections": work()}
 
     def profile(self, file: Path) -> Row:
@@ -270,12 +275,14 @@ class Bench:
 class Report:
     """Sections with their results, written after each."""
 
-    def __init__(self, folder: Path, seconds: float, machine: Row):
-        self.file, self.ends = folder / "gpu.json", time.monotonic() + seconds
+    def __init__(self, folder: Path, seconds: float, machine: Row, only: str = ""):
+        self.file, self.ends, self.only = folder / "gpu.json", time.monotonic() + seconds, only
         self.rows: dict[str, Row] = {"machine": machine}
 
     def add(self, name: str, work: Callable[[], Row]) -> None:
-        """Run a section within the time that is left."""
+        """Run a section within the time that is left, if it is asked for."""
+        if self.only not in name:
+            return
         left = int(self.ends - time.monotonic())
         start = time.monotonic()
         try:
@@ -304,7 +311,9 @@ class Report:
             if "seconds" not in row:
                 continue
             kind, side, rest = (*name.split(": "), "", "")[:3]
-            theirs = self.rows.get(f"{kind}: {THEIRS}: {rest.removesuffix(', compiled')}", {})
+            theirs = self.rows.get(
+                f"{kind}: {THEIRS}: {rest.partition(', compiled')[0].partition(', recorded')[0]}", {}
+            )
             ratio = row.get("images_a_second", math.nan) / theirs.get("images_a_second", math.nan)
             work = self.rows.get(f"operations: {side}", {}).get("tflop_an_image", math.nan)
             tflops = work * row["images_a_second"] if kind == "training" else row.get("tflops", math.nan)
@@ -326,6 +335,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-benchmark"))
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", default="", help="sections whose names contain this; default: all")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -335,7 +345,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, QUICK if options.quick else FULL)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    report = Report(options.out, options.seconds, {"device": name, "torch": torch.__version__})
+    report = Report(options.out, options.seconds, {"device": name, "torch": torch.__version__}, options.only)
     smallest = bench.size.batches[0]
 
     report.add("matrix product", bench.matrix_rate)
@@ -349,16 +359,19 @@ def main() -> None:
             for side in (THEIRS, *OURS):
                 what = f"inference: {side}: batch {images}, {'bf16' if bf16 else 'float32'}"
                 report.add(what, partial(bench.inference, side, images, bf16))
+                if side != THEIRS and images == 1 and device.type == "cuda":
+                    report.add(f"{what}, recorded", partial(bench.inference, side, images, bf16, recorded=True))
 
     inference(bench.bf16)
     for images in bench.size.batches[1:]:
         for side in (THEIRS, *OURS):
             report.add(f"training: {side}: batch {images}", partial(bench.training, side, images))
-    if not options.quick:  # what takes longest comes last: translating a network took more than 51 seconds on an H100
-        what = f"training: {{}}: batch {smallest}, compiled"
+    if not options.quick:  # what takes longest comes last: a network is translated
+        for images in reversed(bench.size.batches):
+            for side in OURS:
+                what = f"training: {side}: batch {images}, compiled"
+                report.add(what, partial(bench.training, side, images, compiled=True))
         inference(bf16=False)
-        for side in reversed(OURS):
-            report.add(what.format(side), partial(bench.training, side, smallest, compiled=True))
     print(f"{name}, torch {torch.__version__}\n{report.table()}")
     write_json(report.file, report.rows)
 

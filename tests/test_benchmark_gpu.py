@@ -44,6 +44,10 @@ def test_a_section_that_fails_or_takes_too_long_leaves_the_others(tmp_path: Path
     rows = json.loads((tmp_path / "gpu.json").read_text())
     assert rows["works"]["value"] == 1
     assert rows["fails"]["error"] == "ZeroDivisionError: division by zero"
+    report = gpu.Report(tmp_path, 60, {"device": "none"}, only="one")
+    report.add("two", lambda: {"value": 2})
+    report.add("one of these", lambda: {"value": 1})
+    assert list(json.loads((tmp_path / "gpu.json").read_text())) == ["machine", "one of these"]
     report = gpu.Report(tmp_path, 1.5, {"device": "none"})
     report.add("lasts", lambda: time.sleep(60))
     report.add("too late", lambda: {"value": 2})
