@@ -21,6 +21,7 @@ from retinaconf.model.boxes import MAX_LOG_RATIO, iou
 from retinaconf.model.retinanet import Outputs
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
+MANY = 10_000  # boxes, above which it takes longer to sort all than to find the best
 BLOCK = 32  # voters of one class that a box meets at once
 
 
@@ -137,30 +138,35 @@ def postprocess(
 
 
 def suppressed(candidates: Boxes, iou_threshold: float, limit: int) -> Tensor:
-    """Indices of the best `limit` survivors of per-class NMS over the boxes of an image, best first.
+    """Indices of the best `limit` survivors of per-class NMS over the boxes of an image, best first."""
+    total = len(candidates.scores)
+    if total > MANY:
+        kept = _survivors(candidates, best_first(candidates.scores, 4 * limit), iou_threshold, limit)
+        if len(kept) == limit:
+            return kept
+    return _survivors(candidates, best_first(candidates.scores, total), iou_threshold, limit)
+
+
+def _survivors(candidates: Boxes, order: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Of `order` (D,), best first, the first `limit` that per-class NMS among these boxes leaves, in its order.
 
     Whether a box survives depends only on better boxes, so the best boxes are tried first. If these give too few, the
-    next ones are tried against the survivors, and so on. Only what is tried is sorted.
+    next ones are tried against the survivors, and so on.
     """
-    length = 4 * limit
-    kept = _survivors(candidates, best_first(candidates.scores, length), iou_threshold)
-    if len(kept) < limit and length < len(candidates.boxes):
-        for tried in best_first(candidates.scores, len(candidates.boxes))[length:].split(length):
-            kept = _survivors(candidates, torch.cat([kept, tried]), iou_threshold)
-            if len(kept) >= limit:
-                break
-    return kept[:limit]
-
-
-def _survivors(candidates: Boxes, index: Tensor, iou_threshold: float) -> Tensor:
-    """Of `index` (D,), best first, what per-class NMS among these boxes leaves, in its order."""
-    boxes, labels = candidates.boxes[index], candidates.labels[index]
+    boxes, labels = candidates.boxes.index_select(0, order), candidates.labels.index_select(0, order)
     # In float64, so that the shift which separates classes costs the coordinates nothing; a box far outside any image
     # would make the shift too large even for that.
     boxes = boxes.double().clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
-    shift = labels * (boxes.max() - boxes.min() + 1) if len(boxes) else labels
-    rank = torch.arange(len(boxes), 0, -1, dtype=torch.float64)
-    return index[nms(boxes + shift[:, None], rank, iou_threshold)]
+    if len(boxes):
+        boxes += (labels * (boxes.max() - boxes.min() + 1))[:, None]
+    rank = torch.arange(len(order), 0, -1, dtype=torch.float64)
+    kept = torch.arange(0)
+    for part in torch.arange(len(order)).split(4 * limit):
+        tried = torch.cat([kept, part])
+        kept = tried[nms(boxes[tried], rank[: len(tried)], iou_threshold)]
+        if len(kept) >= limit:
+            break
+    return order[kept[:limit]]
 
 
 def best_first(scores: Tensor, limit: int) -> Tensor:
