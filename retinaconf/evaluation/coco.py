@@ -67,6 +67,7 @@ class CocoEvaluator:
         boxes = to_xywh(detections.boxes.astype(np.float64))
         table = np.column_stack([image_ids, boxes, detections.scores, detections.labels])
         evaluation = COCOeval(self._coco, self._coco.load_res(table), "bbox")
+        evaluation.params.max_dets = [100]  # all of METRICS; 1 and 10 would take most of `accumulate`
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summary_lines()  # fills the stats without printing them
