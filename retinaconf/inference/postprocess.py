@@ -212,7 +212,7 @@ def voted(kept: Boxes, candidates: Boxes) -> Boxes:
     first = blocks.cumsum(0) - blocks  # (K,) block of each class
     ahead = first * BLOCK - (of_class.cumsum(0) - of_class)  # (K,) how far the filling moves the voters
     place = torch.arange(len(voters)) + ahead.repeat_interleave(of_class)
-    laid_out = torch.zeros(int(blocks.sum()), BLOCK, 5)
+    laid_out = voters.new_zeros(int(blocks.sum()), BLOCK, 5)
     laid_out.view(-1, 5)[place] = torch.cat([voters, candidates.scores[:, None]], dim=1).index_select(0, by_class)
     met = blocks[kept.labels]  # (D,) blocks
     row = torch.arange(len(boxes)).repeat_interleave(met)  # (Q,) which box meets
@@ -220,7 +220,7 @@ def voted(kept: Boxes, candidates: Boxes) -> Boxes:
     near, box = laid_out.index_select(0, block), boxes.index_select(0, row)[:, None]
     weights = _voting_weights(iou(box, near[..., :4]), near[..., 4])  # (Q, BLOCK)
     shift = torch.zeros_like(boxes).index_add_(0, row, (weights[:, None] @ (near[..., :4] - box)).squeeze(1))
-    total = torch.zeros(len(boxes)).index_add_(0, row, weights.sum(1))
+    total = weights.new_zeros(len(boxes)).index_add_(0, row, weights.sum(1))
     return kept._replace(boxes=boxes + shift / total.clamp(min=1e-30)[:, None])
 
 
