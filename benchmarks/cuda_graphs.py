@@ -3,7 +3,7 @@
 A pass over one image starts about a thousand short kernels. The CPU takes longer to start them than the GPU to run
 them. A recording starts them all at once.
 
-A trial: no GPU has run it yet. If `pytest -m gpu` passes and `benchmarks/gpu.py --only "batch 1"` shows that it pays,
+A trial: no GPU has run it yet. If `pytest -m gpu` passes and `benchmarks/gpu.py --only "batch 1,"` shows that it pays,
 its place is in `retinaconf/inference`, called by `Detector.outputs`.
 """
 
