@@ -118,6 +118,20 @@ class Pair(NamedTuple):
         return np.asarray((boxes[:, :2] >= low).all(1) & (boxes[:, 2:] <= high).all(1))
 
 
+def photographs_of(root: Path) -> list[Photograph]:
+    """All photographs of a data set, split by split."""
+    found = []
+    for split in find_layout(root).splits(root):
+        truth = load_split(root, split)
+        found += [Photograph(split, truth, row) for row in range(len(truth))]
+    return found
+
+
+def not_trained_on(found: list[Pair]) -> list[Pair]:
+    """The pairs, either side first, whose first photograph is not in train and has objects annotated twice."""
+    return [side for pair in found for side in (pair, pair.turned()) if side.a.split != "train" and side.twice()]
+
+
 def pairs(photographs: list[Photograph]) -> list[Pair]:
     """Photographs of equal size that show the same field."""
     greys = [photograph.grey() for photograph in photographs]
@@ -215,26 +229,33 @@ def worth(detector: Detector, found: list[Pair]) -> Worth:
 
     The uses are those of `retinaconf/paper/quality_statistics.py`.
     """
-    photographs = _stacked([pair.a for pair in found])
-    first, second, once = (_annotations(photographs, found, which) for which in ("first", "second", "once"))
+    photographs = stacked([pair.a for pair in found])
+    first, second = (annotations(photographs, found, which) for which in ("first", "second"))
     boxes = class_ranked(detector, photographs)
-    x, y = (boxes.boxes[:, :2] + boxes.boxes[:, 2:]).T / 2
-    low_x, low_y, high_x, high_y = np.array([pair.shared() for pair in found])[boxes.image_index].T
-    shared = (x >= low_x) & (x <= high_x) & (y >= low_y) & (y <= high_y)
-    on_first, on_second, on_once = (best_overlaps(boxes, truth).any_iou for truth in (first, second, once))
-    elsewhere = (on_once >= MATCHED) & (on_once > np.maximum(on_first, on_second))
-    counted = shared & ~elsewhere
+    counted = takes_part(boxes, photographs, found)
+    on_first, on_second = (best_overlaps(boxes, truth).any_iou for truth in (first, second))
     boxes = boxes[counted]
     assert boxes.quality is not None
     columns = (on_first[counted], on_second[counted], boxes.quality)
-    baseline = _average_precisions(PostProcessing()(boxes), first)
+    baseline = average_precisions(PostProcessing()(boxes), first)
     gains: dict[str, dict[str, list[np.ndarray]]] = {name: {use: [] for use in USES} for name in QUALITIES}
     for name, use, detections in detections_by_use(boxes, dict(zip(QUALITIES, columns))):
-        gains[name][use].append(_average_precisions(detections, first) - baseline)
+        gains[name][use].append(average_precisions(detections, first) - baseline)
     scores, quality, alpha = boxes.scores, boxes.quality, detector.config.inference.alpha
     ranked_by = {"class score": scores, "branch": quality, "joint score": quality**alpha * scores ** (1 - alpha)}
     ranked_by["second annotation"] = columns[1]
     return Worth(float(baseline[0]), gains, concordance(boxes, first, ranked_by))
+
+
+def takes_part(boxes: Detections, photographs: GroundTruth, found: list[Pair]) -> np.ndarray:
+    """(D,) whether a box has its centre in the shared part and is not on an object annotated once."""
+    x, y = (boxes.boxes[:, :2] + boxes.boxes[:, 2:]).T / 2
+    low_x, low_y, high_x, high_y = np.array([pair.shared() for pair in found])[boxes.image_index].T
+    shared = (x >= low_x) & (x <= high_x) & (y >= low_y) & (y <= high_y)
+    on_first, on_second, on_once = (
+        best_overlaps(boxes, annotations(photographs, found, which)).any_iou for which in ("first", "second", "once")
+    )
+    return np.asarray(shared & ~((on_once >= MATCHED) & (on_once > np.maximum(on_first, on_second))))
 
 
 def concordance(boxes: Detections, truth: GroundTruth, ranked_by: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -255,7 +276,7 @@ def concordance(boxes: Detections, truth: GroundTruth, ranked_by: dict[str, np.n
     return found
 
 
-def _average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
+def average_precisions(detections: Detections, truth: GroundTruth) -> np.ndarray:
     """AP on all photographs, then on each draw of them."""
     curve = curve_of(detections, truth)
     return np.array([curve(np.ones(len(truth))).mean(), *bootstrap_ap(detections, truth)])
@@ -272,7 +293,7 @@ def over_runs(found: list[dict[str, dict[str, list[np.ndarray]]]]) -> dict[str, 
     return document
 
 
-def _stacked(photographs: list[Photograph]) -> GroundTruth:
+def stacked(photographs: list[Photograph]) -> GroundTruth:
     """One ground truth of photographs of several splits; one that is in two pairs comes twice."""
     parts = [photograph.truth.subset([photograph.row]) for photograph in photographs]
     columns = ("image_ids", "image_sizes", "boxes", "labels", "crowd", "areas")
@@ -284,7 +305,7 @@ def _stacked(photographs: list[Photograph]) -> GroundTruth:
     return replace(parts[0], file_names=paths, image_folder=None, offsets=offsets, **joined)
 
 
-def _annotations(photographs: GroundTruth, found: list[Pair], which: str) -> GroundTruth:
+def annotations(photographs: GroundTruth, found: list[Pair], which: str) -> GroundTruth:
     """The objects annotated twice, by their `first` or `second` box; or those annotated `once`, all their boxes."""
     boxes, labels = [], []
     for pair in found:
@@ -347,12 +368,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    photographs = []
-    for split in find_layout(options.data).splits(options.data):
-        truth = load_split(options.data, split)
-        photographs += [Photograph(split, truth, row) for row in range(len(truth))]
+    photographs = photographs_of(options.data)
     found = pairs(photographs)
-    unseen = [side for pair in found for side in (pair, pair.turned()) if side.a.split != "train" and side.twice()]
+    unseen = not_trained_on(found)
     results = {run.name: worth(load(run, "cpu"), unseen) for run in options.runs}
     document = {
         "pairs": [[p.a.split, p.a.name, p.b.split, p.b.name, *p.shift, round(p.correlation, 3)] for p in found],

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import retinaconf
 from retinaconf.data.layouts import load_split
+from retinaconf.detections import Detections
 from retinaconf.evaluation import compare
 from retinaconf.inference.evaluate import evaluate
 from retinaconf.paper.quality_statistics import class_ranked
@@ -39,6 +41,7 @@ def study(name: str) -> Any:
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """`main("retrofit", ...)` runs a study and gives what it printed."""
     monkeypatch.setattr(compare, "DRAWS", 10)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "studies")  # as for a script; one study imports another
 
     def run(name: str, *words: Any) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
@@ -139,7 +142,8 @@ def test_fine_tuning(monkeypatch: pytest.MonkeyPatch, make_data: Callable[..., P
     assert (found / "measured.jsonl").read_text() == measured
 
 
-def test_second_annotation(main: Callable[..., str], tmp_path: Path) -> None:
+@pytest.fixture
+def photographed_twice(tmp_path: Path) -> Path:
     """A field photographed twice, 16 pixels lower and 24 to the left, annotated twice; and another field."""
     rng = np.random.default_rng(0)
     field, other = (
@@ -166,12 +170,50 @@ def test_second_annotation(main: Callable[..., str], tmp_path: Path) -> None:
                 }
             )
         )
-    main("second_annotation", "--data", tmp_path, "--json", tmp_path / "found.json")
+    return tmp_path
+
+
+def test_second_annotation(main: Callable[..., str], photographed_twice: Path, tmp_path: Path) -> None:
+    main("second_annotation", "--data", photographed_twice, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["pairs"] == [["train", "train-0.png", "val", "val-0.png", -16, -24, 1.0]]
     assert found["across_splits"] == {"train": 1, "val": 1}
     # The object of train is at (36, 54) of val's frame, whose box begins 2 pixels further: IoU 38 / 42.
     assert found["agreement"] == {"iou": {"cell": [round(38 / 42, 4)]}, "other_class": 0, "once": 1}
+
+
+def test_a_person_and_a_detector_are_measured_alike(
+    main: Callable[..., str], photographed_twice: Path, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The one object of val that is annotated twice: the person's box has IoU 38 / 42 with the reference, 0.905."""
+    run = write_run(tmp_path / "run", {1: "cell"})  # untrained: it finds nothing above the score threshold
+    data = ("--data", photographed_twice)
+    printed = main("person_as_detector", *data, run, run, "--json", tmp_path / "found.json")
+    assert "1 objects in 1 photographs, mean of the runs" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["found"] == [0, 0]
+    assert found["ap"]["person"] == pytest.approx([0.9] * 3)  # right at 9 of the 10 thresholds
+    assert found["ap"]["difference"] == pytest.approx([-0.9] * 3)
+
+
+def test_a_detector_beside_a_person_by_hand(
+    main: Callable[..., str], photographed_twice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object's best-scored box counts, and not the one that fits best; a box on nothing costs AP."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "studies")
+    person_as_detector = study("person_as_detector")
+    whole = load_split(photographed_twice, "val")
+    first = replace(whole, boxes=np.array([[0.0, 0, 10, 10], [50, 0, 60, 10]]), labels=np.array([0, 0]))
+    first = replace(first, offsets=np.array([0, 2, 2]), areas=np.full(2, 100.0), crowd=np.zeros(2, dtype=bool))
+    second = replace(first, boxes=np.array([[0.0, 0, 10, 7], [50, 0, 60, 9]]))
+    boxes = np.array([[0.0, 0, 10, 6.2], [0, 0, 10, 10], [100, 100, 110, 110]])
+    found = Detections(np.zeros(3, int), np.zeros(3, int), boxes, np.array([0.5, 0.4, 0.9]))
+    measured = person_as_detector.measure(replace(found, classes=first.classes, category_ids=(1,)), first, second)
+    assert measured.found == 1
+    assert measured.iou[0] == pytest.approx(0.62)
+    assert measured.person_iou[0] == pytest.approx(0.7)  # of the object that the detector finds
+    # One of two objects is found, behind one wrong box at three thresholds and behind two at seven.
+    assert measured.ap[0] == pytest.approx(51 / 101 * (3 / 2 + 7 / 3) / 10, abs=1e-3)
 
 
 def test_own_map_sees_that_a_class_differs(shared_data: Path) -> None:
