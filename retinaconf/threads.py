@@ -1,4 +1,4 @@
-"""Work on several threads: NumPy lets go of Python's lock while it computes."""
+"""Work on several threads: NumPy and torch let go of Python's lock while they compute."""
 
 from __future__ import annotations
 

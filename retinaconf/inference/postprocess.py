@@ -19,6 +19,7 @@ from retinaconf.config import VOTE_SIGMA, InferenceConfig
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.boxes import MAX_LOG_RATIO, iou
 from retinaconf.model.retinanet import Outputs
+from retinaconf.threads import in_threads
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
 MANY = 10_000  # boxes, above which it takes longer to sort all than to find the best
@@ -88,8 +89,9 @@ def postprocess(
     finite = (total if quality is None else total + quality) < math.inf  # (N, A); False for NaN
     limits = sizes.flip(1).repeat(1, 2).float()  # (N, 4): width, height, width, height
     clip_now = rules.clip_first or not suppress
-    results = []
-    for joint in joints:
+
+    @torch.no_grad()  # a thread does not inherit it
+    def ranked_by(joint: JointScore) -> list[Boxes]:
         joined = quality  # what the score takes for the quality: 1 where it leaves it out
         if quality is not None and joint.large_levels_only:
             joined = torch.where(_of_large_level(outputs, config), quality, 1)
@@ -133,8 +135,11 @@ def postprocess(
                 found = found._replace(boxes=_clip(found.boxes, limit))
                 found = found.rows(torch.nonzero(_has_area(found.boxes)).flatten())
             images.append(found)
-        results.append(images)
-    return results
+        return images
+
+    if len(joints) == 1:  # not worth a thread
+        return [ranked_by(joints[0])]
+    return list(in_threads(ranked_by, joints))
 
 
 def suppressed(candidates: Boxes, iou_threshold: float, limit: int) -> Tensor:
