@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import sys
@@ -41,8 +42,15 @@ def load_command(name: str) -> Callable[..., None]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command and exit."""
-    sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+    """Run a command and exit. Without `args` the process is the command's own, and ends at once."""
+    if args is not None:
+        sys.exit(_run(list(args)))
+    code = _run(sys.argv[1:])
+    # Python takes most of a second to take torch apart, which nobody waits for.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(args: list[str]) -> int:

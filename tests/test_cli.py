@@ -56,6 +56,15 @@ def test_exit_codes_and_one_line_on_stderr(tmp_path: Path, words: list[str], cod
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("word", "code"), [("--version", 0), ("nonsense", 2)])
+def test_a_process_ends_as_others_do(word: str, code: int):
+    """What is printed comes out, and what was registered to be done at the end is done."""
+    program = "import atexit; from retinaconf.cli import main; atexit.register(print, 'done'); main()"
+    result = python("-c", program, word)
+    assert (result.returncode, result.stdout.endswith("done\n")) == (code, True)
+    assert (__version__ in result.stdout) == (code == 0)
+
+
 def test_a_reader_that_goes_away_is_no_error():
     process = subprocess.Popen(
         [sys.executable, "-m", "retinaconf", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
