@@ -164,21 +164,21 @@ def _survivors(candidates: Boxes, order: Tensor, iou_threshold: float, limit: in
     boxes = boxes.double().clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
     if len(boxes):
         boxes += (labels * (boxes.max() - boxes.min() + 1))[:, None]
-    rank = torch.arange(len(order), 0, -1, dtype=torch.float64)
-    kept = torch.arange(0)
-    for part in torch.arange(len(order)).split(4 * limit):
-        tried = torch.cat([kept, part])
-        kept = tried[nms(boxes[tried], rank[: len(tried)], iou_threshold)]
-        if len(kept) >= limit:
-            break
+    index, rank = torch.arange(len(order)), torch.arange(len(order), 0, -1, dtype=torch.float64)
+    kept = index[:0]
+    start, end = 0, 4 * limit
+    while start < len(order) and len(kept) < limit:
+        tried = torch.cat([kept, index[start:end]])
+        kept = tried.index_select(0, nms(boxes.index_select(0, tried), rank[: len(tried)], iou_threshold))
+        start, end = end, end + 8 * limit  # few large parts: each costs Python's lock a while
     return order[kept[:limit]]
 
 
 def best_first(scores: Tensor, limit: int) -> Tensor:
     """Indices of the `limit` largest scores (D,), or of all if there are fewer: best first, ties in their order."""
-    index = torch.arange(len(scores))
-    if limit < len(scores):
-        index = index[scores >= scores.topk(limit, sorted=False).values.min()]
+    if limit >= len(scores):
+        return scores.sort(descending=True, stable=True).indices
+    (index,) = torch.nonzero(scores >= scores.topk(limit, sorted=False).values.min(), as_tuple=True)
     return index[scores[index].sort(descending=True, stable=True).indices[:limit]]
 
 
