@@ -55,6 +55,7 @@ def retrofit(
     Raises:
         InputError: the run has a branch or a joint head, the data are bad or of other categories, or `out` exists.
     """
+    from retinaconf.data.checked import CheckedImages
     from retinaconf.data.layouts import describe
     from retinaconf.data.splits import read_train_and_val
     from retinaconf.inference.choose_alpha import choose_alpha
@@ -81,8 +82,9 @@ def retrofit(
         raise InputError(f"--seed {seed}: give at least 0")
     detector = load(run, device)
     config = _with_branch(detector.config, quality, run)
+    checked = CheckedImages(run)
     train_set, val_set = read_train_and_val(
-        data, config.data, layout, val_fraction, val_list(run), like=detector, whose=run
+        data, config.data, layout, val_fraction, val_list(run), like=detector, whose=run, check=checked.check
     )
 
     with _appearing_whole(out) as folder:
@@ -120,6 +122,7 @@ def retrofit(
         write_config(folder / CONFIG, config)
         if train_set.val_split is not None:
             write_val_list(folder / VAL, train_set.val_split.names)
+        checked.write(folder)
         write_weights(folder / MODEL, state, config, detector.classes, detector.category_ids)
         (folder / METRICS_LOG).write_text("".join(metrics_line(record) for record in records))
         progress.say(f"{out}: alpha {alpha:g}; `retinaconf evaluate {out}` and the others take it from there")

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch, evaluation_batches
 from retinaconf.data.splits import read_split
@@ -112,9 +113,9 @@ def quantize_and_measure(
         InputError: no split train or val, bad data, or other categories than the detector's.
     """
     settings = detector.config.data
-    kept = val_list(run)
-    train = read_split(data, "train", settings, val_list=kept, like=detector, whose=run, images=IMAGES)
-    val = read_split(data, "val", settings, val_list=kept, like=detector, whose=run)
+    kept, check = val_list(run), CheckedImages(run).check
+    train = read_split(data, "train", settings, val_list=kept, like=detector, whose=run, images=IMAGES, check=check)
+    val = read_split(data, "val", settings, val_list=kept, like=detector, whose=run, check=check)
     integers = quantized(content, evaluation_batches(train, settings, 1))
     evaluator = CocoEvaluator(val)
     before, after = (evaluator(detect(session(file), detector, val)).overall["AP"] for file in (content, integers))

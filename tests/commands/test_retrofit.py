@@ -74,6 +74,7 @@ def test_only_the_branch_is_new(base: Any, fitted: Any):
 
 def test_the_run_folder_says_what_it_is(base: Any, fitted: Any):
     assert {path.name for path in fitted.run.iterdir()} == {
+        "checked-images.json",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",

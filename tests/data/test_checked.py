@@ -182,6 +182,19 @@ def test_a_run_that_continues_and_its_evaluation_decode_only_what_is_new(
         assert f"{file}: truncated" in result.err
 
 
+def test_a_retrofit_decodes_only_what_its_run_does_not_know(
+    run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, decoded: list[str]
+):
+    words = ("train", "retinanet-lite0", "--data", tiny_data, "--out", tmp_path / "plain", *tiny_flags)
+    words = (*words, "--model.quality", "none", "--inference.alpha", "0")
+    assert run_cli(*words, "--device", "cpu", "--max-steps", "1").code == 0
+    images = len(decoded)
+    words = ("retrofit", tmp_path / "plain", "--data", tiny_data, "--out", tmp_path / "run", "--device", "cpu")
+    assert run_cli(*words).code == 0
+    assert run_cli("evaluate", tmp_path / "run", "--data", tiny_data, "--device", "cpu").code == 0
+    assert len(decoded) == images
+
+
 def test_a_run_that_cannot_load_an_image_checks_all_of_them_again(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, decoded: list[str]
 ):
