@@ -103,8 +103,7 @@ def fit(run: Path, root: Path, out: Path) -> None:
     for name, training in missing.items():
         config = detector.config.changed(**{"model.quality": "classification"} | dict(training.changes))
         branch = fitted_branch(batches, config.loss, detector.model.cell_anchors.count)
-        state = detector.model.state_dict()
-        state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
+        state = detector.state | {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
         folder = _folder(out, name, run)
         folder.mkdir(parents=True)
         write_config(folder / CONFIG, config)

@@ -98,8 +98,7 @@ def retrofit(
             branch = _learn(detector, quality, train_set, seed, progress)
         except FloatingPointError as error:
             raise InputError(f"{run}: {error}; its training has failed, train it anew") from None
-        state = detector.model.state_dict()
-        state |= {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
+        state = detector.state | {"head.quality_conv.weight": branch.weight, "head.quality_conv.bias": branch.bias}
         records: list[dict[str, Any]] = [
             {"kind": "retrofit", "step": step, "epoch": PASSES, "seed": seed, **tried}
             for step, tried in enumerate(branch.tried, 1)

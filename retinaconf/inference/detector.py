@@ -37,6 +37,7 @@ from retinaconf.inference.postprocess import postprocess
 from retinaconf.inference.sources import find_images
 from retinaconf.inference.tables import gathered, tables_of, to_table
 from retinaconf.inference.winograd import Winograd
+from retinaconf.model.backbone import make_plain
 from retinaconf.model.retinanet import Outputs, with_weights
 from retinaconf.run_folder import CONFIG, MODEL, Weights, read_weights, write_config, write_weights
 
@@ -98,6 +99,8 @@ class Detector(ModelHubMixin):
             self.model = with_weights(self.config.model, len(self.classes), weights.state).eval()
         except InputError as error:
             raise InputError(f"its weights do not fit its configuration ({error}); restore it, or train anew") from None
+        self.state = weights.state  # as trained; those of `model` hold the norms, too
+        make_plain(self.model)
         # Channels last makes inference faster: two thirds of the time on a CPU.
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -105,7 +108,7 @@ class Detector(ModelHubMixin):
         write_config(save_directory / CONFIG, self.config)
         tuning = None if self.tuning is None else self.tuning.values()
         categories = (self.classes, self.category_ids)
-        write_weights(save_directory / MODEL, self.model.state_dict(), self.config, *categories, tuning)
+        write_weights(save_directory / MODEL, self.state, self.config, *categories, tuning)
 
     @classmethod
     def _from_pretrained(

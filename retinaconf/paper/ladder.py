@@ -184,7 +184,7 @@ def _training_step(detector: Detector, batch: Batch) -> Callable[[], None]:
     """A training step but for the optimizer's part, which all steps of the ladder share."""
     config = detector.config
     network = RetinaNet(config.model.model_copy(update={"weights": "none"}), len(detector.classes))
-    network.load_state_dict(detector.model.state_dict())
+    network.load_state_dict(detector.state)
     network.to(memory_format=memory_format(network, config, detector.device))
     if detector.device.type == "cpu" and config.precision != "32":
         some_convolutions_in_32_bits(network)

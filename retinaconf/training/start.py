@@ -77,7 +77,7 @@ def begin(network: RetinaNet, config: Config, classes: tuple[str, ...]) -> tuple
                 "start from a recipe"
             )
         fresh = network.state_dict()
-        start = start_from(trained.model.state_dict(), fresh, trained.classes, classes, _unlike(old, new))
+        start = start_from(trained.state, fresh, trained.classes, classes, _unlike(old, new))
         network.load_state_dict(start.state)
         kept = start.kept
         lines = [f"starts from {weights}; {describe(start, classes)}"]

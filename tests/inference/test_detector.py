@@ -14,6 +14,8 @@ from retinaconf.data.layouts import load_split
 from retinaconf.detections import Detections
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import BATCH, Detector
+from retinaconf.model.backbone import FoldedConv2d
+from retinaconf.model.retinanet import with_weights
 from retinaconf.run_folder import read_weights
 
 
@@ -41,12 +43,25 @@ def test_it_is_what_was_trained(detector: Detector, trained: Any):
     assert detector.config == trained.config
     assert not detector.model.training
     state = read_weights(trained.run).state
-    assert all(torch.equal(tensor, state[name]) for name, tensor in detector.model.state_dict().items())
+    assert detector.state.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in detector.state.items())
+
+
+def test_its_convolutions_hold_the_norms_and_nothing_changes(detector: Detector, trained: Any):
+    weights = read_weights(trained.run)
+    as_trained = with_weights(weights.config.model, len(weights.classes), weights.state).eval()
+    assert any(isinstance(module, FoldedConv2d) for module in as_trained.modules())
+    assert not any(isinstance(module, FoldedConv2d) for module in detector.model.modules())
+    as_trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, sizes = torch.rand(2, 3, 96, 128) * 255, torch.tensor([[96, 128], [80, 100]])
+    with torch.no_grad():
+        for one, two in zip(as_trained(images, sizes)[:3], detector.model(images, sizes)[:3]):
+            assert torch.equal(one, two)
 
 
 def test_no_weights_are_drawn_at_random_before_those_of_the_run_are_loaded(trained: Any):
     state, weights = torch.get_rng_state(), read_weights(trained.run)
-    loaded = Detector(weights, "cpu").model.state_dict()
+    loaded = with_weights(weights.config.model, len(weights.classes), weights.state).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert loaded.keys() == weights.state.keys()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights.state.items())
