@@ -282,6 +282,7 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, varifocal": ("aligned", VARIFOCAL),
     "aligned, slow backbone": ("aligned", SLOW_BACKBONE),
     "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),  # and voting: `aligned-lite0`
+    "aligned, rank loss, varifocal, slow backbone": ("aligned, varifocal, slow backbone", {"loss.rank": 3.0}),
     "aligned, trained apart, slow backbone": ("aligned, slow backbone", {"loss.joint": "separate"}),
     SLOW_RETINANET: ("RetinaNet", SLOW_BACKBONE),
 }
