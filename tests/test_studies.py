@@ -196,11 +196,9 @@ def test_a_person_and_a_detector_are_measured_alike(
     assert found["ap"]["difference"] == pytest.approx([-0.9] * 3)
 
 
-def test_a_detector_beside_a_person_by_hand(
-    main: Callable[..., str], photographed_twice: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("main")
+def test_a_detector_beside_a_person_by_hand(photographed_twice: Path) -> None:
     """The object's best-scored box counts, and not the one that fits best; a box on nothing costs AP."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "studies")
     person_as_detector = study("person_as_detector")
     whole = load_split(photographed_twice, "val")
     first = replace(whole, boxes=np.array([[0.0, 0, 10, 10], [50, 0, 60, 10]]), labels=np.array([0, 0]))
