@@ -56,11 +56,12 @@ def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Mat
     candidates = []
     for level, last in zip(centres.split(outputs.level_sizes), accumulate(outputs.level_sizes)):
         cells = level[::per_cell]  # the anchors of a cell have one centre
-        distances = (cells[:, None] - _centres(boxes)[:, None]).square().sum(dim=3)  # (N, cells, G)
-        nearest = distances.topk(min(NEAREST, len(cells)), dim=1, largest=False).indices
+        # The cells of an object lie side by side in memory: a GPU finds the nearest in a fraction of the time.
+        distances = (cells - _centres(boxes)[:, :, None]).square().sum(dim=3)  # (N, G, cells)
+        nearest = distances.topk(min(NEAREST, len(cells)), largest=False, sorted=False).indices
         first = last - len(level)
         candidates += [first + nearest * per_cell + number for number in range(per_cell)]
-    candidate = torch.cat(candidates, dim=1)  # (N, C, G)
+    candidate = torch.cat(candidates, dim=2).transpose(1, 2)  # (N, C, G)
     overlaps = iou(anchors[candidate], boxes[:, None])
     std, mean = torch.std_mean(overlaps, dim=1, keepdim=True)
     chosen = (overlaps >= mean + std) & _inside(centres[candidate], boxes) & (labels >= 0)[:, None]
