@@ -7,9 +7,11 @@ autocast, channels last, SGD with one kernel a step; seven objects an image; a b
 step is the package's own, `training/step.py`. Inference goes from the image on the device to detections, of classes
 whose scores are spread so that about 0.3 % of all (anchor, class) pairs pass the threshold.
 
-Rows called `recorded` replay the network as a CUDA graph (`cuda_graphs.py`). Sections run one after the other until the
-seconds are used up; `--only` runs those whose names contain a text. A section that fails leaves its error in
-FOLDER/gpu.json and the others go on. FOLDER/profile.txt has the profile of a training step of `aligned-r50`.
+Rows called `network` leave out post-processing. Rows called `recorded` replay the network as a CUDA graph, as a
+detector does. Sections run one after the other until the seconds are used up; `--only` runs those whose names contain a
+text. A section that fails leaves its error in FOLDER/gpu.json and the others go on. FOLDER/profile.txt has the profile
+of a training step of `aligned-r50`.
+
 `--quick` takes tiny images on any device, without bf16 on a CPU: it shows that the script works, and measures nothing.
 """
 
@@ -28,7 +30,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cuda_graphs import RECORDED_AT, CudaGraphs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
@@ -40,9 +41,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from retinaconf.config import Config
 from retinaconf.data.loader import Batch
 from retinaconf.files import write_json
+from retinaconf.inference.cuda_graphs import RECORDED_AT, CudaGraphs
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
-from retinaconf.model.retinanet import RetinaNet
+from retinaconf.model.backbone import make_plain
+from retinaconf.model.retinanet import Outputs, RetinaNet
 from retinaconf.recipes import recipe
 from retinaconf.training.assigners import ASSIGNERS
 from retinaconf.training.loop import launch
@@ -164,7 +167,8 @@ class Bench:
 
         return step
 
-    def our_inference(self, name: str, images: int, bf16: bool, recorded: bool) -> Callable[[], int]:
+    def our_pass(self, name: str, images: int, bf16: bool, recorded: bool) -> Callable[[], Outputs]:
+        """A pass of the network over the images, without what comes after it."""
         config, network, batch = self.settings(name).inference, self.our_network(name).eval(), self.batch(images)
         half = 0.5**config.alpha  # of a quality that has learned nothing
         self._spread(
@@ -172,12 +176,22 @@ class Bench:
             (THRESHOLD / half) ** (1 / (1 - config.alpha)),
             lambda: network(batch.images, batch.sizes),
         )
+        make_plain(network)  # as a detector does
         run = CudaGraphs(network) if recorded else network
 
-        def infer() -> int:
+        def network_pass() -> Outputs:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                outputs = run(batch.images, batch.sizes)
-            (found,) = postprocess(outputs, batch.sizes, config, [joint_score(config)])
+                outputs: Outputs = run(batch.images, batch.sizes)
+            return outputs
+
+        return network_pass
+
+    def our_inference(self, name: str, images: int, bf16: bool, recorded: bool) -> Callable[[], int]:
+        config, sizes = self.settings(name).inference, self.batch(images).sizes
+        network_pass = self.our_pass(name, images, bf16, recorded)
+
+        def infer() -> int:
+            (found,) = postprocess(network_pass(), sizes, config, [joint_score(config)])
             return sum(len(boxes.scores) for boxes in found)
 
         return infer
@@ -253,6 +267,10 @@ class Bench:
         work = self.their_inference(images, bf16) if theirs else self.our_inference(side, images, bf16, recorded)
         row = self.timed(work, self.size.steps * (4 if images == 1 else 1), RECORDED_AT if recorded else 0)
         return row | {"images_a_second": images / row["seconds"], "detections": work()}
+
+    def network(self, name: str, bf16: bool, recorded: bool = False) -> Row:
+        work = self.our_pass(name, 1, bf16, recorded)
+        return self.timed(work, self.size.steps * 4, RECORDED_AT if recorded else 0)
 
     def profile(self, file: Path) -> Row:
         """The table of a step into `file`; how often a step waits and copies."""
@@ -359,8 +377,13 @@ def main() -> None:
             for side in (THEIRS, *OURS):
                 what = f"inference: {side}: batch {images}, {'bf16' if bf16 else 'float32'}"
                 report.add(what, partial(bench.inference, side, images, bf16))
-                if side != THEIRS and images == 1 and device.type == "cuda":
+                if side == THEIRS or images > 1:
+                    continue
+                alone = what.replace("inference", "network")
+                report.add(alone, partial(bench.network, side, bf16))
+                if device.type == "cuda":
                     report.add(f"{what}, recorded", partial(bench.inference, side, images, bf16, recorded=True))
+                    report.add(f"{alone}, recorded", partial(bench.network, side, bf16, recorded=True))
 
     inference(bench.bf16)
     for images in bench.size.batches[1:]:

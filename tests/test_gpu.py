@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from retinaconf import load
 from retinaconf.data.splits import read_train_and_val
+from retinaconf.inference.cuda_graphs import RECORDED_AT
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.training.loop import launch, train
 from retinaconf.training.progress import Progress
@@ -135,11 +138,20 @@ def test_a_step_waits_for_the_gpu_once(
     assert [waited[step] - waited[step - 1] for step in (5, 6, 7, 8, 9, 11, 12, 13, 14)] == [1] * 9
 
 
-def test_a_compiled_step(data: Path, tiny_config: Any, tmp_path: Path):
-    """The losses of the first steps are those of a plain run, up to the rounding of a GPU."""
+def test_a_compiled_step(make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path):
+    """The losses of the first steps are those of a plain run, up to the rounding of a GPU.
+
+    One canvas and no validation: each graph takes a minute to translate.
+    """
+    data = make_data(tmp_path / "data", train=60, val=4)
+    train = json.loads((data / "train.json").read_text())
+    train["images"] = [image for image in train["images"] if image["width"] == 128]
+    kept = {image["id"] for image in train["images"]}
+    train["annotations"] = [box for box in train["annotations"] if box["image_id"] in kept]
+    (data / "train.json").write_text(json.dumps(train))
     for name, compiled in (("plain", False), ("compiled", True)):
         config = tiny_config(**{"compile": compiled, "optimizer.lr": 1e-3})
-        train_run(config, data, tmp_path / name, max_steps=5, device=DEVICE)
+        train_run(config, data, tmp_path / name, max_steps=4, device=DEVICE)
     plain, compiled = (lines(tmp_path / name, "train")[-1] for name in ("plain", "compiled"))
     for name in ("loss", "class", "box", "quality"):
         assert compiled[name] == pytest.approx(plain[name], rel=0.02)
@@ -184,6 +196,21 @@ def test_predict(run_cli: Any, run: Path, data: Path, tmp_path: Path):
     assert len(list(out.glob("*.jpg"))) == 24
     found = json.loads((out / "detections.json").read_text())
     assert max(box["score"] for box in found) > 0.3
+
+
+def test_an_image_of_a_size_that_comes_often(run: Path, data: Path):
+    """Its kernels are recorded and replayed."""
+    detector = load(run, device=DEVICE)
+    images = [data / "images" / f"train-{number}.png" for number in (4, 7)]
+    found = [[detector.predict(image)[0] for image in images] for _ in range(RECORDED_AT + 3)]
+    assert detector._graphs is not None
+    assert [recording is not None for recording in detector._graphs.recordings.values()] == [True]
+    for one, other in zip(found[0], found[-1]):
+        assert len(one) == len(other) > 0
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.1)
+    assert len(found[0][0]) != len(found[0][1]) or not np.array_equal(found[0][0].boxes, found[0][1].boxes)
 
 
 def test_diagnose(run_cli: Any, run: Path, data: Path, tmp_path: Path):

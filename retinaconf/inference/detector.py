@@ -31,6 +31,7 @@ from retinaconf.detections import Detections
 from retinaconf.device import find_device
 from retinaconf.errors import InputError
 from retinaconf.evaluation.tuning import Tuning, tuning_of
+from retinaconf.inference.cuda_graphs import CudaGraphs
 from retinaconf.inference.joint_score import WITH_ALPHA, JointScore, joint_score
 from retinaconf.inference.model_card import best_metrics, model_card
 from retinaconf.inference.postprocess import postprocess
@@ -103,6 +104,7 @@ class Detector(ModelHubMixin):
         make_plain(self.model)
         # Channels last makes inference faster: two thirds of the time on a CPU.
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._graphs = CudaGraphs(self.model) if self.device.type == "cuda" else None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_config(save_directory / CONFIG, self.config)
@@ -230,7 +232,7 @@ class Detector(ModelHubMixin):
     def outputs(self, images: Tensor, sizes: Tensor) -> Outputs:
         """What the network says of padded images on the device: the arguments of `RetinaNet.forward`."""
         with Winograd() if self.device.type == "cpu" else nullcontext():
-            outputs: Outputs = self.model(images, sizes)
+            outputs: Outputs = (self._graphs or self.model)(images, sizes)
         return outputs
 
     def tuned_for(self, joint: JointScore) -> Tuning | None:

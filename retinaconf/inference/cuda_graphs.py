@@ -2,9 +2,6 @@
 
 A pass over one image starts about a thousand short kernels. The CPU takes longer to start them than the GPU to run
 them. A recording starts them all at once.
-
-A trial: no GPU has run it yet. If `pytest -m gpu` passes and `benchmarks/gpu.py --only "batch 1,"` shows that it pays,
-its place is in `retinaconf/inference`, called by `Detector.outputs`.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ class Recording(NamedTuple):
     sizes: Tensor
     graph: torch.cuda.CUDAGraph
     outputs: Outputs
+    weights: list[Tensor]  # held here, so that no others come to lie at their address
 
 
 class CudaGraphs:
@@ -87,17 +85,21 @@ class CudaGraphs:
     @torch.no_grad()
     def _record(self, images: Tensor, sizes: Tensor) -> Recording:
         images, sizes = images.clone(), sizes.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(usual)
         with torch.cuda.stream(aside):  # what is made once, such as handles and anchors, is made before
             self.network(images, sizes)
-        torch.cuda.current_stream().wait_stream(aside)
+        usual.wait_stream(aside)
         torch.clear_autocast_cache()  # weights in bfloat16 would be gone at the next replay
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.memory, stream=aside, capture_error_mode="thread_local"):
-            outputs = self.network(images, sizes)
-        torch.clear_autocast_cache()
-        return Recording(images, sizes, graph, outputs)
+        try:
+            with torch.cuda.graph(graph, pool=self.memory, stream=aside, capture_error_mode="thread_local"):
+                outputs = self.network(images, sizes)
+        finally:
+            torch.cuda.set_stream(usual)  # where a recording fails, torch stays on the stream aside
+            torch.clear_autocast_cache()
+        weights = [tensor.detach() for tensor in (*self.network.parameters(), *self.network.buffers())]
+        return Recording(images, sizes, graph, outputs, weights)
 
 
 def _copied(outputs: Outputs) -> Outputs:
