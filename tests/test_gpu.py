@@ -141,7 +141,7 @@ def test_a_step_waits_for_the_gpu_once(
 def test_a_compiled_step(make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path):
     """The losses of the first steps are those of a plain run, up to the rounding of a GPU.
 
-    One canvas and no validation: each graph takes a minute to translate.
+    One canvas and no validation: each graph can take a minute to translate.
     """
     data = make_data(tmp_path / "data", train=60, val=4)
     train = json.loads((data / "train.json").read_text())

@@ -53,9 +53,9 @@ class Config(Section):
     """Arithmetic of the network; losses always use 32 bits. Mixed precision is faster on GPUs and on CPUs with bfloat16
     instructions (AVX512-BF16, AMX), and several times slower on other CPUs."""
     compile: bool = False
-    """Compile the network with `torch.compile` for training. The first steps then take up to a few minutes, and more
-    where images have several sizes. On a GPU, the later steps take less time. Results change by rounding only. It needs
-    a C++ compiler."""
+    """Compile the network with `torch.compile` for training. The first step on a size of a padded batch then takes up
+    to a few minutes. After eight sizes, batches of others are not compiled. On a GPU, the later steps take less time.
+    Results change by rounding only. It needs a C++ compiler."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_branch(self) -> Config:

@@ -150,6 +150,9 @@ def train(
     model, optimizer = fabric.setup(network, optimizer)
     if config.compile:
         compile_network(network)
+        progress.say(
+            "compile: torch translates the network at the first step on each size of a padded batch, up to eight"
+        )
     if averaged is not None:
         averaged.module.to(fabric.device)
     step, best, validated = 0, -1.0, 0  # `validated`: the last step whose weights were validated

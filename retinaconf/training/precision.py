@@ -61,15 +61,16 @@ def fused_on(device: torch.device, precision: str) -> bool | None:
 def compile_network(network: RetinaNet) -> None:
     """Let `torch.compile` translate the network, in place; the names of its weights stay.
 
-    One graph goes from the images to what the head says. The second width and the second height of a canvas translate
-    it again, and from then on it takes any size near theirs. Canvases of few pixels can need graphs of their own.
+    One graph goes from the images to what the head says. Each size of canvas has its own, up to torch's limit of eight:
+    batches of further sizes go through the network as it is. A graph for any size took more than 400 seconds on an H100
+    where one for a fixed size takes 65 (docs/performance.md).
 
     Raises:
         InputError: there is no C++ compiler, which torch needs for it.
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         raise InputError("--compile needs a C++ compiler, such as g++, and finds none; install one, or leave it out")
-    network.head_outputs = torch.compile(network.head_outputs)  # type: ignore[method-assign]
+    network.head_outputs = torch.compile(network.head_outputs, dynamic=False)  # type: ignore[method-assign]
 
 
 def some_convolutions_in_32_bits(network: nn.Module) -> None:
