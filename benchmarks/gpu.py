@@ -12,6 +12,9 @@ detector does. Sections run one after the other until the seconds are used up; `
 text. A section that fails leaves its error in FOLDER/gpu.json and the others go on. FOLDER/profile.txt has the profile
 of a training step of `aligned-r50`.
 
+A network takes a minute to translate for a `compiled` row. Runs side by side, such as `--only "conf-r50: batch 32,
+compiled"`, do that for later ones, where all have the same TORCHINDUCTOR_CACHE_DIR; their times do not count.
+
 `--quick` takes tiny images on any device, without bf16 on a CPU: it shows that the script works, and measures nothing.
 """
 
