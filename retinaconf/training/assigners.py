@@ -56,7 +56,7 @@ def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Mat
     candidates = []
     for level, last in zip(centres.split(outputs.level_sizes), accumulate(outputs.level_sizes)):
         cells = level[::per_cell]  # the anchors of a cell have one centre
-        # The cells of an object lie side by side in memory: a GPU finds the nearest in a fraction of the time.
+        # The cells of an object lie side by side in memory, as topk reads them.
         distances = (cells - _centres(boxes)[:, :, None]).square().sum(dim=3)  # (N, G, cells)
         nearest = distances.topk(min(NEAREST, len(cells)), largest=False, sorted=False).indices
         first = last - len(level)
