@@ -62,8 +62,8 @@ def compile_network(network: RetinaNet) -> None:
     """Let `torch.compile` translate the network, in place; the names of its weights stay.
 
     One graph goes from the images to what the head says. Each size of canvas has its own, up to torch's limit of eight:
-    batches of further sizes go through the network as it is. A graph for any size took more than 400 seconds on an H100
-    where one for a fixed size takes 65 (docs/performance.md).
+    batches of further sizes go through the network as it is. With graphs for any size, a tiny network on three
+    sizes was not translated after 400 seconds on an H100 (docs/performance.md).
 
     Raises:
         InputError: there is no C++ compiler, which torch needs for it.
