@@ -16,13 +16,13 @@ BINS = 16  # a side: the longest distance is 15 units, so the largest box has 3.
 SHORTEST = 1e-3  # units from one side to the other; the log of 0 has no gradient
 
 
-def mean_distances(box_logits: Tensor) -> Tensor:
-    """(..., 4) float32 means of the distributions with logits (..., 4, BINS), in mixed precision, too.
+def mean_distances(distributions: Tensor) -> Tensor:
+    """(..., 4) float32 means of the distributions (..., 4, BINS) float32, in mixed precision, too.
 
     A matrix product would be rounded to bfloat16 there: by up to 0.03 units, which is half a pixel on P4.
     """
-    bins = torch.arange(BINS, device=box_logits.device, dtype=torch.float32)
-    return (box_logits.float().softmax(dim=-1) * bins).sum(dim=-1)
+    bins = torch.arange(BINS, device=distributions.device, dtype=torch.float32)
+    return (distributions * bins).sum(dim=-1)
 
 
 def deltas_of(distances: Tensor) -> Tensor:

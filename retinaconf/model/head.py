@@ -93,12 +93,12 @@ class Head(nn.Module):
             box_deltas = deltas_of(box_deltas.float().exp())
         elif self.box == "distribution":
             box_logits = box_deltas.unflatten(2, (4, BINS))
-            box_deltas = deltas_of(mean_distances(box_logits))
+            distributions = box_logits.float().softmax(dim=-1)
+            box_deltas = deltas_of(mean_distances(distributions))
         if self.quality_conv is not None:
             quality_logits = _by_anchor(quality, 1).squeeze(-1)
         elif self.distribution_quality is not None:
-            assert box_logits is not None
-            quality_logits = self.distribution_quality(box_logits)
+            quality_logits = self.distribution_quality(distributions)
         return _by_anchor(class_logits, self.classes), box_deltas, quality_logits, box_logits
 
 

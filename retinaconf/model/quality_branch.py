@@ -20,9 +20,9 @@ class DistributionQuality(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, box_logits: Tensor) -> Tensor:
-        """Quality logits (N, A) of box distributions with logits (N, A, 4, BINS)."""
-        top = box_logits.softmax(dim=-1).topk(TOP, dim=-1).values
+    def forward(self, distributions: Tensor) -> Tensor:
+        """Quality logits (N, A) of box distributions (N, A, 4, BINS)."""
+        top = distributions.topk(TOP, dim=-1).values
         seen = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1).flatten(2)
         logits: Tensor = self.out(torch.relu(self.hidden(seen))).squeeze(-1)
         return logits

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from retinaconf.model.distances import deltas_of, mean_distances
 from retinaconf.model.head import PRIOR, Head
 
 SHAPES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
@@ -113,6 +114,11 @@ def test_distances_are_the_exponent_of_outputs_and_those_of_a_distribution_its_m
     left, top, right, bottom = (raw.softmax(1) * torch.arange(16)).sum(1).tolist()
     expected = [(right - left) / 16, (bottom - top) / 16, math.log((left + right) / 8), math.log((top + bottom) / 8)]
     torch.testing.assert_close(box_deltas[0, 1], torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+    with torch.autocast("cpu", torch.bfloat16):  # rounds the logits, and nothing behind them
+        _, box_deltas, _, box_logits = head(maps)
+    assert (box_logits.dtype, box_deltas.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(box_deltas, deltas_of(mean_distances(box_logits.float().softmax(-1))))
 
 
 def test_the_head_has_outputs_for_each_anchor_of_a_cell():

@@ -127,7 +127,7 @@ def test_at_its_minimum_the_distribution_means_the_true_distance() -> None:
         optimizer.zero_grad()
         distribution_focal_loss(logits, anchors, objects).sum().backward()
         optimizer.step()
-    found = decode(anchors, deltas_of(mean_distances(logits.detach())))
+    found = decode(anchors, deltas_of(mean_distances(logits.detach().softmax(-1))))
     torch.testing.assert_close(found, objects, atol=0.1, rtol=0)
     distance = (32 - 3) / 8  # of the first object's left side
     p = logits.detach()[0, 0].softmax(0)
@@ -154,7 +154,7 @@ def test_extreme_logits_stay_finite(size: float) -> None:
     logits = torch.zeros(1, 4, BINS)
     logits[..., 9] = size
     logits.requires_grad_()
-    loss = distribution_focal_loss(logits, anchors, objects).sum() + deltas_of(mean_distances(logits)).sum()
+    loss = distribution_focal_loss(logits, anchors, objects).sum() + deltas_of(mean_distances(logits.softmax(-1))).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert logits.grad is not None
