@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from retinaconf.config.data import PRESETS, Augment, DataConfig, Resize
-from retinaconf.config.inference import VOTE_SIGMA, InferenceConfig, JointMethod
+from retinaconf.config.inference import SOFT_NMS_IOU, SOFT_NMS_SIGMA, VOTE_SIGMA, InferenceConfig, JointMethod
 from retinaconf.config.model import ModelConfig
 from retinaconf.config.section import Section
 from retinaconf.config.training import LossConfig, MatchingConfig, OptimizerConfig, QualityLoss, ScheduleConfig
@@ -18,6 +18,8 @@ from retinaconf.errors import InputError
 
 __all__ = [
     "PRESETS",
+    "SOFT_NMS_IOU",
+    "SOFT_NMS_SIGMA",
     "VOTE_SIGMA",
     "Augment",
     "Config",

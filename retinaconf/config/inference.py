@@ -11,6 +11,8 @@ from retinaconf.config.section import Section
 JointMethod = Literal["product", "proportional", "cls", "cls*obj"]
 
 VOTE_SIGMA = 0.025  # of score voting, as its paper has it
+SOFT_NMS_SIGMA = 0.7  # of Soft-NMS; its paper has 0.5: docs/results.md
+SOFT_NMS_IOU = 0.75  # the `nms_iou` that goes with it
 
 
 class InferenceConfig(Section):
@@ -35,6 +37,9 @@ class InferenceConfig(Section):
     nms_iou: float = Field(0.5, ge=0, le=1)
     """Non-maximum suppression removes a box whose IoU with a better box of its class exceeds this. A higher value keeps
     more overlapping boxes."""
+    soft_nms: bool = False
+    """Soft-NMS (Gaussian) after NMS: a box loses score for each better box of its class that it overlaps, and is
+    dropped if its score falls to the threshold. Set `nms_iou` to 0.75 with it, so that NMS removes fewer boxes."""
     detections: int = Field(100, ge=1)
     """Largest number of detections kept per image, best joint score first. A higher value adds boxes with lower
     scores."""

@@ -1,4 +1,4 @@
-"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress, vote.
+"""From the network's outputs to detections (section 3.3): rank, decode, clip, suppress, soften, vote.
 
 The paper's code and three libraries do this alike but for details that decide which boxes come out (`RULES`). Imported
 weights keep the rules of the library that trained them.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from retinaconf.config import VOTE_SIGMA, InferenceConfig
+from retinaconf.config import SOFT_NMS_SIGMA, VOTE_SIGMA, InferenceConfig
 from retinaconf.inference.joint_score import JointScore
 from retinaconf.model.boxes import MAX_LOG_RATIO, iou
 from retinaconf.model.retinanet import Outputs
@@ -30,7 +30,7 @@ class Boxes(NamedTuple):
     """D scored boxes of one image, best first, on the CPU."""
 
     boxes: Tensor  # (D, 4) xyxy in pixels of the resized image
-    scores: Tensor  # (D,) joint score
+    scores: Tensor  # (D,) joint score, after Soft-NMS if it is set
     labels: Tensor  # (D,) int64
     class_scores: Tensor  # (D,)
     quality: Tensor | None  # (D,)
@@ -72,7 +72,8 @@ def postprocess(
     Of each level the `config.candidates` anchors with the best joint score over classes are decoded; their (anchor,
     class) pairs above the threshold are clipped to the image (`sizes` (N, 2): height, width), dropped where that
     leaves no width or height, suppressed within their class, and cut to the best `config.detections`; with
-    `config.vote` these become the `vote` of all pairs of their class. Ties keep the order of level, cell, anchor,
+    `config.soft_nms` these take the scores of `soft_nms`, and leave where that is not above the threshold; with
+    `config.vote` they become the `vote` of all pairs of their class. Ties keep the order of level, cell, anchor,
     class. Without `suppress` all pairs are given: the candidates before NMS.
     With `thresholds` (N, K), of each image and class, only the pairs above these are given.
 
@@ -130,6 +131,8 @@ def postprocess(
                 found = found.rows(best_first(found.scores, count))
             if suppress:
                 kept = found.rows(suppressed(found, config.nms_iou, config.detections))
+                if config.soft_nms:
+                    kept = softened(kept, config.score_threshold)
                 found = voted(kept, found) if config.vote else kept
             if not clip_now:
                 found = found._replace(boxes=_clip(found.boxes, limit))
@@ -180,6 +183,31 @@ def best_first(scores: Tensor, limit: int) -> Tensor:
         return scores.sort(descending=True, stable=True).indices
     (index,) = torch.nonzero(scores >= scores.topk(limit, sorted=False).values.min(), as_tuple=True)
     return index[scores[index].sort(descending=True, stable=True).indices[:limit]]
+
+
+def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Soft-NMS: a score falls by exp(-IoU^2 / sigma) for each better box of its class.
+
+    Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017, equation 3. The paper takes
+    one box after the other by the scores that are left; here all lower each other at once, in the order that they have.
+
+    Args:
+        boxes: (..., D, 4) finite, best first.
+        scores: (..., D).
+        labels: (..., D).
+
+    Returns:
+        (..., D) the scores, in the boxes' order.
+    """
+    overlap = iou(boxes[..., :, None, :], boxes[..., None, :, :]) * (labels[..., :, None] == labels[..., None, :])
+    return scores * torch.exp(-(overlap.triu(1) ** 2).sum(-2) / SOFT_NMS_SIGMA)
+
+
+def softened(kept: Boxes, score_threshold: float) -> Boxes:
+    """The boxes of one image by the scores of `soft_nms`, best first; without those not above the threshold."""
+    scores = soft_nms(kept.boxes.clamp(-FAR_OUTSIDE, FAR_OUTSIDE), kept.scores, kept.labels)
+    order = best_first(scores, len(scores))
+    return kept._replace(scores=scores).rows(order[scores[order] > score_threshold])
 
 
 def vote(boxes: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:

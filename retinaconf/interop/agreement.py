@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retinaconf.config import InferenceConfig
+from retinaconf.config import SOFT_NMS_SIGMA, InferenceConfig
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import joint_score
@@ -88,6 +88,9 @@ def differences_from_nms(
     moved by the vote); no two of these in a class overlap by more than `config.nms_iou`; and every candidate that is
     not in it is overlapped by a better one in it, or not among the best.
 
+    Soft-NMS lowers the scores by the survivors of NMS, of which some are then below the threshold and not in `found`.
+    So a score lies between what all that may have survived leave of it and what those in `found` do.
+
     Raises:
         InputError: `found` is something else.
     """
@@ -95,34 +98,48 @@ def differences_from_nms(
     candidates = candidates.rows(candidates.scores > threshold * (1 - 2 * RELATIVE))
     expected = voted(candidates, voters) if config.vote else candidates  # each as it is if NMS keeps it
     same_class = found.labels[:, None] == candidates.labels
-    if len(found.scores) and not same_class.any(dim=1).all():
+    if not same_class.any(dim=1).all():
         raise _differs(out, "detections of a class that torch does not find")
+    distance = (found.boxes[:, None] - expected.boxes).abs().amax(dim=2) / PIXELS
+    distance += (found.class_scores[:, None] / expected.class_scores - 1).abs() / RELATIVE
+    nearest = torch.where(same_class, distance, torch.inf).argmin(dim=1) if len(found.scores) else found.labels
+    pair = expected.rows(nearest)
+    boxes = candidates.boxes[nearest] if config.vote else found.boxes  # as NMS has them
+    scores = pair.scores if config.soft_nms else found.scores
+    overlap = iou(boxes[:, None], candidates.boxes)
+
+    lowest = highest = torch.ones_like(candidates.scores)  # share of its score that a candidate keeps
+    ahead = torch.zeros_like(candidates.labels)  # how many survivors of NMS are better, at most
+    if config.soft_nms:
+        surely_better = same_class & (scores[:, None] > candidates.scores * (1 + RELATIVE))
+        highest = torch.exp(-(overlap**2 * surely_better).sum(dim=0) / SOFT_NMS_SIGMA)
+        survives = ~(surely_better & (overlap > config.nms_iou + RELATIVE)).any(dim=0)  # perhaps
+        better = survives[:, None] & (candidates.scores[:, None] >= candidates.scores * (1 - RELATIVE))
+        ahead = better.fill_diagonal_(False).sum(dim=0)
+        better &= candidates.labels[:, None] == candidates.labels
+        overlaps = iou(candidates.boxes[:, None], candidates.boxes)
+        lowest = torch.exp(-(overlaps**2 * better).sum(dim=0) / SOFT_NMS_SIGMA)
+
     pixels = score = 0.0
     if len(found.scores):
-        distance = (found.boxes[:, None] - expected.boxes).abs().amax(dim=2) / PIXELS
-        distance += (found.scores[:, None] / expected.scores - 1).abs() / RELATIVE
-        nearest = torch.where(same_class, distance, torch.inf).argmin(dim=1)
-        pair = expected.rows(nearest)
         pixels = float((found.boxes - pair.boxes).abs().max())
-        fields = [(found.scores, pair.scores), (found.class_scores, pair.class_scores)]
+        wanted = found.scores.clamp(pair.scores * lowest[nearest], pair.scores * highest[nearest])
+        fields = [(found.scores, wanted), (found.class_scores, pair.class_scores)]
         if found.quality is not None and pair.quality is not None:
             fields.append((found.quality, pair.quality))
         score = max(float((one - other).abs().max()) for one, other in fields)
         relative = max(float(((one - other).abs() / other).max()) for one, other in fields)
         if not (pixels <= PIXELS and relative <= RELATIVE):
             raise _differs(out, f"detections by up to {pixels:.2g} pixels, {score:.2g} in score")
-        if config.vote:
-            found = found._replace(boxes=candidates.boxes[nearest])
-        overlap = iou(found.boxes[:, None], found.boxes) * (found.labels[:, None] == found.labels)
-        if float(overlap.fill_diagonal_(0).max()) > config.nms_iou + RELATIVE:
+        among = iou(boxes[:, None], boxes) * (found.labels[:, None] == found.labels)
+        if float(among.fill_diagonal_(0).max()) > config.nms_iou + RELATIVE:
             raise _differs(out, "two detections of a class overlap by more than NMS allows")
-    least = float(found.scores.min()) if len(found.scores) == config.detections else threshold
-    better = same_class & (found.scores[:, None] >= candidates.scores * (1 - RELATIVE))
-    itself = (found.boxes[:, None] - candidates.boxes).abs().amax(
-        dim=2
-    ) <= PIXELS  # empty boxes do not overlap even that
-    covered = (better & (itself | (iou(found.boxes[:, None], candidates.boxes) > config.nms_iou - RELATIVE))).any(dim=0)
-    if (~covered & (candidates.scores > least * (1 + 2 * RELATIVE))).any():
+    least = float(scores.min()) if len(scores) == config.detections else threshold
+    itself = (boxes[:, None] - candidates.boxes).abs().amax(dim=2) <= PIXELS  # empty boxes do not overlap even that
+    covers = same_class & (scores[:, None] >= candidates.scores * (1 - RELATIVE))
+    covered = (covers & (itself | (overlap > config.nms_iou - RELATIVE))).any(dim=0)
+    among_the_best = (candidates.scores > least * (1 + 2 * RELATIVE)) & (ahead < config.detections)
+    if (~covered & among_the_best & (candidates.scores * lowest > threshold * (1 + 2 * RELATIVE))).any():
         raise _differs(out, "detections are missing")
     return pixels, score
 

@@ -17,7 +17,7 @@ from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.evaluation.score_map import RAW_WEIGHT, ScoreMap
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, Rules, vote
+from retinaconf.inference.postprocess import RULES, Rules, soft_nms, vote
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.retinanet import Outputs, RetinaNet
@@ -128,8 +128,12 @@ class FinishedDetections(nn.Module):
         # More than there may be, so that there are always enough to take the best of.
         ranked = F.pad(kept.flatten(1), (0, config.detections), value=-1.0)
         best, pair = ranked.topk(config.detections, dim=1)
+        pair = torch.where(best > 0, pair, 0)
+        if config.soft_nms:  # empty rows come last, so that they change no other
+            softened = soft_nms(boxes[image, pair // scores.shape[2]], best, pair % scores.shape[2])
+            best, order = torch.where(softened > score_threshold, softened, -1.0).topk(config.detections, dim=1)
+            pair = pair.gather(1, order)
         found = best > 0  # (N, D)
-        pair = torch.where(found, pair, 0)
         row, label = pair // scores.shape[2], pair % scores.shape[2]
         best_boxes = boxes[image, row]  # (N, D, 4)
         if config.vote:

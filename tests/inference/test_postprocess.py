@@ -6,12 +6,23 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.postprocess import BLOCK, RULES, Boxes, best_first, postprocess, suppressed, vote, voted
+from retinaconf.inference.postprocess import (
+    BLOCK,
+    RULES,
+    Boxes,
+    best_first,
+    postprocess,
+    soft_nms,
+    softened,
+    suppressed,
+    vote,
+    voted,
+)
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs
@@ -151,6 +162,54 @@ def test_voting_worked_by_hand():
     alone = torch.tensor([[0.1, 0.2, 77.7, 33.3], [5.0, 5.0, 5.0, 9.0]])  # the second without area
     assert torch.equal(vote(alone, alone, torch.tensor([0.051, 0.9])), alone)
     assert vote(alone[:0], alone[:0], torch.zeros(0)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+@pytest.mark.parametrize("rules", [name for name, rules in RULES.items() if rules.clip_first])
+def test_soft_nms_against_a_loop_over_pairs(rules, threshold):
+    """Each survivor of NMS, best first, lowers the scores of all behind it."""
+    out = outputs(n=2, classes=3, bias=-2.0, canvas=(64, 96))
+    out.box_deltas[0, 5::7] *= 6  # boxes that reach out of the image
+    config = InferenceConfig(rules=rules, nms_iou=0.75, detections=80, score_threshold=threshold)
+    sizes, joint = torch.tensor([[64, 96], [50, 70]]), product(0.4)
+    (plain,) = postprocess(out, sizes, config, [joint])
+    (soft,) = postprocess(out, sizes, config.model_copy(update={"soft_nms": True}), [joint])
+    for kept, found in zip(plain, soft):
+        scores = kept.scores.tolist()
+        for i in range(len(scores)):
+            for j in range(i + 1, len(scores)):
+                if kept.labels[i] == kept.labels[j]:
+                    overlap = float(box_iou(kept.boxes[i, None], kept.boxes[j, None]).nan_to_num())  # NaN: no area
+                    scores[j] *= math.exp(-(overlap**2) / 0.7)
+        order = sorted((n for n in range(len(scores)) if scores[n] > threshold), key=lambda n: -scores[n])
+        assert len(order) > 10
+        assert (len(order) < len(scores)) == (threshold > 0)
+        torch.testing.assert_close(found.scores, torch.tensor([scores[n] for n in order]), rtol=1e-4, atol=0)
+        assert (found.scores.diff() <= 0).all()
+        for ours, theirs in zip(found[::2], kept.rows(torch.tensor(order))[::2]):
+            assert torch.equal(ours, theirs)
+
+
+def test_soft_nms_worked_by_hand():
+    """Two of a class with IoU 0.5 and one of another class at the same place; then ties, none, and no area."""
+    box, half = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]
+    boxes, scores, labels = torch.tensor([box, half, box]), torch.tensor([0.8, 0.8, 0.6]), torch.tensor([0, 0, 1])
+    left = math.exp(-(0.5**2) / 0.7)
+    torch.testing.assert_close(soft_nms(boxes, scores, labels), torch.tensor([0.8, 0.8 * left, 0.6]))
+    kept = softened(Boxes(boxes, scores, labels, scores, scores), 0.0)
+    torch.testing.assert_close(kept.scores, torch.tensor([0.8, 0.6, 0.8 * left]))
+    assert kept.labels.tolist() == [0, 1, 0]
+    torch.testing.assert_close(kept.class_scores, torch.tensor([0.8, 0.6, 0.8]))  # these stay
+    assert softened(Boxes(boxes, scores, labels, scores, None), 0.6).labels.tolist() == [0]  # not above 0.6
+    none = torch.zeros(0, 4)
+    assert len(softened(Boxes(none, none[:, 0], none[:, 0].long(), none[:, 0], None), 0.0).scores) == 0
+    empty = torch.tensor([[5.0, 5.0, 5.0, 9.0]] * 2)
+    assert soft_nms(empty, torch.tensor([0.9, 0.8]), torch.zeros(2)).tolist() == [
+        pytest.approx(0.9),
+        pytest.approx(0.8),
+    ]
+    together = soft_nms(torch.stack([boxes, boxes]), torch.stack([scores, scores]), torch.stack([labels, labels]))
+    assert torch.equal(together[1], soft_nms(boxes, scores, labels))
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [BLOCK - 1, 0, BLOCK, BLOCK + 1, 1], [3 * BLOCK], list(range(40))])

@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     made: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {
         "conf.onnx": {},
-        "vote.onnx": {"inference.vote": True},
+        "vote.onnx": {"inference.vote": True, "inference.soft_nms": True, "inference.nms_iou": 0.75},
         "raw.onnx": {"model.anchors": "torchvision"} | DISTRIBUTION,
         "aligned.onnx": {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,)} | DISTRIBUTION,
         "torchvision.onnx": {

@@ -9,7 +9,7 @@ import torch
 
 from retinaconf.config import InferenceConfig
 from retinaconf.errors import InputError
-from retinaconf.inference.postprocess import Boxes, suppressed, voted
+from retinaconf.inference.postprocess import Boxes, softened, suppressed, voted
 from retinaconf.interop.agreement import differences_from_nms
 
 OUT = Path("model.onnx")
@@ -30,20 +30,26 @@ def survivors(known: Boxes, limit: int = LIMIT, nms_iou: float = NMS_IOU) -> Box
     return above.rows(suppressed(above, nms_iou, limit))
 
 
-def compare(found: Boxes, known: Boxes, limit: int = LIMIT, vote: bool = False) -> tuple[float, float]:
-    config = InferenceConfig(nms_iou=NMS_IOU, detections=limit, vote=vote)
+def compare(
+    found: Boxes, known: Boxes, limit: int = LIMIT, vote: bool = False, soft: bool = False
+) -> tuple[float, float]:
+    config = InferenceConfig(nms_iou=NMS_IOU, detections=limit, vote=vote, soft_nms=soft)
     return differences_from_nms(found, known, THRESHOLD, config, OUT)
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 1000])  # cut, and not
 @pytest.mark.parametrize("vote", [False, True])
-def test_what_nms_gives_passes(limit: int, vote: bool) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_nms_gives_passes(limit: int, vote: bool, soft: bool) -> None:
     for seed in range(10):
         known = candidates(seed)
         found = survivors(known, limit)
+        if soft:
+            found = softened(found, THRESHOLD)
         if vote:
             found = voted(found, known.rows(known.scores > THRESHOLD))
-        assert compare(found, known, limit, vote) == (pytest.approx(0, abs=1e-4 * vote), 0)
+        pixels, score = compare(found, known, limit, vote, soft)
+        assert (pixels, score) == (pytest.approx(0, abs=1e-4 * vote), pytest.approx(0, abs=1e-6 * soft))
 
 
 def test_a_vote_that_is_missing_or_of_others_does_not_pass() -> None:
@@ -58,6 +64,21 @@ def test_a_vote_that_is_missing_or_of_others_does_not_pass() -> None:
         compare(moved, known)
     with pytest.raises(InputError, match="missing"):
         compare(moved.rows(torch.arange(1, LIMIT)), known, vote=True)
+
+
+@pytest.mark.parametrize("limit", [LIMIT, 1000])
+def test_wrong_scores_of_soft_nms_do_not_pass(limit: int) -> None:
+    for seed in range(10):
+        known = candidates(seed)
+        kept = survivors(known, limit)
+        right = softened(kept, THRESHOLD)
+        for scores in (right.scores * 1.01, right.scores * 0.99, right.scores.flip(0)):
+            with pytest.raises(InputError, match="in score"):
+                compare(right._replace(scores=scores), known, limit, soft=True)
+        with pytest.raises(InputError, match="in score"):  # as NMS ranks them
+            compare(kept, known, limit, soft=True)
+        with pytest.raises(InputError, match="missing"):
+            compare(right.rows(torch.arange(1, len(right.scores))), known, limit, soft=True)
 
 
 def test_the_largest_difference_is_reported() -> None:

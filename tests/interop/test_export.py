@@ -97,16 +97,19 @@ def test_boxes_and_quality_of_distributions(exported: Callable[..., Any], photog
 
 
 @pytest.mark.slow
-def test_score_voting(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
+def test_soft_nms_and_score_voting(exported: Callable[..., Any], photographs: list[np.ndarray]) -> None:
     ours = exported("vote.onnx")
-    moved = 0
+    moved = fallen = 0
     for inputs in batches(photographs, 4):
         outputs = ours.call(**inputs)
         assert_same(outputs, by_torch(ours.detector, inputs))
         for n, plain in enumerate(by_torch(ours.detector, inputs, vote=False)):
             difference = np.abs(outputs["boxes"][n, : len(plain.scores)] - plain.boxes.numpy())
             moved += int((difference.max(axis=1) > 1).sum())
+        for n, plain in enumerate(by_torch(ours.detector, inputs, soft_nms=False)):
+            fallen += int((outputs["scores"][n, : len(plain.scores)] < plain.scores.numpy() - 0.001).sum())
     assert moved > 100
+    assert fallen > 20
 
 
 @pytest.mark.slow

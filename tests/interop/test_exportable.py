@@ -59,10 +59,11 @@ def test_raw_outputs_are_the_network_s_with_norms_folded(tiny_config, quality, a
             torch.testing.assert_close(values, getattr(wanted, name), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("vote", [False, True])
 @pytest.mark.parametrize("rules", ["paper", "mmdetection", "torchvision"])
-def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monkeypatch, rules, vote):
-    config = InferenceConfig(rules=rules, candidates=200, detections=1000, alpha=0.4, vote=vote)
+def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monkeypatch, rules, vote, soft):
+    config = InferenceConfig(rules=rules, candidates=200, detections=1000, alpha=0.4, vote=vote, soft_nms=soft)
     model, images = RetinaNet(tiny_config().model, 3).eval(), torch.rand(2, 3, 64, 96) * 255
     sizes = torch.tensor([[64, 96], [60, 90]])
     with torch.no_grad():
