@@ -143,7 +143,7 @@ def diagnose_run(
             padded_size=np.array([canvas([size]) for size in inputs]),
             cell_anchors=detector.config.model.cell_anchors,
         )
-    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections, config.vote)
+    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections, config.vote, config.soft_nms)
     diagnosis = diagnose(
         ground_truth,
         detections[own],

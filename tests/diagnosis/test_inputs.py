@@ -49,6 +49,7 @@ SETTINGS = {
     "few candidates": {"alpha": 0.4, "candidates": 20},
     "torchvision": {"alpha": 0.4, "rules": "torchvision", "candidates": 50},
     "voting": {"alpha": 0.4, "vote": True},
+    "Soft-NMS": {"alpha": 0.4, "soft_nms": True, "nms_iou": 0.75},
     "detectron2": {"alpha": 0.4, "rules": "detectron2", "nms_iou": 0.3, "detections": 7},
 }
 

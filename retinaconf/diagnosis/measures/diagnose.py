@@ -227,6 +227,11 @@ def _notes(
             "This detector votes after NMS: each detection is a mean of candidates. What is said of NMS, and what the "
             "explorer shows, is of the boxes before that."
         )
+    if process.soft_nms:
+        notes.append(
+            "This detector lowers scores after NMS (Soft-NMS). What is said of NMS, and what the explorer shows, is of "
+            "the scores before that."
+        )
     boxes = candidates if candidates is not None else final
     outside = reach_out(boxes, ground_truth)
     if outside.any():

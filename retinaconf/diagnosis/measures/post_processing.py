@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retinaconf.config import VOTE_SIGMA
+from retinaconf.config import SOFT_NMS_SIGMA, VOTE_SIGMA
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.nms import best_kept, image_blocks, top_per_image
 from retinaconf.errors import InputError
@@ -17,7 +17,8 @@ from retinaconf.threads import in_threads
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """Keep score > `score_threshold`, NMS per class at `nms_iou`, the best `max_detections` of an image; then `vote`.
+    """Keep score > `score_threshold`, NMS per class at `nms_iou`, the best `max_detections` of an image; then, if they
+    are set, `soft_nms`, which may bring scores down to the threshold, and `vote`.
 
     Raises:
         InputError: `score_threshold` is not in [0, 1), `nms_iou` not in [0, 1], or `max_detections` below 1.
@@ -27,6 +28,7 @@ class PostProcessing:
     nms_iou: float = 0.5
     max_detections: int = 100
     vote: bool = False
+    soft_nms: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold < 1:  # also NaN
@@ -51,7 +53,31 @@ class PostProcessing:
 
     def _chosen(self, candidates: Detections, rows: np.ndarray) -> Detections:
         detections = candidates[rows]
+        if self.soft_nms:
+            detections = soft_nms(detections)
+            detections = detections[detections.scores > self.score_threshold]
         return vote(detections, candidates) if self.vote else detections
+
+
+def soft_nms(detections: Detections, sigma: float = SOFT_NMS_SIGMA) -> Detections:
+    """Soft-NMS: a score falls by exp(-IoU^2 / sigma) for each better box of its image and class.
+
+    Equal scores count in their order, and a larger sigma leaves more (Bodla et al., "Soft-NMS: Improving Object
+    Detection With One Line of Code", ICCV 2017, equation 3, for all boxes at once).
+    """
+    if len(detections) == 0:
+        return detections
+    group = detections.image_index * (detections.labels.max() + 1) + detections.labels
+    order = np.lexsort((np.arange(len(group)), -detections.scores, group))  # by group, best first
+    _, starts, group = np.unique(group[order], return_index=True, return_inverse=True)
+    lost = np.zeros(len(order))
+    for place, better in pairs(group, np.append(starts, len(order))):
+        place, better = place[better < place], better[better < place]
+        overlap = iou(detections.boxes[order[place]], detections.boxes[order[better]])
+        lost += np.bincount(place, weights=overlap**2, minlength=len(order))
+    scores = detections.scores.copy()
+    scores[order] *= np.exp(-lost / sigma)
+    return replace(detections, scores=scores)
 
 
 def vote(detections: Detections, candidates: Detections) -> Detections:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from retinaconf.config import SOFT_NMS_IOU
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
@@ -63,6 +64,7 @@ class Remedies:
 
     nms: NmsChoice
     clipping: Gain | None  # of boxes clipped to their image, where some reach out; on all images
+    soft_nms: Gain | None  # of Soft-NMS, where there are candidates and it is not set yet; on all images
     voting: Gain | None  # of `vote` after NMS, where there are candidates and they do not vote yet; on all images
     shown: Shown | None  # at the threshold with the best F1
     customary: Shown | None  # at 0.5
@@ -97,6 +99,8 @@ def measure_remedies(
     changed: dict[str, Detections] = {}  # by what leaves nothing to choose
     if reach_out(detections, ground_truth).any():
         changed["clipping"] = _clipped(detections, ground_truth)
+    if post_processing is not None and not post_processing.soft_nms:
+        changed["soft NMS"] = replace(post_processing, nms_iou=SOFT_NMS_IOU, soft_nms=True)(boxes)
     if post_processing is not None and not post_processing.vote:
         changed["voting"] = vote(detections, boxes)
     gains: dict[str, Gain] = {}
@@ -111,6 +115,7 @@ def measure_remedies(
     return Remedies(
         nms=_choose_nms(boxes, own, ground_truth, post_processing, replicates, seed, progress),
         clipping=gains.get("clipping"),
+        soft_nms=gains.get("soft NMS"),
         voting=gains.get("voting"),
         shown=None if best is None else _shown(matches, ground_truth, second, best),
         customary=None if best is None else _shown(matches, ground_truth, second, CUSTOMARY),

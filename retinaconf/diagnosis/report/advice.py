@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from retinaconf.config import VOTE_SIGMA
+from retinaconf.config import SOFT_NMS_IOU, SOFT_NMS_SIGMA, VOTE_SIGMA
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.remedies import CUSTOMARY, Shown, reach_out
 from retinaconf.diagnosis.report.summary import (
@@ -35,7 +35,7 @@ def advise(diagnosis: Diagnosis) -> list[str]:
     few = too_few(diagnosis)
     if few:
         return [f"Diagnose more: at least {FEW_OBJECTS} objects in {FEW_IMAGES} images. Nothing is sure with {few}."]
-    parts = (_clipping, _nms, _voting, _score, _threshold, _recalibration)
+    parts = (_clipping, _nms, _soft_nms, _voting, _score, _threshold, _recalibration)
     lines = [part(diagnosis) for part in parts]
     return [
         "All but the last of these need no training. Settings were chosen on "
@@ -64,6 +64,19 @@ def _nms(diagnosis: Diagnosis) -> str:
     return (
         f"Keep NMS at IoU {present:g}: the best of {tried} is {nms.best:g}, which changes AP by "
         f"{points(nms.over_own)}, no sure gain."
+    )
+
+
+def _soft_nms(diagnosis: Diagnosis) -> str:
+    gain = diagnosis.remedies.soft_nms
+    if gain is None:
+        return ""
+    if is_sure(gain) <= 0:
+        return f"Keep NMS without Soft-NMS, which changes AP by {points(gain)} on all images, no sure gain."
+    how = " (`retinaconf tune RUN --data ROOT` keeps it in the run)" if diagnosis.run is not None else ""
+    return (
+        f"Use Soft-NMS{how}: NMS at IoU {SOFT_NMS_IOU:g}, and then each score × exp(-IoU^2 / {SOFT_NMS_SIGMA:g}) "
+        f"for each better box of its class that it overlaps. AP changes by {points(gain)} on all images."
     )
 
 

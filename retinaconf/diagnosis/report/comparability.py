@@ -19,6 +19,7 @@ def incomparable(first: Diagnosis, second: Diagnosis) -> list[str]:
     found = []
     one, other = (
         f"NMS IoU {each.post_processing.nms_iou:g} and {each.post_processing.max_detections} detections an image"
+        f"{', with Soft-NMS' if each.post_processing.soft_nms else ''}"
         f"{', with score voting' if each.post_processing.vote else ''}"
         for each in both
     )

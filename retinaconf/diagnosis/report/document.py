@@ -230,6 +230,7 @@ def _remedies(remedies: Remedies) -> dict[str, Any]:
     return {
         "nms": {"nms_ious": nms.ious, "AP": nms.AP, "best_nms_iou": nms.best, **_gain(nms.over_own)},
         "clipping": remedies.clipping and _gain(remedies.clipping),
+        "soft_nms": remedies.soft_nms and _gain(remedies.soft_nms),
         "voting": remedies.voting and _gain(remedies.voting),
         "shown_best": remedies.shown and vars(remedies.shown),
         "shown_customary": remedies.customary and vars(remedies.customary),

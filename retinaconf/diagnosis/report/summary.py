@@ -137,7 +137,8 @@ def _post_processing(diagnosis: Diagnosis) -> str:
         )
     made = (
         f"a score above {process.score_threshold:g}, NMS within each class at IoU {process.nms_iou:g}, the best "
-        f"{process.max_detections:,} of an image{', score voting' if process.vote else ''}"
+        f"{process.max_detections:,} of an image{', Soft-NMS' if process.soft_nms else ''}"
+        f"{', score voting' if process.vote else ''}"
     )
     if diagnosis.run is not None:
         return f"AP is of the detections made from the candidates by the run's own settings: {made}."

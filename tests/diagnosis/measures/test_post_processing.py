@@ -1,4 +1,4 @@
-"""Score voting against a slow loop that follows its text one box at a time, and against the network's own."""
+"""Soft-NMS and score voting against slow loops that follow their texts, and against the network's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures import post_processing
 from retinaconf.diagnosis.measures.diagnose import diagnose
 from retinaconf.diagnosis.measures.post_processing import PostProcessing, vote
+from retinaconf.diagnosis.report.comparability import incomparable
 from retinaconf.diagnosis.report.document import to_json
+from retinaconf.evaluation.overlaps import iou
 
 
 def slow_vote(box: np.ndarray, voters: Detections) -> np.ndarray:
@@ -72,6 +74,76 @@ def test_voting_is_that_of_a_run() -> None:
 
     expected = [voted(*(of_image(table, image) for table in (detections, candidates))).boxes for image in range(12)]
     assert vote(detections, candidates).boxes == pytest.approx(torch.cat(expected).numpy(), abs=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [7, 1 << 18])
+def test_soft_nms_is_the_loop_over_pairs(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("retinaconf.evaluation.overlaps.PAIRS_AT_ONCE", at_once)
+    fallen = gone = 0
+    for seed in range(3):
+        _, candidates = random_set(np.random.default_rng(seed))
+        candidates.boxes[::13, 2] = candidates.boxes[::13, 0]  # without width
+        candidates.scores[:] = candidates.scores.round(1)  # ties
+        plain = PostProcessing(score_threshold=0.2, nms_iou=0.75)
+        before, after = plain(candidates), replace(plain, soft_nms=True)(candidates)
+        scores = before.scores.copy()
+        for row in range(len(before)):
+            for better in range(len(before)):
+                first = (-before.scores[better], better) < (-before.scores[row], row)
+                same = before.image_index[better] == before.image_index[row]
+                if first and same and before.labels[better] == before.labels[row]:
+                    overlap = iou(before.boxes[[better]], before.boxes[[row]])[0]
+                    scores[row] *= exp(-(overlap**2) / 0.7)
+        left = scores > 0.2
+        for name in ("image_index", "labels", "boxes"):
+            assert np.array_equal(getattr(after, name), getattr(before, name)[left])
+        assert after.scores == pytest.approx(scores[left])
+        fallen += int((scores < before.scores - 0.01).sum())
+        gone += int((~left).sum())
+    assert fallen > 20
+    assert gone > 5
+    assert len(PostProcessing(soft_nms=True)(candidates[candidates.scores > 2])) == 0
+
+
+def test_soft_nms_is_that_of_a_run() -> None:
+    torch = pytest.importorskip("torch")
+    from retinaconf.inference.postprocess import Boxes, softened
+
+    _, candidates = random_set(np.random.default_rng(0))
+    process = PostProcessing(score_threshold=0.2, nms_iou=0.75)
+    kept, found = process(candidates), replace(process, soft_nms=True)(candidates)
+    for image in range(12):
+        part, expected = kept.of_image(image), found.of_image(image)
+        order = np.argsort(-part.scores, kind="stable")
+        columns = [torch.from_numpy(column[order]) for column in (part.boxes, part.scores, part.labels, part.scores)]
+        ours = softened(Boxes(*columns, None), 0.2)
+        again = np.argsort(-expected.scores, kind="stable")
+        assert expected.scores[again] == pytest.approx(ours.scores.numpy())
+        assert np.array_equal(expected.boxes[again], ours.boxes.numpy())
+
+
+def test_soft_nms_as_a_remedy() -> None:
+    """Two objects with IoU 0.6 and an exact box on each: NMS at 0.5 removes one, Soft-NMS keeps it."""
+    one, other = [0.0, 0.0, 100.0, 100.0], [25.0, 0.0, 125.0, 100.0]
+    ground_truth = truth([[one, other]] * 60)
+    boxes = np.array([one, other] * 60)
+    candidates = Detections(np.repeat(np.arange(60), 2), np.zeros(120, int), boxes, np.tile([0.9, 0.8], 60))
+    process = PostProcessing(nms_iou=0.5)
+    found = diagnose(ground_truth, candidates=candidates, post_processing=process, replicates=20)
+    gain = found.remedies.soft_nms
+    assert gain is not None
+    assert (gain.before, gain.after) == pytest.approx((51 / 101, 1))  # of 101 recalls
+    document = to_json(found)
+    assert document["remedies"]["soft_nms"]["gain"] == pytest.approx(50 / 101)
+    assert any(line.startswith("Use Soft-NMS: NMS at IoU 0.75") for line in document["advice"])
+    changed = replace(process, nms_iou=0.75, soft_nms=True)
+    soft = diagnose(ground_truth, candidates=candidates, post_processing=changed, replicates=20)
+    assert soft.metrics.overall["AP"] == pytest.approx(1)
+    assert soft.remedies.soft_nms is None
+    assert any("(Soft-NMS)" in note for note in soft.notes)
+    assert "with Soft-NMS" in " ".join(incomparable(found, soft))
+    assert not any("Soft-NMS" in line for line in to_json(soft)["advice"])
+    assert diagnose(ground_truth, found.after.boxes, replicates=20).remedies.soft_nms is None
 
 
 def test_voting_as_a_remedy() -> None:

@@ -69,7 +69,7 @@ def test_what_makes_the_detections_is_named(yolox: Diagnosis) -> None:
 
 def test_the_owner_of_a_yolo_is_told_nothing_that_only_others_can_do(yolox: Diagnosis) -> None:
     text = said(yolox).lower()
-    for word in ("retrofit", "conf-", "recipe", "soft-nms", "anchor"):
+    for word in ("retrofit", "conf-", "recipe", "anchor"):
         assert word not in text
     advice = advise(yolox)
     for words in (
