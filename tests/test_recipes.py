@@ -57,7 +57,7 @@ def test_the_papers_setup(name: str):
         "schedule.warmup_start": 0.001,
         "inference.score_threshold": 0.05,
         "inference.candidates": 1000,
-        "inference.nms_iou": 0.5,
+        "inference.nms_iou": 0.75 if name.startswith("aligned") else 0.5,
         "inference.detections": 100,
     }
     assert config == config.changed(**expected)
@@ -88,6 +88,7 @@ def test_aligned_is_one_anchor_a_cell_whose_distribution_says_the_quality():
             assert (config.matching.assigner, config.loss.joint, config.loss.box) == ("atss", "product", "giou")
             assert 0 < config.inference.alpha < 1
             assert (config.inference.vote, config.loss.iou_score) == (True, "varifocal")
+            assert (config.inference.soft_nms, config.inference.nms_iou) == (True, 0.75)
 
 
 @pytest.mark.parametrize("other", ["iou-aware", "joint", "conf"])

@@ -106,7 +106,7 @@ def _document(name: str, item: Item, experiments: Experiments, seeds: range) -> 
     found: Results = {row.name: [] for row in item.rows}
     for seed in seeds:
         for row in item.rows:
-            found[row.name].append(experiments.evaluate(row.training, seed)[row.judged_by])
+            found[row.name].append(experiments.evaluate(row, seed))
     for row in item.rows:
         by_seed = [evaluation.metrics for evaluation in found[row.name]]
         document["rows"].append(

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from retinaconf.config import SOFT_NMS_IOU
 from retinaconf.errors import InputError
 from retinaconf.inference.joint_score import JointScore, product, proportional, released, sweep
 from retinaconf.paper import published
@@ -14,6 +15,9 @@ from retinaconf.recipes import DETECTORS
 NAMES = {"retinanet": "RetinaNet", "iou-aware": "IoU-aware Net", "conf": "RetinaNet-Conf"}
 SMALL = 0.002  # of AP: what the paper's text reads as no difference
 R101 = "resnet101.tv_in1k"
+
+
+Finish = tuple[tuple[str, Any], ...]  # settings of `inference` that a finished run gets
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,23 @@ class Training:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a training, judged by one joint score; with `vote`, after voting (`inference.vote`)."""
+    """A line of a table: a training, judged by one joint score, with `finish`, other settings of `inference`."""
 
     name: str
     training: Training
     joint: JointScore
     published: published.Row | None = None
-    vote: bool = False
+    finish: Finish = ()
+
+    @property
+    def ending(self) -> str:
+        """What `finish` switches on, behind the name of what is measured."""
+        return "".join(f", {name}" for name, value in self.finish if value is True)
 
     @property
     def judged_by(self) -> str:
-        """The joint score's name, and whether boxes vote."""
-        return self.joint.name + (", vote" if self.vote else "")
+        """The joint score's name, and what else is switched on."""
+        return self.joint.name + self.ending
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,10 @@ def _open_question() -> Item:
 
 SLOW_BACKBONE, SLOW_RETINANET = {"optimizer.kept_lr": 0.1}, "RetinaNet, slow backbone"
 VARIFOCAL = {"loss.iou_score": "varifocal"}
+FINISH: dict[str, dict[str, Any]] = {  # of `inference`, by step
+    "aligned, voting": {"vote": True},
+    "aligned, varifocal, slow backbone, Soft-NMS": {"vote": True, "soft_nms": True, "nms_iou": SOFT_NMS_IOU},
+}
 # By step: the step before it, and what it changes. A step that no other builds on is a control or an alternative.
 LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "GIoU": ("RetinaNet", {"loss.box": "giou", "loss.box_weight": 2.0}),
@@ -278,10 +291,11 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, task-aligned": ("aligned", {"matching.assigner": "task-aligned"}),
     "aligned, rank loss": ("aligned", {"loss.rank": 1.0}),
     "aligned, group norm": ("aligned", {"model.head_norm": "group"}),
-    "aligned, voting": ("aligned", {}),
+    "aligned, voting": ("aligned", {}),  # the same training, with FINISH
     "aligned, varifocal": ("aligned", VARIFOCAL),
     "aligned, slow backbone": ("aligned", SLOW_BACKBONE),
-    "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),  # and voting: `aligned-lite0`
+    "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),
+    "aligned, varifocal, slow backbone, Soft-NMS": ("aligned, varifocal, slow backbone", {}),  # `aligned-lite0`
     "aligned, rank loss, varifocal, slow backbone": ("aligned, varifocal, slow backbone", {"loss.rank": 3.0}),
     "aligned, trained apart, slow backbone": ("aligned, slow backbone", {"loss.joint": "separate"}),
     SLOW_RETINANET: ("RetinaNet", SLOW_BACKBONE),
@@ -298,9 +312,10 @@ def _ladder() -> Item:
     rows = []
     for name, training in trainings.items():
         alpha = (DETECTORS[training.detector] | dict(training.changes)).get("inference.alpha", 0.0)
-        rows.append(Row(name, training, product(alpha), published.R50.get(name), vote=name == "aligned, voting"))
+        finish = tuple(FINISH.get(name, {}).items())
+        rows.append(Row(name, training, product(alpha), published.R50.get(name), finish))
     before = {name: step for name, (step, _) in LADDER.items()}
-    slow = {name for name in LADDER if name.startswith("aligned") and name.endswith("slow backbone")}
+    slow = {name for name in LADDER if name.startswith("aligned") and "slow backbone" in name}
     controls: dict[str, tuple[str, ...]] = dict.fromkeys(LADDER, ("RetinaNet",))
     controls |= dict.fromkeys(slow, (SLOW_RETINANET, "RetinaNet"))
     rivals = {name: dict.fromkeys((step, *controls[name])) for name, step in before.items()}

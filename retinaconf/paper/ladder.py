@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retinaconf.config import InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch, evaluation_batches
 from retinaconf.diagnosis.inputs import detections_and_candidates
@@ -36,7 +37,7 @@ from retinaconf.inference.detector import Detector, load
 from retinaconf.inference.joint_score import joint_score
 from retinaconf.inference.postprocess import postprocess
 from retinaconf.model.retinanet import RetinaNet
-from retinaconf.paper.items import RETINANET, Item, Training
+from retinaconf.paper.items import RETINANET, Finish, Item, Training
 from retinaconf.paper.misalignment import sample
 from retinaconf.paper.runs import Experiments
 from retinaconf.training.assigners import assigner_at
@@ -46,12 +47,13 @@ from retinaconf.training.precision import memory_format, some_convolutions_in_32
 
 OBJECT_IOU = 0.5  # boxes of an object's class with at least this IoU are its own
 MEASURES = ("concordance", "lost_iou", "oracle_gain", "laece_0")
+VOTING = (("vote", True),)
 ROUNDS = 9  # in which a step and RetinaNet take turns, so that what else the machine does meets both
 TIMED = 4  # images of the batch that is timed
 
 
 def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[str, Any]]:
-    """By row, what is measured of its training; voting changes none of it.
+    """By row, what is measured of its training. Voting alone has no row: it changes none of it but the speed.
 
     - `measures`: of each of `MEASURES` its `seeds`, their `mean`, and `over`: by row, of the row before and of
       each RetinaNet, the paired `difference` with its 95% `interval`. LaECE_0 has no `over`.
@@ -59,18 +61,23 @@ def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[
     - `speed`: `training` and `inference` in images a second, each with `ratio`, the speed divided by RetinaNet's that
       took turns with it; `machine`. Of the first seed; None where the weights of its run are gone.
     """
-    rows = {row.name: row for row in item.rows if not row.vote}
+    rows = {row.name: row for row in item.rows if row.finish != VOTING}
     found = {
-        name: [experiments.measured(row.training, seed, "alignment", _measure) for seed in seeds]
+        name: [
+            experiments.measured(row.training, seed, "alignment" + row.ending, partial(_measure, finish=row.finish))
+            for seed in seeds
+        ]
         for name, row in rows.items()
     }
     document: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         rivals = (item.before.get(name), *item.controls.get(name, ()))
         others = [other for other in dict.fromkeys(rivals) if other in found]
-        speed = experiments.kept_of(row.training, seeds[0], "speed")
+        timed = "speed" + row.ending
+        speed = experiments.kept_of(row.training, seeds[0], timed)
         if speed is None and all(experiments.finished(one, seeds[0]) for one in (row.training, RETINANET)):
-            speed = experiments.measured(row.training, seeds[0], "speed", partial(_speed, seed=seeds[0]))
+            timing = partial(_speed, seed=seeds[0], finish=row.finish)
+            speed = experiments.measured(row.training, seeds[0], timed, timing)
         measures = {}
         for measure in MEASURES:
             values = [results[measure]["value"] for results in found[name]]
@@ -105,7 +112,7 @@ def _difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], measur
     return found
 
 
-def _measure(experiments: Experiments, run: Path, training: Training) -> dict[str, Any]:
+def _measure(experiments: Experiments, run: Path, training: Training, finish: Finish = ()) -> dict[str, Any]:
     """Of at most 1,000 images: each of `MEASURES` with its `value` and, but for LaECE_0, on each draw of the images.
 
     - `concordance`: of two boxes of an object, how often the better-placed one has the higher score; the mean over
@@ -118,7 +125,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
     """
     truth = sample(experiments.ground_truth, np.random.default_rng(0))
     detector = load(run, experiments.device)
-    config = detector.config.inference
+    config = detector.inference_config(**dict(finish))
     (detections,), candidates = detections_and_candidates(detector, truth, config, [joint_score(config)], str(run))
     overlaps = best_overlaps(candidates, truth)
     within = measure_alignment(candidates, overlaps, truth, OBJECT_IOU).within.per_object.concordance
@@ -127,7 +134,7 @@ def _measure(experiments: Experiments, run: Path, training: Training) -> dict[st
 
     above = candidates.scores > config.score_threshold
     candidates, overlaps = candidates[above], overlaps.take(above)
-    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections)
+    process = PostProcessing(config.score_threshold, config.nms_iou, config.detections, config.vote, config.soft_nms)
     columns = (candidates.image_index, candidates.labels, candidates.boxes, candidates.scores)
     suppressor = nms(*columns, process.nms_iou)
     casualties = nms_casualties(candidates, suppressor, overlaps.same_object, truth)
@@ -163,7 +170,7 @@ def mean_over_objects(values: np.ndarray, truth: GroundTruth, draws: np.ndarray)
     return np.divide(total, count, out=np.full(len(draws), np.nan), where=count > 0)
 
 
-def _speed(experiments: Experiments, run: Path, training: Training, seed: int) -> dict[str, Any]:
+def _speed(experiments: Experiments, run: Path, training: Training, seed: int, finish: Finish) -> dict[str, Any]:
     detectors = [load(path, experiments.device) for path in (run, experiments.run(RETINANET, seed))]
     device = detectors[0].device
     (batch, *_) = evaluation_batches(experiments.ground_truth, detectors[0].config.data, TIMED)
@@ -173,8 +180,13 @@ def _speed(experiments: Experiments, run: Path, training: Training, seed: int) -
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         "images": len(batch.index),
     }
-    for what, maker in (("training", _training_step), ("inference", _inference)):
-        ours, theirs = _seconds([maker(detector, batch) for detector in detectors], device)
+    configs = [detectors[0].inference_config(**dict(finish)), detectors[1].inference_config()]
+    sides = {
+        "training": [_training_step(detector, batch) for detector in detectors],
+        "inference": [_inference(detector, batch, config) for detector, config in zip(detectors, configs)],
+    }
+    for what, (our_side, their_side) in sides.items():
+        ours, theirs = _seconds([our_side, their_side], device)
         ratio = statistics.median(their / our for our, their in zip(ours, theirs))
         found[what] = {"images_per_second": len(batch.index) / statistics.median(ours), "ratio": ratio}
     return found
@@ -202,9 +214,8 @@ def _training_step(detector: Detector, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def _inference(detector: Detector, batch: Batch) -> Callable[[], None]:
+def _inference(detector: Detector, batch: Batch, config: InferenceConfig) -> Callable[[], None]:
     """From loaded images to detections."""
-    config = detector.config.inference
 
     @torch.no_grad()
     def infer() -> None:

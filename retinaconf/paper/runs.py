@@ -28,7 +28,7 @@ from retinaconf.evaluation.compare import bootstrap_ap
 from retinaconf.files import append_line, finite, write_json
 from retinaconf.inference.detector import load
 from retinaconf.model.backbone import Backbone
-from retinaconf.paper.items import Training, rows_of
+from retinaconf.paper.items import Row, Training, rows_of
 from retinaconf.recipes import DETECTORS
 from retinaconf.run_folder import CONFIG, METRICS_LOG, MODEL, checkpoints, read_config
 from retinaconf.training.checkpoint import read_last
@@ -126,13 +126,13 @@ class Experiments:
         train_run(config, self.root, self.folder / name, True, self.max_steps, self.device)
         return self.folder / name
 
-    def evaluate(self, training: Training, seed: int) -> dict[str, Evaluation]:
-        """A run by all that some item's row judges it by (`Row.judged_by`)."""
-        if (training, seed) not in self._evaluated:
-            names = tuple(rows_of(training))
-            results = self.measured(training, seed, "evaluation", _evaluate, names)
-            self._evaluated[training, seed] = {name: _evaluation(results[name]) for name in names}
-        return self._evaluated[training, seed]
+    def evaluate(self, row: Row, seed: int) -> Evaluation:
+        """A row's run. It is evaluated at once by all that some item's row judges it by (`Row.judged_by`)."""
+        known = self._evaluated.setdefault((row.training, seed), {})
+        if row.judged_by not in known:
+            results = self.measured(row.training, seed, "evaluation", _evaluate, (row.judged_by,))
+            known |= {name: _evaluation(result) for name, result in results.items()}
+        return known[row.judged_by]
 
     def measured(
         self,
@@ -204,10 +204,9 @@ def _evaluate(experiments: Experiments, run: Path, training: Training) -> dict[s
     detector = load(run, experiments.device)
     evaluator = CocoEvaluator(truth)
     found = {}
-    for vote in (False, True):  # each a pass of the network, which serves all joint scores
-        judged = {row.judged_by: row.joint for row in rows if row.vote == vote}
-        config = detector.inference_config(vote=True) if vote else detector.config.inference
-        tables = detector.detect(truth, config, list(judged.values())) if judged else []
+    for finish in dict.fromkeys(row.finish for row in rows):  # each a pass of the network, for all joint scores
+        judged = {row.judged_by: row.joint for row in rows if row.finish == finish}
+        tables = detector.detect(truth, detector.inference_config(**dict(finish)), list(judged.values()))
         for name, table in zip(judged, tables):
             overall = evaluator(table).overall
             found[name] = {

@@ -24,7 +24,7 @@ from retinaconf.evaluation import compare
 from retinaconf.model import backbone
 from retinaconf.paper import engine, runs
 from retinaconf.paper.engine import run_paper
-from retinaconf.paper.items import ALL, ITEMS, Training, for_base
+from retinaconf.paper.items import ALL, ITEMS, Training, for_base, rows_of
 from retinaconf.paper.misalignment import positive_anchors
 from retinaconf.paper.runs import Experiments
 from retinaconf.recipes import RECIPES
@@ -126,9 +126,9 @@ def test_a_run_made_by_hand_is_found_by_its_settings(
 
 def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, tmp_path: Path, base: Config):
     experiments = Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu")
-    training = Training("retinanet")
-    experiments.evaluate(training, 0)
-    run = experiments.run(training, 0)
+    (row,) = rows_of(Training("retinanet")).values()
+    experiments.evaluate(row, 0)
+    run = experiments.run(row.training, 0)
     path = tmp_path / "measured" / "retinanet.jsonl"
     (line,) = path.read_text().splitlines()
     document = json.loads(line)
@@ -136,7 +136,7 @@ def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, t
     for damage in ({"weights": "of another run"}, {"data": "of another split"}, {"steps": 1}):
         damaged = json.dumps(document | damage) + "\n"
         path.write_text(damaged + line[:100])  # and half a line of a command that was killed
-        Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu").evaluate(training, 0)
+        Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu").evaluate(row, 0)
         assert path.read_text() == f"{damaged}{line[:100]}\n{line}\n"
 
 

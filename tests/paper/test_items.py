@@ -68,6 +68,9 @@ def test_a_training_is_judged_by_all_its_joint_scores_at_once():
     assert list(rows_of(Training("aligned"))) == ["product(0.4)", "product(0.4), vote"]
 
 
+RECIPE = "aligned, varifocal, slow backbone, Soft-NMS"
+
+
 def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
     plain = RECIPES["retinanet-lite0"]
     rows = {row.name: row for row in ITEMS["ladder"].rows}
@@ -76,10 +79,10 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
         for name, row in rows.items()
     }
     assert settings["RetinaNet"] == plain.flat()
-    voting = {"inference.vote": rows["aligned, voting"].vote}
-    assert settings["aligned, varifocal, slow backbone"] | voting == RECIPES["aligned-lite0"].flat()
+    finish = {f"inference.{key}": value for key, value in rows[RECIPE].finish}
+    assert settings[RECIPE] | finish == RECIPES["aligned-lite0"].flat()
     large, steps = RECIPES["retinanet-r50-1x"], dict(rows["aligned, varifocal"].training.changes)
-    assert large.changed(**DETECTORS["aligned"], **steps, **voting) == RECIPES["aligned-r50-1x"]
+    assert large.changed(**DETECTORS["aligned"], **steps, **finish) == RECIPES["aligned-r50-1x"]
     for name, (before, changes) in LADDER.items():
         differ = {key for key, value in settings[name].items() if value != settings[before][key]}
         if name == "aligned":
@@ -87,7 +90,7 @@ def test_a_step_of_the_ladder_is_the_step_before_and_what_it_names():
         else:
             assert differ == set(changes)
         assert rows[name].joint.alpha == settings[name]["inference.alpha"]  # judged as it is trained and used
-    files = [row.training.name for row in rows.values() if not row.vote]
+    files = [row.training.name for row in rows.values() if not row.finish]
     assert len(set(files)) == len(files)
     assert all(re.fullmatch(r"[a-z-]+", name) for name in files)
 
@@ -97,6 +100,7 @@ def test_a_step_with_a_slow_backbone_is_first_compared_with_the_retinanet_that_h
     step, slow = "aligned, varifocal, slow backbone", "RetinaNet, slow backbone"
     others = ["aligned, slow backbone", slow, "RetinaNet"]
     assert claims[step] == [f"{step} > {other}" for other in others]
+    assert claims[RECIPE] == [f"{RECIPE} > {other}" for other in (step, slow, "RetinaNet")]
     assert ITEMS["ladder"].controls[step] == (slow, "RetinaNet")
     assert claims[slow] == [f"{slow} > RetinaNet"]
 

@@ -20,8 +20,10 @@ from retinaconf.evaluation import compare
 from retinaconf.paper import ladder, runs
 from retinaconf.paper.engine import run_paper
 from retinaconf.paper.items import Training
+from retinaconf.run_folder import MODEL, read_weights, write_weights
 
-ROWS = ("RetinaNet", "aligned", "aligned, voting")
+RECIPE = "aligned, varifocal, slow backbone, Soft-NMS"
+ROWS = ("RetinaNet", "aligned", "aligned, voting", RECIPE)
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +45,14 @@ def test_some_steps_and_their_page_made_again(
     document, page = go()
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert [name.rpartition("-")[0] for name in names] == [
-        f"{training}-seed{seed}" for training in ("aligned", "retinanet") for seed in (0, 1)
+        f"{training}-seed{seed}"
+        for training in ("aligned", "aligned-varifocal-slow-backbone", "retinanet")
+        for seed in (0, 1)
     ]
     assert [row["name"] for row in document["rows"]] == list(ROWS)
-    assert list(document["steps"]) == list(ROWS[:2])  # voting changes the boxes after NMS alone
+    assert list(document["steps"]) == [ROWS[0], ROWS[1], RECIPE]  # voting changes the boxes after NMS alone
     for name, step in document["steps"].items():
-        others = {"aligned": ["RetinaNet"], "RetinaNet": []}[name]
+        others = [] if name == "RetinaNet" else ["RetinaNet"]
         assert list(step["measures"]["concordance"]["over"]) == others
         assert all(len(step["measures"][measure]["seeds"]) == 2 for measure in ladder.MEASURES)
         assert step["speed"]["training"]["images_per_second"] > 0
@@ -64,11 +68,15 @@ def test_some_steps_and_their_page_made_again(
     assert go() == (document, page)
 
 
-def test_measures_are_those_of_the_diagnosis(trained: Any) -> None:
+@pytest.mark.parametrize("finish", [{}, {"vote": True, "soft_nms": True, "nms_iou": 0.75}], ids=["NMS", "Soft-NMS"])
+def test_measures_are_those_of_the_diagnosis(trained: Any, tmp_path: Path, finish: dict[str, Any]) -> None:
     truth = load_split(trained.data, "val")
     experiments: Any = SimpleNamespace(ground_truth=truth, device="cpu")
-    found = ladder._measure(experiments, trained.run, Training("conf"))
-    document = to_json(diagnose_run(trained.run, trained.data, "val", device="cpu", replicates=2))
+    found = ladder._measure(experiments, trained.run, Training("conf"), tuple(finish.items()))
+    weights = read_weights(trained.run)
+    config = weights.config.changed(**{f"inference.{name}": value for name, value in finish.items()})
+    write_weights(tmp_path / MODEL, weights.state, config, weights.classes, weights.category_ids)
+    document = to_json(diagnose_run(tmp_path / MODEL, trained.data, "val", device="cpu", replicates=2))
     gains = {rung["name"]: rung["gain"] for rung in document["oracles"]}
     expected = {
         "concordance": document["correlation"]["before_nms"]["within_object"]["concordance"],
