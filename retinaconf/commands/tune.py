@@ -23,11 +23,11 @@ def tune(
     val_fraction: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Choose alpha, a calibrated confidence and thresholds by class on val, and keep them in the run.
+    """Choose alpha, Soft-NMS, a calibrated confidence and thresholds by class on val, and keep them in the run.
 
     Args:
         run: the run folder; `model.safetensors` in it is written again, with the same weights.
-        data: the data set's folder. Everything is chosen on its split val, in one pass.
+        data: the data set's folder. Everything is chosen on its split val.
         precision: give each class the lowest threshold that reaches this precision. Without it, the one of lowest LRP.
         recall: give each class the highest threshold that reaches this recall. Without it, the one of lowest LRP.
         json: also write the report to this file.
@@ -61,6 +61,8 @@ def print_report(report: dict[str, Any]) -> None:
 
     say(f"chosen on {report['objects']:,} objects in {report['images']:,} images of {report['data']}")
     say(_ranking_line(report["ranking"]))
+    if report["soft_nms"] is not None:
+        say(_soft_nms_line(report["soft_nms"]))
     print_calibration(report["calibration"])
     thresholds = report["thresholds"]
     goal, by_class = thresholds["goal"], thresholds["by_class"]
@@ -89,3 +91,15 @@ def _ranking_line(ranking: dict[str, Any]) -> str:
     change = f"changes AP on the other by {100 * ranking['gain']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
     tried = f"the best of one half of the images, {best}, {change}"
     return f"ranked by {chosen}, " + (f"instead of {own}: {tried}" if low > 0 else f"as before: {tried}, no sure gain")
+
+
+def _soft_nms_line(soft: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in soft["interval"])
+    change = f"changes AP by {100 * soft['gain']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
+    if low != low:
+        return "without Soft-NMS, as before: too few images to choose"
+    return (
+        f"with Soft-NMS, which {change}"
+        if soft["chosen"]
+        else f"without Soft-NMS, as before: it {change}, no sure gain"
+    )

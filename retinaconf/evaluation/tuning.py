@@ -1,4 +1,4 @@
-"""What `retinaconf tune` keeps in a run: the score that ranks, a map to the IoU to expect, and thresholds by class."""
+"""What `retinaconf tune` keeps in a run: how boxes rank, a map to the IoU to expect, and thresholds by class."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Tuning:
 
     joint: str  # `inference.joint`
     alpha: float  # `inference.alpha`
-    score_map: ScoreMap  # from scores by these two to `confidence`
-    thresholds: Thresholds  # of scores by these two
+    soft_nms: bool  # `inference.soft_nms`, with the `nms_iou` that goes with it, in a run that has it not by itself
+    score_map: ScoreMap  # from scores by these three to `confidence`
+    thresholds: Thresholds  # of scores by these three
 
     def values(self) -> dict[str, Any]:
         """Plain values for a file, which `tuning_of` reads."""
@@ -28,6 +29,7 @@ class Tuning:
             "version": VERSION,
             "joint": self.joint,
             "alpha": self.alpha,
+            "soft_nms": self.soft_nms,
             "score_map": curves_of(self.score_map),
             "thresholds": asdict(self.thresholds),
         }
@@ -48,6 +50,8 @@ def tuning_of(values: dict[str, Any]) -> Tuning:
             name: {int(id_): float(value) for id_, value in kept[name].items()} for name in ("by_class", "unreached")
         }
         thresholds = Thresholds(str(kept["goal"]), float(kept["common"]), **by_id)
-        return Tuning(str(values["joint"]), float(values["alpha"]), score_map_of(values["score_map"]), thresholds)
+        soft_nms = bool(values.get("soft_nms", False))  # of 0.2.0, which had none
+        score_map = score_map_of(values["score_map"])
+        return Tuning(str(values["joint"]), float(values["alpha"]), soft_nms, score_map, thresholds)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise InputError("what `retinaconf tune` has kept in it is damaged; run `retinaconf tune` again") from None

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from PIL import Image
 from torch import Tensor
 
-from retinaconf.config import Config, InferenceConfig
+from retinaconf.config import SOFT_NMS_IOU, Config, InferenceConfig
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.images import read_image
 from retinaconf.data.loader import Batch, evaluation_batches, padded
@@ -194,6 +194,8 @@ class Detector(ModelHubMixin):
         settings: dict[str, Any] = {"joint": own.joint, "alpha": own.alpha}
         if self.tuning is not None:
             settings = {"joint": self.tuning.joint, "alpha": self.tuning.alpha}
+            if self.tuning.soft_nms:
+                settings |= {"soft_nms": True, "nms_iou": SOFT_NMS_IOU}
         if "alpha" in changes and settings["joint"] not in WITH_ALPHA:
             settings["joint"] = "product"
         settings |= changes

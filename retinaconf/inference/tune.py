@@ -1,4 +1,4 @@
-"""The ranking score, the calibration and the thresholds of a detector, chosen on a validation split in one pass."""
+"""The ranking score, Soft-NMS, the calibration and the thresholds of a detector, chosen on a validation split."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from retinaconf.config import InferenceConfig
+from retinaconf.config import SOFT_NMS_IOU, InferenceConfig
 from retinaconf.data.checked import CheckedImages
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.splits import read_split
 from retinaconf.errors import InputError, UsageError
 from retinaconf.evaluation.average_precision import curves_of
-from retinaconf.evaluation.gains import Gain, choose
+from retinaconf.evaluation.gains import Gain, choose, measure_gains
 from retinaconf.evaluation.matching import match_detections
 from retinaconf.evaluation.score_map import Unseen, calibration_report, fit, measure_unseen
 from retinaconf.evaluation.thresholds import (
@@ -45,15 +45,17 @@ def tune(
     val_fraction: float | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Choose alpha, a calibrated confidence and thresholds by class on `val`, and keep them in the run.
+    """Choose alpha, Soft-NMS, a calibrated confidence and thresholds by class on `val`, and keep them in the run.
 
     Returns the report that `retinaconf tune --json` writes.
 
     Keys: `run`, `data`, `images`, `objects`; `ranking` (`own` and `chosen`, and of the `best` on one half of the images
     its `AP` on the other half, the `own_AP` there, the `gain` and its 95% `interval`; null without a quality);
-    `calibration`, as `calibration_report` has it; `thresholds`: `goal`, `common` and `by_class`, by name `threshold`
-    (null: the common one), `best` (null, or what there is where the goal is not reached), and, on images that did not
-    choose it, `precision`, `recall` and their 95% intervals (not there for too few images).
+    `soft_nms` (`chosen`, and on all images `own_AP` without it, `AP` with it, the `gain` and its 95% `interval`; null
+    for a run that has it by itself); `calibration`, as `calibration_report` has it; `thresholds`: `goal`, `common` and
+    `by_class`, by name `threshold` (null: the common one), `best` (null, or what there is where the goal is not
+    reached), and, on images that did not choose it, `precision`, `recall` and their 95% intervals (not there for too
+    few images).
 
     Args:
         run: the run folder, or its `model.safetensors`, which is written anew with the same weights.
@@ -85,7 +87,8 @@ def tune(
             root, "val", settings, layout, val_fraction, val_list(run), like=detector, whose=run, check=check
         )
         with Progress(transient=True) as bar:
-            task = bar.add_task("images", total=len(val_set))
+            passes = 1 if detector.config.inference.soft_nms else 2
+            task = bar.add_task("images", total=passes * len(val_set))
             tuned = choose_all(detector, val_set, goal, lambda n: bar.advance(task, n))
         write_weights(file, weights.state, weights.config, weights.classes, weights.category_ids, tuned.tuning.values())
     drawn = val_set.val_split
@@ -95,6 +98,7 @@ def tune(
         "images": len(val_set),
         "objects": int((~val_set.crowd).sum()),
         "ranking": _ranking(tuned),
+        "soft_nms": tuned.soft_gain and {"chosen": tuned.tuning.soft_nms, **_gain(tuned.soft_gain)},
         "calibration": calibration_report(tuned.tuning.score_map, tuned.unseen),
         "thresholds": _thresholds(tuned, detector.classes, detector.category_ids),
     }
@@ -108,6 +112,7 @@ class Tuned:
     own: InferenceConfig  # how the detector ranks by itself
     best: InferenceConfig | None  # best on one half of the images; None for a detector with nothing to choose among
     gain: Gain | None  # in AP, of the best over the detector's own score, on the other half
+    soft_gain: Gain | None  # in AP, of Soft-NMS, on all images; None for a detector that has it by itself
     unseen: Unseen | None  # calibration, each half of the images by the map of the other; None for too few images
     shown: list[Shown] | None  # precision and recall, each half by the thresholds of the other; None for too few
 
@@ -118,7 +123,8 @@ def choose_all(
     """Tune a detector that is not tuned on I images; `done` is told how many images each batch had.
 
     Another alpha is taken only where it surely ranks better: chosen on one half of the images, its gain in AP on the
-    other half has an interval above 0. It is then the best on all images.
+    other half has an interval above 0. It is then the best on all images. Soft-NMS is one setting, so its
+    gain is measured on all images.
 
     Raises:
         InputError: the detector finds nothing on these images, or they have no objects.
@@ -137,16 +143,25 @@ def choose_all(
         if gain.interval[0] > 0:
             chosen = int(np.nanargmax([curve(np.ones(len(val_set))).mean() for curve in curves]))
             config, table = settings[chosen], tables[chosen]
+    soft_gain, has_softened = None, False
+    if not own.soft_nms:
+        soft = config.model_copy(update={"soft_nms": True, "nms_iou": SOFT_NMS_IOU})
+        (softened,) = detector.detect(val_set, soft, [joint_score(soft)], done=done)
+        images = np.argsort(val_set.image_ids, kind="stable")
+        (soft_gain,) = measure_gains(list(curves_of([table, softened], val_set)), [(0, 1)], images, len(images))
+        if soft_gain.interval[0] > 0:
+            has_softened, table = True, softened
     score_map = fit(table, val_set)
     matches = match_detections(table, val_set, np.array([RIGHT]))
     thresholds = choose_thresholds(matches, 0, val_set, goal)
     assert thresholds is not None  # `fit` has found detections and objects
     shown = shown_by_halves(table, matches, 0, val_set, goal)
     return Tuned(
-        Tuning(config.joint, config.alpha, score_map, thresholds),
+        Tuning(config.joint, config.alpha, has_softened, score_map, thresholds),
         own,
         best,
         gain,
+        soft_gain,
         measure_unseen(table, val_set),
         None if shown is None else measure_shown(shown, matches, 0, val_set),
     )
@@ -173,11 +188,16 @@ def _ranking(tuned: Tuned) -> dict[str, Any]:
     def named(config: InferenceConfig | None) -> dict[str, Any] | None:
         return None if config is None else {"joint": config.joint, "alpha": config.alpha}
 
-    gain = tuned.gain
     return {
         "own": named(tuned.own),
         "chosen": {"joint": tuned.tuning.joint, "alpha": tuned.tuning.alpha},
         "best": named(tuned.best),
+        **_gain(tuned.gain),
+    }
+
+
+def _gain(gain: Gain | None) -> dict[str, Any]:
+    return {
         "own_AP": gain and gain.before,
         "AP": gain and gain.after,
         "gain": gain and gain.points,

@@ -265,3 +265,23 @@ def test_it_says_what_was_held_out_and_whether_the_run_knows(trained: Any, tmp_p
     report = retinaconf.tune(run, data, device="cpu")
     said = f"no split 'val' there: 3 of the 20 images are val, as {run / 'val.txt'} lists"
     assert (report["images"], report["data"]) == (3, f"{data / 'train.json'} ({said})")
+
+
+@pytest.mark.parametrize("soft", [True, False, None])  # None: as version 0.2.0 has written it
+def test_a_run_that_was_given_soft_nms_uses_it(trained: Any, tuned: tuple[Path, dict[str, Any]], tmp_path: Path, soft):
+    run, report = tuned
+    assert report["soft_nms"]["chosen"] == (report["soft_nms"]["interval"][0] > 0)
+    weights = read_weights(run)
+    assert weights.tuning is not None
+    tuning = {key: value for key, value in weights.tuning.items() if key != "soft_nms"}
+    tuning |= {} if soft is None else {"soft_nms": soft}
+    write_weights(tmp_path / MODEL, weights.state, weights.config, weights.classes, weights.category_ids, tuning)
+    detector = retinaconf.load(tmp_path / MODEL, "cpu")
+    config = detector.inference_config()
+    assert (config.soft_nms, config.nms_iou) == ((True, 0.75) if soft else (False, 0.5))
+    assert detector.inference_config(nms_iou=0.6).nms_iou == 0.6
+    ground_truth = load_split(trained.data, "val")
+    evaluated = retinaconf.evaluate(tmp_path / MODEL, trained.data, "val", device="cpu")["metrics"]["AP"]
+    wanted = detector.config.inference.model_copy(update={"soft_nms": bool(soft), "nms_iou": config.nms_iou})
+    (table,) = detector.detect(ground_truth, wanted.model_copy(update={"joint": config.joint, "alpha": config.alpha}))
+    assert evaluated == CocoEvaluator(ground_truth)(table).overall["AP"]
