@@ -257,3 +257,49 @@ def test_thresholds_reach_a_precision_where_scores_tell_right_from_wrong(
     right, wrong = main("thresholds", tmp_path / "truth.json", tmp_path / "found.json", "--divisions", 5).splitlines()
     assert right.startswith("a, 8 objects: precision 1.000, standard deviation 0.000; within 3 points of 0.9 in 0%")
     assert wrong.startswith("b, 8 objects: precision 0.000")
+
+
+def test_what_soft_nms_gains(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared_data: Path
+) -> None:
+    """AP before and after by `evaluate`, of a run with the settings changed, and by COCO's evaluation of a file."""
+    from retinaconf.data.ground_truth import read_coco
+    from retinaconf.detections import read_detections
+    from retinaconf.diagnosis.measures.post_processing import PostProcessing
+    from retinaconf.evaluation.coco import CocoEvaluator
+
+    soft_nms = study("soft_nms")
+    mini, yolox = shared_data / "coco-mini", shared_data / "yolox-nano" / "candidates-val2017.npz"
+    truth = mini / "annotations" / "instances_val2017.json"
+    for given in (
+        ["--ground-truth", str(truth), "--nms-iou", "0.65", str(yolox)],
+        ["--data", str(trained.data), str(trained.run)],
+    ):
+        monkeypatch.setattr(sys, "argv", ["soft_nms.py", *given])
+        soft_nms.main()
+    said = capsys.readouterr().out
+    ground_truth = read_coco(truth)
+    candidates = read_detections(yolox, ground_truth)
+    evaluator = CocoEvaluator(ground_truth)
+    plain = PostProcessing(nms_iou=0.65)(candidates)
+    before, after = (
+        100 * evaluator(found).overall["AP"]
+        for found in (plain, PostProcessing(nms_iou=0.75, soft_nms=True)(candidates))
+    )
+    f1 = 100 * soft_nms.best_f1(plain, ground_truth)
+    assert f"{yolox}: AP {before:.2f}, F1 {f1:.2f}; by Soft-NMS as in the recipes AP {after - before:+.2f} (" in said
+    own = 100 * evaluate(trained.run, trained.data)["metrics"]["AP"]
+    assert f"{trained.run}: AP {own:.2f}, F1 " in said
+    assert said.count("| 0.75 | 0.7 |") == 2
+
+
+def test_the_best_f1_by_hand(photographed_twice: Path) -> None:
+    """Two objects: right at 0.9, wrong at 0.8, right at 0.7, wrong at 0.6."""
+    soft_nms = study("soft_nms")
+    whole = load_split(photographed_twice, "val")
+    boxes = np.array([[0.0, 0, 10, 10], [50, 0, 60, 10]])
+    truth = replace(whole, boxes=boxes, labels=np.array([0, 0]), offsets=np.array([0, 2, 2]))
+    truth = replace(truth, areas=np.full(2, 100.0), crowd=np.zeros(2, dtype=bool))
+    found = Detections(np.zeros(4, int), np.zeros(4, int), boxes[[0, 0, 1, 1]], np.array([0.9, 0.8, 0.7, 0.6]))
+    assert soft_nms.best_f1(found, truth) == pytest.approx(2 * 2 / (3 + 2))
+    assert soft_nms.best_f1(found[found.scores > 1], truth) == 0
