@@ -176,7 +176,8 @@ def _training(diagnosis: Diagnosis) -> str:
 def _better_score(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
     if run is not None and (run.model.quality != "none" or run.model.class_target == "iou"):
-        return "its score learns the IoU already; train longer or on more images, or try the recipe aligned"
+        other = "" if run.model.box == "distribution" else ", or try the recipe aligned"
+        return f"its score learns the IoU already; train longer or on more images{other}"
     if run is not None:
         return "add a quality branch with retinaconf retrofit, or train the recipe aligned"
     if diagnosis.quality is not None:
