@@ -53,7 +53,8 @@ TIMED = 4  # images of the batch that is timed
 
 
 def steps(experiments: Experiments, item: Item, seeds: range) -> dict[str, dict[str, Any]]:
-    """By row, what is measured of its training. Voting alone has no row: it changes none of it but the speed.
+    """By row, what is measured of its training. Voting alone has no row: of the measures it changes only
+    what a ranking by IoU would add.
 
     - `measures`: of each of `MEASURES` its `seeds`, their `mean`, and `over`: by row, of the row before and of
       each RetinaNet, the paired `difference` with its 95% `interval`. LaECE_0 has no `over`.
