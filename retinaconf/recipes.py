@@ -94,9 +94,11 @@ RECIPES: dict[str, Config] = {
 # val (+0.1), and to YOLOX-nano's candidates +0.5, 95 % interval +0.1 to +0.8. Soft-NMS adds AP in each of twelve runs
 # on blood cells and photographs (+0.2 to +1.1). With the varifocal loss no seed on photographs learns the classes late,
 # and five seeds on blood cells show no loss: docs/results.md.
-FINISH = {"inference.soft_nms": True, "inference.nms_iou": SOFT_NMS_IOU, "inference.vote": True}
+FINISH = {"vote": True, "soft_nms": True, "nms_iou": SOFT_NMS_IOU}  # of `inference`
 RECIPES |= {
-    name: config.changed(**FINISH, **{"loss.iou_score": "varifocal"})
+    name: config.changed(
+        **{f"inference.{key}": value for key, value in FINISH.items()}, **{"loss.iou_score": "varifocal"}
+    )
     for name, config in RECIPES.items()
     if name.startswith("aligned-")
 }

@@ -6,11 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from retinaconf.config import SOFT_NMS_IOU
 from retinaconf.errors import InputError
 from retinaconf.inference.joint_score import JointScore, product, proportional, released, sweep
 from retinaconf.paper import published
-from retinaconf.recipes import DETECTORS
+from retinaconf.recipes import DETECTORS, FINISH
 
 NAMES = {"retinanet": "RetinaNet", "iou-aware": "IoU-aware Net", "conf": "RetinaNet-Conf"}
 SMALL = 0.002  # of AP: what the paper's text reads as no difference
@@ -270,9 +269,9 @@ def _open_question() -> Item:
 
 SLOW_BACKBONE, SLOW_RETINANET = {"optimizer.kept_lr": 0.1}, "RetinaNet, slow backbone"
 VARIFOCAL = {"loss.iou_score": "varifocal"}
-FINISH: dict[str, dict[str, Any]] = {  # of `inference`, by step
+ENDS: dict[str, dict[str, Any]] = {  # `Row.finish`, by step
     "aligned, voting": {"vote": True},
-    "aligned, varifocal, slow backbone, Soft-NMS": {"vote": True, "soft_nms": True, "nms_iou": SOFT_NMS_IOU},
+    "aligned, varifocal, slow backbone, Soft-NMS": FINISH,
 }
 # By step: the step before it, and what it changes. A step that no other builds on is a control or an alternative.
 LADDER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -291,7 +290,7 @@ LADDER: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned, task-aligned": ("aligned", {"matching.assigner": "task-aligned"}),
     "aligned, rank loss": ("aligned", {"loss.rank": 1.0}),
     "aligned, group norm": ("aligned", {"model.head_norm": "group"}),
-    "aligned, voting": ("aligned", {}),  # the same training, with FINISH
+    "aligned, voting": ("aligned", {}),  # the same training, with its ENDS
     "aligned, varifocal": ("aligned", VARIFOCAL),
     "aligned, slow backbone": ("aligned", SLOW_BACKBONE),
     "aligned, varifocal, slow backbone": ("aligned, slow backbone", VARIFOCAL),
@@ -312,7 +311,7 @@ def _ladder() -> Item:
     rows = []
     for name, training in trainings.items():
         alpha = (DETECTORS[training.detector] | dict(training.changes)).get("inference.alpha", 0.0)
-        finish = tuple(FINISH.get(name, {}).items())
+        finish = tuple(ENDS.get(name, {}).items())
         rows.append(Row(name, training, product(alpha), published.R50.get(name), finish))
     before = {name: step for name, (step, _) in LADDER.items()}
     slow = {name for name in LADDER if name.startswith("aligned") and "slow backbone" in name}
