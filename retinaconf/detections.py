@@ -53,7 +53,7 @@ class Detections:
     image_index: np.ndarray  # (D,) int64, ascending: a row in the ground truth; 0 where there is one image only
     labels: np.ndarray  # (D,) int64, an index into `classes`
     boxes: np.ndarray  # (D, 4) float xyxy in pixels of the original image; those of a file may reach out of it
-    scores: np.ndarray  # (D,) float in [0, 1], what AP ranks by; NMS, too, but for Soft-NMS
+    scores: np.ndarray  # (D,) float in [0, 1], what AP ranks by; after Soft-NMS, if there is one
     class_scores: np.ndarray | None = None  # (D,) float in [0, 1]
     quality: np.ndarray | None = None  # (D,) float in [0, 1], the predicted IoU with the object
     confidence: np.ndarray | None = None  # (D,) float in [0, 1], the IoU to expect of such a score, if the run is tuned

@@ -19,7 +19,7 @@ class Tuning:
 
     joint: str  # `inference.joint`
     alpha: float  # `inference.alpha`
-    soft_nms: bool  # `inference.soft_nms`, with the `nms_iou` that goes with it, in a run that has it not by itself
+    soft_nms: bool  # `inference.soft_nms` and its `nms_iou`, given to a run that lacks it
     score_map: ScoreMap  # from scores by these three to `confidence`
     thresholds: Thresholds  # of scores by these three
 

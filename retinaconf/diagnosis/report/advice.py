@@ -72,7 +72,7 @@ def _soft_nms(diagnosis: Diagnosis) -> str:
     if gain is None:
         return ""
     if is_sure(gain) <= 0:
-        return f"Keep NMS without Soft-NMS, which changes AP by {points(gain)} on all images, no sure gain."
+        return f"Keep the scores that NMS leaves: Soft-NMS changes AP by {points(gain)} on all images, no sure gain."
     how = " (`retinaconf tune RUN --data ROOT` keeps it in the run)" if diagnosis.run is not None else ""
     return (
         f"Use Soft-NMS{how}: NMS at IoU {SOFT_NMS_IOU:g}, and then each score × exp(-IoU^2 / {SOFT_NMS_SIGMA:g}) "
