@@ -9,8 +9,8 @@ whose scores are spread so that about 0.3 % of all (anchor, class) pairs pass th
 
 Rows called `network` leave out post-processing. Rows called `recorded` replay the network as a CUDA graph, as a
 detector does. Sections run one after the other until the seconds are used up; `--only` runs those whose names contain a
-text. A section that fails leaves its error in FOLDER/gpu.json and the others go on. FOLDER/profile.txt has the profile
-of a training step of `aligned-r50`.
+text. A section that fails leaves its error in FOLDER/gpu.json and the others go on. FOLDER/profile.txt and
+FOLDER/profile-compiled.txt have the profiles of a training step of `aligned-r50`.
 
 A network takes a minute to translate for a `compiled` row. Runs side by side, such as `--only "conf-r50: batch 32,
 compiled"`, do that for later ones, where all have the same TORCHINDUCTOR_CACHE_DIR; their times do not count.
@@ -275,12 +275,12 @@ class Bench:
         work = self.our_pass(name, 1, bf16, recorded)
         return self.timed(work, self.size.steps * 4, RECORDED_AT if recorded else 0)
 
-    def profile(self, file: Path) -> Row:
-        """The table of a step into `file`; how often a step waits and copies."""
-        step, steps = self.our_step("aligned-r50", self.size.batches[0]), 3
-        self.seconds(step, self.size.warm_up)
+    def profile(self, file: Path, images: int, compiled: bool = False) -> Row:
+        """The table of a step into `file`; how often a step waits and copies, and how long its kernels run."""
+        step, steps = self.our_step("aligned-r50", images, compiled), 3
+        self.seconds(step, 1 + self.size.warm_up)
         with torch.profiler.profile() as profile:
-            self.seconds(step, steps)
+            seconds = self.seconds(step, steps)
         table, on_gpu = profile.key_averages(), self.device.type == "cuda"
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         calls = {
@@ -290,7 +290,16 @@ class Bench:
         }
         lines = [f"{count:8.1f} a step  {name}" for name, count in sorted(calls.items())]
         file.write_text(table.table(sort_by=order, row_limit=25, max_name_column_width=80) + "\n".join(lines) + "\n")
-        return {"calls_a_step": calls, "images": self.size.batches[0]}
+        kernels = sum(
+            event.self_device_time_total
+            for event in table
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        )
+        return {
+            "calls_a_step": calls,
+            "kernel_seconds_a_step": kernels / steps / 1e6,
+            "seconds_while_profiled": seconds,
+        }
 
 
 class Report:
@@ -373,7 +382,7 @@ def main() -> None:
     for side in (THEIRS, *OURS):
         report.add(f"operations: {side}", partial(bench.flops, side))
         report.add(f"training: {side}: batch {smallest}", partial(bench.training, side, smallest))
-    report.add("profile", partial(bench.profile, options.out / "profile.txt"))
+    report.add("profile", partial(bench.profile, options.out / "profile.txt", smallest))
 
     def inference(bf16: bool) -> None:
         for images in (1, smallest):
@@ -397,6 +406,8 @@ def main() -> None:
             for side in OURS:
                 what = f"training: {side}: batch {images}, compiled"
                 report.add(what, partial(bench.training, side, images, compiled=True))
+        file, most = options.out / "profile-compiled.txt", bench.size.batches[-1]
+        report.add("profile, compiled", partial(bench.profile, file, most, compiled=True))
         inference(bf16=False)
     print(f"{name}, torch {torch.__version__}\n{report.table()}")
     write_json(report.file, report.rows)

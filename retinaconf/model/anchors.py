@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retinaconf.cell_anchors import STRIDES, CellAnchors
+
+
+class Grid(NamedTuple):
+    """All anchors of a canvas. Levels lie one after the other along A."""
+
+    anchors: Tensor  # (A, 4) xyxy, pixels of the padded image
+    level_sizes: tuple[int, ...]  # anchors of P3 ... P7; they sum to A
+
+
+def anchor_grid(shapes: tuple[tuple[int, int], ...], device: torch.device, cell_anchors: CellAnchors) -> Grid:
+    """The anchors of levels with `shapes` (H, W) of P3 ... P7, as `anchor_boxes`."""
+    level_sizes = tuple(height * width * cell_anchors.count for height, width in shapes)
+    return Grid(anchor_boxes(shapes, device, cell_anchors), level_sizes)
 
 
 def cell_boxes(stride: int, cell_anchors: CellAnchors) -> Tensor:

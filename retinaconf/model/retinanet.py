@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from retinaconf.config import ModelConfig
 from retinaconf.errors import InputError
-from retinaconf.model.anchors import anchor_boxes
+from retinaconf.model.anchors import anchor_grid
 from retinaconf.model.backbone import COUNTER, Backbone
 from retinaconf.model.boxes import MAX_LOG_RATIO, decode
 from retinaconf.model.fpn import FPN
@@ -68,14 +68,8 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
         """Images (N, 3, H, W), 0 to 255, H and W multiples of 32, image n filling the top left `sizes[n]` (h, w)."""
         (class_logits, box_deltas, quality_logits, box_logits), shapes = self.head_outputs(images, sizes)
-        return Outputs(
-            class_logits,
-            box_deltas,
-            quality_logits,
-            anchor_boxes(shapes, class_logits.device, self.cell_anchors),
-            tuple(height * width * self.cell_anchors.count for height, width in shapes),
-            box_logits,
-        )
+        grid = anchor_grid(shapes, class_logits.device, self.cell_anchors)
+        return Outputs(class_logits, box_deltas, quality_logits, *grid, box_logits)
 
     def head_outputs(
         self, images: Tensor, sizes: Tensor

@@ -2,18 +2,20 @@
 
 An assigner is a function of the network's outputs for a batch, the ground-truth boxes (N, G, 4), their labels (N, G),
 -1 where there is no box, and the configuration. It matches each image by itself, so that a batch may be split in any
-way.
+way. Those in `BY_ANCHORS` only need the anchors, so that they can match before the network has run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from retinaconf.config import Config
+from retinaconf.model.anchors import Grid
 from retinaconf.model.boxes import iou
 from retinaconf.model.retinanet import Outputs
 from retinaconf.training.joint_loss import log_score
@@ -24,7 +26,7 @@ TOP_ALIGNED = 13  # m of TOOD: positives of an object
 FIT_EXPONENT = 6  # beta of TOOD's alignment, score * IoU^beta
 ATSS_EPOCHS = 1 / 3  # share of the epochs that task-aligned training starts with (TOOD: 4 of 12)
 
-Assigner = Callable[[Outputs, Tensor, Tensor, Config], Matches]
+Assigner = Callable[[Any, Tensor, Tensor, Config], Matches]  # the first: Outputs, or a Grid for those in BY_ANCHORS
 
 
 def assigner_at(config: Config, epoch: int) -> Assigner:
@@ -35,13 +37,13 @@ def assigner_at(config: Config, epoch: int) -> Assigner:
     return ASSIGNERS[name]
 
 
-def max_iou(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
+def max_iou(grid: Grid | Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
     """RetinaNet's assignment, see `match`."""
-    return match(outputs.anchors, boxes, labels)
+    return match(grid.anchors, boxes, labels)
 
 
 @torch.no_grad()
-def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
+def atss(grid: Grid | Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Matches:
     """Adaptive Training Sample Selection (ATSS, algorithm 1).
 
     Of each level the anchors at the 9 cells nearest to an object's centre are its candidates. Positive are those whose
@@ -49,12 +51,12 @@ def atss(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config) -> Mat
     inside it; all other anchors are negative. An anchor that several objects claim goes to the one that it overlaps
     most.
     """
-    anchors, per_cell = outputs.anchors, config.model.cell_anchors.count
+    anchors, per_cell = grid.anchors, config.model.cell_anchors.count
     if labels.shape[1] == 0:
         return match(anchors, boxes, labels)
     centres = _centres(anchors)
     candidates = []
-    for level, last in zip(centres.split(outputs.level_sizes), accumulate(outputs.level_sizes)):
+    for level, last in zip(centres.split(grid.level_sizes), accumulate(grid.level_sizes)):
         cells = level[::per_cell]  # the anchors of a cell have one centre
         # The cells of an object lie side by side in memory, as topk reads them.
         distances = (cells - _centres(boxes)[:, :, None]).square().sum(dim=3)  # (N, G, cells)
@@ -105,6 +107,7 @@ def task_aligned(outputs: Outputs, boxes: Tensor, labels: Tensor, config: Config
 
 
 ASSIGNERS: dict[str, Assigner] = {"max-iou": max_iou, "atss": atss, "task-aligned": task_aligned}
+BY_ANCHORS: tuple[Assigner, ...] = (max_iou, atss)
 
 
 def _matches_of(claims: Tensor, labels: Tensor) -> Matches:

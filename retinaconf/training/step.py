@@ -12,8 +12,11 @@ from torch import Tensor
 
 from retinaconf.config import Config
 from retinaconf.data.loader import Batch
-from retinaconf.training.assigners import Assigner
+from retinaconf.model.anchors import Grid, anchor_grid, level_shapes
+from retinaconf.model.retinanet import Outputs
+from retinaconf.training.assigners import BY_ANCHORS, Assigner
 from retinaconf.training.losses import detection_losses
+from retinaconf.training.matching import Matches
 
 
 class Taken(NamedTuple):
@@ -41,14 +44,19 @@ def take_step(
 
     Losses summed over all processes are those of the whole batch. If one or a gradient is not finite, this step leaves
     the weights as they are; with a fused optimizer so do all later steps. For each pass the CPU waits once for a GPU,
-    for the number of positives.
+    for the number of positives: before the network runs, if the assigner allows it, so that the CPU then stays ahead.
     """
     sums: dict[str, Tensor] = {}
     normaliser = torch.zeros((), device=fabric.device)
     for part, batch in enumerate(passes, 1):
         with fabric.no_backward_sync(model, enabled=part < len(passes)):
+            if assign in BY_ANCHORS:
+                shapes = level_shapes(*batch.images.shape[2:])
+                grid = anchor_grid(shapes, batch.images.device, config.model.cell_anchors)
+                matches = _matched(assign, grid, batch, config)
             outputs = model(batch.images, batch.sizes)
-            matches = assign(outputs, batch.boxes, batch.labels, config)
+            if assign not in BY_ANCHORS:
+                matches = _matched(assign, outputs, batch, config)
             # Losses are divided by the normaliser of the whole batch, so that it may be split among processes and
             # passes in any way. What earlier passes gave was divided by less.
             counted: Any = fabric.all_reduce(matches.normaliser, reduce_op="sum")
@@ -81,6 +89,12 @@ def take_step(
     optimizer.step()
     optimizer.zero_grad()
     return taken
+
+
+def _matched(assign: Assigner, known: Grid | Outputs, batch: Batch, config: Config) -> Matches:
+    matches = assign(known, batch.boxes, batch.labels, config)
+    _ = matches.index  # here the CPU waits
+    return matches
 
 
 def _largest_gradient(fabric: Fabric, model: Any) -> Tensor:

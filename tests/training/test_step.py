@@ -49,12 +49,15 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.order: list[str] = []  # of waits and convolutions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
         if name in ("nonzero", "_local_scalar_dense", "equal", "masked_select", "unique_dim", "_unique2"):
             self.found[name] += 1
+        if name in ("nonzero", "convolution"):
+            self.order.append(name)
         if any(mask is not None and mask.dtype == torch.bool for mask in masks):
             self.found["mask"] += 1
         return func(*args, **(kwargs or {}))
@@ -80,5 +83,7 @@ def test_a_step_waits_for_a_gpu_once_a_pass(tiny_config: Any, name: str) -> None
     with Waits() as waits:
         taken = take_step(fabric, model, optimizer, [a_batch(), a_batch()], ASSIGNERS[config.matching.assigner], config)
     assert waits.found == {"nonzero": 2}
+    # Before the network where the anchors are all that matching needs.
+    assert (waits.order[0] == "nonzero") == (config.matching.assigner != "task-aligned")
     assert all(loss.isfinite() for loss in taken.losses.values())
     assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters()))
