@@ -23,6 +23,8 @@ from retinaconf.threads import in_threads
 
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
 MANY = 10_000  # boxes, above which it takes longer to sort all than to find the best
+VERY_MANY = 50_000  # anchors, above which it pays to try without most of them
+SAMPLED = 31  # one anchor of so many tells what a good score is; prime, as nothing in their order is
 BLOCK = 32  # voters of one class that a box meets at once
 
 
@@ -84,33 +86,77 @@ def postprocess(
     # The sigmoid and the joint score grow with the logit, so the best class is found on logits: K times less work.
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2).float())  # (N, A)
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits.float())
-    # No term is negative, and the class score and the quality are at most 1. So the sum is infinite or NaN only where a
-    # term is; `amax` keeps a NaN.
-    total = best_class + outputs.box_deltas.abs().amax(dim=2)
-    finite = (total if quality is None else total + quality) < math.inf  # (N, A); False for NaN
+    finite = _finite(best_class, quality, outputs.box_deltas)
     limits = sizes.flip(1).repeat(1, 2).float()  # (N, 4): width, height, width, height
     clip_now = rules.clip_first or not suppress
 
     @torch.no_grad()  # a thread does not inherit it
     def ranked_by(joint: JointScore) -> list[Boxes]:
-        joined = quality  # what the score takes for the quality: 1 where it leaves it out
+        joined = quality
         if quality is not None and joint.large_levels_only:
             joined = torch.where(_of_large_level(outputs, config), quality, 1)
-        ranking = torch.where(finite, joint(best_class, joined), -1)  # a NaN would count as the largest
-        chosen = (ranking > config.score_threshold) & _best_of_level(ranking, outputs.level_sizes, config)
-        image, anchor = torch.nonzero(chosen, as_tuple=True)  # (P,) image by image, anchors in their order
+        ranking = joint(best_class, joined)
+        if finite is not None:
+            ranking = torch.where(finite, ranking, -1)  # a NaN would count as the largest
+        anchors = _Anchors(outputs, quality, joint, joined, ranking, limits if clip_now else None, config)
+        images = anchors.survivors_of_the_best() if suppress and thresholds is None and not config.vote else None
+        if images is None:
+            candidates = anchors.pairs(*anchors.best_of_levels(), thresholds)
+            if config.vote or not suppress:
+                candidates = [found.rows(best_first(found.scores, len(found.scores))) for found in candidates]
+            images = list(map(anchors.survivors, candidates)) if suppress else candidates
+        if suppress and config.soft_nms:
+            images = [softened(kept, config.score_threshold) for kept in images]
+        if suppress and config.vote:
+            images = list(map(voted, images, candidates))
+        if not clip_now:
+            images = [found._replace(boxes=_clip(found.boxes, limit)) for found, limit in zip(images, limits.cpu())]
+            images = [found.rows(torch.nonzero(_has_area(found.boxes)).flatten()) for found in images]
+        return images
+
+    if len(joints) == 1:  # not worth a thread
+        return [ranked_by(joints[0])]
+    return list(in_threads(ranked_by, joints))
+
+
+class _Anchors(NamedTuple):
+    """The anchors of a batch, ranked by one joint score."""
+
+    outputs: Outputs
+    quality: Tensor | None  # (N, A)
+    joint: JointScore
+    joined: Tensor | None  # (N, A) what the score takes for the quality: 1 where it leaves it out
+    ranking: Tensor  # (N, A) joint score of the best class; -1 where an output is not finite
+    limits: Tensor | None  # (N, 4) width, height, width, height, if boxes are clipped here
+    config: InferenceConfig
+
+    def best_of_levels(self) -> tuple[Tensor, Tensor]:
+        """Image and anchor, (P,) each, of the `config.candidates` best of each level that pass the threshold."""
+        limit, level_sizes = self.config.candidates, self.outputs.level_sizes
+        chosen = self.ranking > self.config.score_threshold
+        for level, passes in zip(self.ranking.split(level_sizes, dim=1), chosen.split(level_sizes, dim=1)):
+            on_cpu = level.device.type == "cpu"  # a GPU would have to be waited for
+            if level.shape[1] > limit and not (on_cpu and passes.sum(dim=1).max() <= limit):
+                index = level.topk(limit, dim=1, sorted=False).indices
+                passes &= torch.zeros_like(passes).scatter_(1, index, True)
+        image, anchor = torch.nonzero(chosen, as_tuple=True)  # image by image, anchors in their order
+        return image, anchor
+
+    def pairs(self, image: Tensor, anchor: Tensor, least: Tensor | None) -> list[Boxes]:
+        """By image, the pairs of (P,) anchors that are above the threshold, and above `least` (N, K or 1)."""
+        outputs, rules, limits = self.outputs, RULES[self.config.rules], self.limits
         boxes = outputs.boxes(image, anchor, rules.min_log_ratio)
         # Whole rows by one index: four times as fast on a CPU as by two.
         rows = outputs.class_logits.flatten(0, 1).index_select(0, image * len(outputs.anchors) + anchor)
         class_scores = torch.sigmoid(rows.float())  # (P, K)
-        chosen_quality = None if quality is None else quality[image, anchor]  # (P,)
-        scores = joint.of_classes(class_scores, None if joined is None else joined[image, anchor])
-        taken = scores > config.score_threshold  # (P, K)
+        quality = None if self.quality is None else self.quality[image, anchor]  # (P,)
+        scores = self.joint.of_classes(class_scores, None if self.joined is None else self.joined[image, anchor])
+        taken = scores > self.config.score_threshold  # (P, K)
         if rules.pairs:
-            _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, config.candidates)
-        if thresholds is not None:
-            taken &= scores > thresholds[image]
-        if clip_now:
+            _keep_best_pairs(taken, scores, image, anchor, outputs.level_sizes, self.config.candidates)
+        if least is not None:
+            taken &= scores > least[image]
+        if limits is not None:
             boxes = _clip(boxes, limits[image])
             if not rules.keep_empty:
                 taken &= _has_area(boxes)[:, None]
@@ -121,28 +167,32 @@ def postprocess(
             scores[row, label].cpu(),
             label.cpu(),
             class_scores[row, label].cpu(),
-            None if chosen_quality is None else chosen_quality[row].cpu(),
+            None if quality is None else quality[row].cpu(),
         )
-        images = []
-        counts = image[row].cpu().bincount(minlength=len(sizes)).tolist()
-        for limit, count, end in zip(limits.cpu(), counts, accumulate(counts)):
-            found = pairs.rows(slice(end - count, end))
-            if config.vote or not suppress:
-                found = found.rows(best_first(found.scores, count))
-            if suppress:
-                kept = found.rows(suppressed(found, config.nms_iou, config.detections))
-                if config.soft_nms:
-                    kept = softened(kept, config.score_threshold)
-                found = voted(kept, found) if config.vote else kept
-            if not clip_now:
-                found = found._replace(boxes=_clip(found.boxes, limit))
-                found = found.rows(torch.nonzero(_has_area(found.boxes)).flatten())
-            images.append(found)
-        return images
+        counts = image[row].cpu().bincount(minlength=len(self.ranking)).tolist()
+        return [pairs.rows(slice(end - count, end)) for count, end in zip(counts, accumulate(counts))]
 
-    if len(joints) == 1:  # not worth a thread
-        return [ranked_by(joints[0])]
-    return list(in_threads(ranked_by, joints))
+    def survivors(self, candidates: Boxes) -> Boxes:
+        """What NMS leaves of an image's pairs."""
+        return candidates.rows(suppressed(candidates, self.config.nms_iou, self.config.detections))
+
+    def survivors_of_the_best(self) -> list[Boxes] | None:
+        """What NMS leaves of each image where very many anchors pass, found among the best few hundred alone.
+
+        Whether a box survives depends on better boxes only. None if few anchors pass, or the best are not enough.
+        """
+        most, few = self.config.candidates, 4 * self.config.detections
+        sample = self.ranking[:, ::SAMPLED]
+        passing = (sample > self.config.score_threshold).sum(dim=1) * SAMPLED
+        if few > most or passing.min() < VERY_MANY:
+            return None
+        bar = sample.topk(-(-few // SAMPLED), dim=1).values[:, -1:]  # (N, 1)
+        image, anchor = torch.nonzero(self.ranking > bar, as_tuple=True)
+        if image.cpu().bincount(minlength=1).max() > most:  # of all levels, and so perhaps of one
+            return None
+        # Other anchors have no pair above the bar, up to rounding.
+        images = list(map(self.survivors, self.pairs(image, anchor, bar * (1 + 1e-6))))
+        return images if all(len(kept.scores) == self.config.detections for kept in images) else None
 
 
 def suppressed(candidates: Boxes, iou_threshold: float, limit: int) -> Tensor:
@@ -169,7 +219,7 @@ def _survivors(candidates: Boxes, order: Tensor, iou_threshold: float, limit: in
         boxes += (labels * (boxes.max() - boxes.min() + 1))[:, None]
     index, rank = torch.arange(len(order)), torch.arange(len(order), 0, -1, dtype=torch.float64)
     kept = index[:0]
-    start, end = 0, 4 * limit
+    start, end = 0, 2 * limit
     while start < len(order) and len(kept) < limit:
         tried = torch.cat([kept, index[start:end]])
         kept = tried.index_select(0, nms(boxes.index_select(0, tried), rank[: len(tried)], iou_threshold))
@@ -265,20 +315,24 @@ def _voting_weights(overlap: Tensor, scores: Tensor) -> Tensor:
     return scores * torch.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)
 
 
+def _finite(best_class: Tensor, quality: Tensor | None, box_deltas: Tensor) -> Tensor | None:
+    """(N, A) whether all that is said of an anchor is finite; None if that is found out faster, and all are."""
+    if best_class.device.type == "cpu":  # a GPU would have to be waited for
+        # Sums of products: a NaN, or an infinite number, makes them so.
+        total = torch.dot(box_deltas.flatten(), box_deltas.flatten())
+        total = total + (best_class.sum() if quality is None else torch.dot(best_class.flatten(), quality.flatten()))
+        if total.isfinite():
+            return None
+    # No term is negative, and the class score and the quality are at most 1. So the sum is infinite or NaN only where a
+    # term is; `amax` keeps a NaN.
+    of_anchor = best_class + box_deltas.abs().amax(dim=2)
+    return (of_anchor if quality is None else of_anchor + quality) < math.inf  # False for NaN
+
+
 def _of_large_level(outputs: Outputs, config: InferenceConfig) -> Tensor:
     """(A,) whether an anchor's level has more anchors than are decoded."""
     sizes = torch.tensor(outputs.level_sizes, device=outputs.anchors.device)
     return (sizes > config.candidates).repeat_interleave(sizes)
-
-
-def _best_of_level(ranking: Tensor, level_sizes: tuple[int, ...], config: InferenceConfig) -> Tensor:
-    """(N, A) whether an anchor is among the `config.candidates` of its level with the largest `ranking` (N, A)."""
-    best = torch.ones_like(ranking, dtype=torch.bool)
-    for level, chosen in zip(ranking.split(level_sizes, dim=1), best.split(level_sizes, dim=1)):
-        if level.shape[1] > config.candidates:
-            index = level.topk(config.candidates, dim=1, sorted=False).indices
-            chosen.zero_().scatter_(1, index, True)
-    return best
 
 
 def _keep_best_pairs(

@@ -10,11 +10,13 @@ from torchvision.ops import batched_nms, box_iou
 
 from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
+from retinaconf.inference import postprocess as module
 from retinaconf.inference.joint_score import product, proportional, released
 from retinaconf.inference.postprocess import (
     BLOCK,
     RULES,
     Boxes,
+    _Anchors,
     best_first,
     postprocess,
     soft_nms,
@@ -279,6 +281,62 @@ def test_many_joint_scores_at_once_are_each_alone():
         for a, b in zip(images, alone):
             assert torch.equal(a.boxes, b.boxes)
             assert torch.equal(a.scores, b.scores)
+
+
+def assert_close(mine: list[Boxes], others: list[Boxes]) -> None:
+    """The same boxes in the same order, up to the last bits of their scores."""
+    for found, expected in zip(mine, others, strict=True):
+        assert torch.equal(found.labels, expected.labels)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    "joint",
+    [product(0.0), product(0.4), product(1.0), proportional(0.7), released(0.4), product(0.4, 0.5)],
+    ids=lambda j: j.name,
+)
+def test_where_very_many_anchors_pass_the_best_give_what_all_give(joint, rules, ties, monkeypatch):
+    out, sizes = outputs(bias=-1.0), torch.tensor([CANVAS, (100, 130)])
+    if ties:
+        out = out._replace(class_logits=out.class_logits.round(), quality_logits=out.quality_logits.round())
+    config = InferenceConfig(rules=rules, detections=20, soft_nms=True)
+    monkeypatch.setattr(module, "VERY_MANY", 10**9)
+    (expected,) = postprocess(out, sizes, config, [joint])
+    looked_at_all = []
+    monkeypatch.setattr(module, "VERY_MANY", 100)
+    best_of_levels = _Anchors.best_of_levels
+    monkeypatch.setattr(_Anchors, "best_of_levels", lambda anchors: looked_at_all.append(1) or best_of_levels(anchors))
+    (found,) = postprocess(out, sizes, config, [joint])
+    assert len(looked_at_all) == 0 or ties  # where all the best are equal, the bar leaves none
+    assert min(len(image.scores) for image in found) > 5
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nms_iou": 0.01, "detections": 60},  # NMS leaves too few
+        {"candidates": 90},  # more may be among the best than a level's candidates
+        {"detections": 2000},
+        {"vote": True},  # all candidates vote
+    ],
+)
+def test_where_the_best_anchors_are_not_enough_all_are_looked_at(changes, monkeypatch):
+    out, sizes = outputs(bias=-1.0), torch.tensor([CANVAS, (100, 130)])
+    config = InferenceConfig(**{"detections": 20} | changes)
+    monkeypatch.setattr(module, "VERY_MANY", 10**9)
+    (expected,) = postprocess(out, sizes, config, [product(0.4)])
+    monkeypatch.setattr(module, "VERY_MANY", 100)
+    monkeypatch.setattr(_Anchors, "best_of_levels", lambda anchors: pytest.fail("all are looked at"))
+    with pytest.raises(pytest.fail.Exception):
+        postprocess(out, sizes, config, [product(0.4)])
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "VERY_MANY", 100)
+    (found,) = postprocess(out, sizes, config, [product(0.4)])
+    assert_close(found, expected)
 
 
 def test_alpha_0_with_a_branch_is_the_detector_without_it():
