@@ -62,7 +62,7 @@ KINDS = {
             "compare --detections dt.json other.json --ground-truth data/val.json --report out/report.html",
             "calibrate --merge dt.json other.json --ground-truth data/val.json --out out/dt.json",
         ),
-        30,
+        24,
     ),
     "results": Kind(
         ("dt.json",),
@@ -98,7 +98,7 @@ KINDS = {
             "calibrate --detections dt.npz --ground-truth data/val.json --out out/map.json",
             "compare --detections dt.npz other.json --ground-truth data/val.json",
         ),
-        35,
+        22,
     ),
     "safetensors": Kind(
         ("run/model.safetensors",),
