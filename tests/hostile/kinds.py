@@ -62,7 +62,7 @@ KINDS = {
             "compare --detections dt.json other.json --ground-truth data/val.json --report out/report.html",
             "calibrate --merge dt.json other.json --ground-truth data/val.json --out out/dt.json",
         ),
-        24,
+        15,
     ),
     "results": Kind(
         ("dt.json",),
@@ -76,7 +76,7 @@ KINDS = {
             "calibrate --merge dt.json other.json --out out/dt.json",
             "compare --detections dt.json other.json --ground-truth data/val.json --json out/report.json",
         ),
-        35,
+        20,
     ),
     "voc": Kind(
         ("voc/Annotations/0.xml", "voc/Annotations/3.xml"), spoil_xml, (*_of("voc"), "evaluate run --data voc"), 12
@@ -98,22 +98,22 @@ KINDS = {
             "calibrate --detections dt.npz --ground-truth data/val.json --out out/map.json",
             "compare --detections dt.npz other.json --ground-truth data/val.json",
         ),
-        22,
+        15,
     ),
     "safetensors": Kind(
         ("run/model.safetensors",),
         spoil_safetensors,
         (*_READS_RUN, "tune run --data data --device cpu", "import run/model.safetensors --out out/run"),
-        25,
+        15,
     ),
     "pth": Kind(
         ("weights.pth",),
         spoil_pth,
         ("import weights.pth --out out/run",) * 3 + (f"{_TRAIN} data --model.weights weights.pth",),
-        25,
+        15,
     ),
-    "pkl": Kind(("weights.pkl",), spoil_pkl, ("import weights.pkl --out out/run",), 30),
-    "names": Kind(("names.json",), mutated_json, ("import weights.pth --out out/run --classes names.json",), 25),
+    "pkl": Kind(("weights.pkl",), spoil_pkl, ("import weights.pkl --out out/run",), 20),
+    "names": Kind(("names.json",), mutated_json, ("import weights.pth --out out/run --classes names.json",), 20),
     "config": Kind(
         ("run/config.json",),
         mutated_json,
@@ -140,7 +140,7 @@ KINDS = {
         3,
     ),
     "map": Kind(
-        ("map.json",), mutated_json, ("calibrate --apply map.json --detections dt.json --out out/dt.json",), 30
+        ("map.json",), mutated_json, ("calibrate --apply map.json --detections dt.json --out out/dt.json",), 20
     ),
     "pictures": Kind(
         (),

@@ -90,7 +90,7 @@ def test_it_is_for_32_bits():
     assert not pays(x.bfloat16(), weight.bfloat16(), *rest)
 
 
-@pytest.mark.parametrize("detector", ["conf", "aligned"])
+@pytest.mark.parametrize("detector", ["conf", pytest.param("aligned", marks=pytest.mark.slow)])
 def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     network = RetinaNet(recipe(f"{detector}-r50-1x").changed(**{"model.weights": "none"}).model, 80).eval()

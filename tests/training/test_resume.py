@@ -110,7 +110,7 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
         assert torch.load(tmp_path / "run/last.ckpt")["precision"]["scale"] == 1024
 
 
-@pytest.mark.parametrize("iou_score", ["quality-focal", "varifocal"])
+@pytest.mark.parametrize("iou_score", [pytest.param("quality-focal", marks=pytest.mark.slow), "varifocal"])
 def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iou_score: str
 ):
