@@ -21,8 +21,8 @@ from retinaconf.model.boxes import MAX_LOG_RATIO
 from retinaconf.model.retinanet import Outputs
 from retinaconf.threads import in_threads
 
-VERY_MANY = 50_000  # anchors, above which it pays to try without most of them
-SAMPLED = 31  # one anchor of so many tells what a good score is; prime, as nothing in their order is
+VERY_MANY = 50_000  # anchors above the threshold, from which on it pays to look at the best few hundred first
+SAMPLED = 31  # one anchor of so many is looked at to guess a score; a prime is out of step with rows and cells
 
 
 class Rules(NamedTuple):
@@ -166,7 +166,7 @@ class _Anchors(NamedTuple):
         most, few = self.config.candidates, 4 * self.config.detections
         sample = self.ranking[:, ::SAMPLED]
         passing = (sample > self.config.score_threshold).sum(dim=1) * SAMPLED
-        if few > most or passing.min() < VERY_MANY:
+        if few > most or (passing < VERY_MANY).any():
             return None
         bar = sample.topk(-(-few // SAMPLED), dim=1).values[:, -1:]  # (N, 1)
         image, anchor = torch.nonzero(self.ranking > bar, as_tuple=True)
