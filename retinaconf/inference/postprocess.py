@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retinaconf.config import InferenceConfig
 from retinaconf.inference.joint_score import JointScore
-from retinaconf.inference.nms import Boxes, best_first, softened, suppressed, voted
+from retinaconf.inference.suppression import Boxes, best_first, softened, suppressed, voted
 from retinaconf.model.boxes import MAX_LOG_RATIO
 from retinaconf.model.retinanet import Outputs
 from retinaconf.threads import in_threads

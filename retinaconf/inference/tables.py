@@ -14,7 +14,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.loader import Batch
 from retinaconf.data.splits import HasCategories
 from retinaconf.detections import Detections
-from retinaconf.inference.nms import Boxes
+from retinaconf.inference.suppression import Boxes
 
 
 def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:

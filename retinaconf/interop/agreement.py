@@ -13,8 +13,8 @@ from retinaconf.config import SOFT_NMS_SIGMA, InferenceConfig
 from retinaconf.errors import InputError
 from retinaconf.inference.detector import Detector
 from retinaconf.inference.joint_score import joint_score
-from retinaconf.inference.nms import Boxes, voted
 from retinaconf.inference.postprocess import postprocess
+from retinaconf.inference.suppression import Boxes, voted
 from retinaconf.model.boxes import iou
 
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -17,8 +17,8 @@ from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.evaluation.score_map import RAW_WEIGHT, ScoreMap
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.nms import soft_nms, vote
 from retinaconf.inference.postprocess import RULES, Rules
+from retinaconf.inference.suppression import soft_nms, vote
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
 from retinaconf.model.retinanet import Outputs, RetinaNet

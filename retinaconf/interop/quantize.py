@@ -19,7 +19,7 @@ from retinaconf.data.splits import read_split
 from retinaconf.detections import Detections
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.detector import Detector
-from retinaconf.inference.nms import Boxes
+from retinaconf.inference.suppression import Boxes
 from retinaconf.inference.tables import gathered, tables_of
 from retinaconf.interop.agreement import Run
 from retinaconf.run_folder import val_list

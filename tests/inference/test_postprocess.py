@@ -12,8 +12,8 @@ from retinaconf.cell_anchors import CellAnchors
 from retinaconf.config import InferenceConfig
 from retinaconf.inference import postprocess as module
 from retinaconf.inference.joint_score import product, proportional, released
-from retinaconf.inference.nms import Boxes, suppressed
 from retinaconf.inference.postprocess import RULES, _Anchors, postprocess
+from retinaconf.inference.suppression import Boxes, suppressed
 from retinaconf.model.anchors import anchor_boxes, level_shapes
 from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs

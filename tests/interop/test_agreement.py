@@ -9,7 +9,7 @@ import torch
 
 from retinaconf.config import InferenceConfig
 from retinaconf.errors import InputError
-from retinaconf.inference.nms import Boxes, softened, suppressed, voted
+from retinaconf.inference.suppression import Boxes, softened, suppressed, voted
 from retinaconf.interop.agreement import differences_from_nms
 
 OUT = Path("model.onnx")

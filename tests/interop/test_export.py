@@ -17,8 +17,8 @@ import retinaconf
 from retinaconf.data.loader import padded
 from retinaconf.data.transforms import canvas, resized
 from retinaconf.inference.joint_score import joint_score, product
-from retinaconf.inference.nms import Boxes
 from retinaconf.inference.postprocess import postprocess
+from retinaconf.inference.suppression import Boxes
 from retinaconf.interop import export
 
 onnx = pytest.importorskip("onnx")

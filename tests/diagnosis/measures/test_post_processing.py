@@ -62,7 +62,7 @@ def test_a_box_alone_stays_to_the_bit() -> None:
 
 def test_voting_is_that_of_a_run() -> None:
     torch = pytest.importorskip("torch")
-    from retinaconf.inference.nms import Boxes, voted
+    from retinaconf.inference.suppression import Boxes, voted
 
     _, candidates = random_set(np.random.default_rng(0))
     detections = PostProcessing(nms_iou=0.4)(candidates)
@@ -107,7 +107,7 @@ def test_soft_nms_is_the_loop_over_pairs(monkeypatch: pytest.MonkeyPatch, at_onc
 
 def test_soft_nms_is_that_of_a_run() -> None:
     torch = pytest.importorskip("torch")
-    from retinaconf.inference.nms import Boxes, softened
+    from retinaconf.inference.suppression import Boxes, softened
 
     _, candidates = random_set(np.random.default_rng(0))
     process = PostProcessing(score_threshold=0.2, nms_iou=0.75)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from retinaconf.inference.nms import BLOCK, Boxes, best_first, soft_nms, softened, suppressed, vote, voted
+from retinaconf.inference.suppression import BLOCK, Boxes, best_first, soft_nms, softened, suppressed, vote, voted
 
 
 def test_voting_worked_by_hand():
