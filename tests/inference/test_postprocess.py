@@ -392,8 +392,10 @@ class AppleGPU(TorchDispatchMode):
         return tree_map(lambda value: OnAppleGPU(value) if here and isinstance(value, torch.Tensor) else value, result)
 
 
-def test_a_device_without_float64():
-    out, config = outputs(bias=-2.0), InferenceConfig(candidates=200, vote=True)
+@pytest.mark.parametrize("settings", [{"candidates": 200, "vote": True}, {"detections": 51}])
+def test_a_device_without_float64(settings, monkeypatch):
+    monkeypatch.setattr(module, "VERY_MANY", 100)  # the second tries the best alone
+    out, config = outputs(bias=-2.0), InferenceConfig(**settings)
     sizes, joints = torch.tensor([CANVAS, (100, 130)]), [product(0.4), proportional(0.7)]
     with AppleGPU():
         with pytest.raises(AssertionError, match="no float64"):
