@@ -88,9 +88,9 @@ def postprocess(
                 candidates = [found.rows(best_first(found.scores, len(found.scores))) for found in candidates]
             images = list(map(anchors.survivors, candidates)) if suppress else candidates
         if suppress and config.soft_nms:
-            images = [softened(kept, config.score_threshold) for kept in images]
+            images = softened(images, config.score_threshold)
         if suppress and config.vote:
-            images = list(map(voted, images, candidates))
+            images = voted(images, candidates)
         if not clip_now:
             images = [found._replace(boxes=_clip(found.boxes, limit)) for found, limit in zip(images, limits.cpu())]
             images = [found.rows(torch.nonzero(_has_area(found.boxes)).flatten()) for found in images]

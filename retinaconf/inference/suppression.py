@@ -1,4 +1,4 @@
-"""What the boxes of one image do to each other: NMS, Soft-NMS, score voting."""
+"""What the boxes of an image do to each other: NMS, Soft-NMS, score voting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
 from retinaconf.config import SOFT_NMS_SIGMA, VOTE_SIGMA
@@ -14,6 +15,7 @@ from retinaconf.model.boxes import iou
 FAR_OUTSIDE = 1e6  # pixels; no box there reaches an image, however large decoding lets it be
 MANY = 10_000  # boxes, above which it takes longer to sort all than to find the best
 BLOCK = 32  # voters of one class that a box meets at once
+BLOCKS_AT_ONCE = 2048  # that boxes meet in one step; what a step computes fits the cache
 
 
 class Boxes(NamedTuple):
@@ -89,11 +91,17 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     return scores * torch.exp(-(overlap.triu(1) ** 2).sum(-2) / SOFT_NMS_SIGMA)
 
 
-def softened(kept: Boxes, score_threshold: float) -> Boxes:
-    """The boxes of one image by the scores of `soft_nms`, best first; without those not above the threshold."""
-    scores = soft_nms(kept.boxes.clamp(-FAR_OUTSIDE, FAR_OUTSIDE), kept.scores, kept.labels)
-    order = best_first(scores, len(scores))
-    return kept._replace(scores=scores).rows(order[scores[order] > score_threshold])
+def softened(images: list[Boxes], score_threshold: float) -> list[Boxes]:
+    """The boxes of each image by the scores of `soft_nms`, best first; without those not above the threshold."""
+    # All images at once; what fills them up overlaps nothing.
+    boxes = pad_sequence([kept.boxes for kept in images], batch_first=True).clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
+    scores, labels = (pad_sequence(column, batch_first=True) for column in zip(*(kept[1:3] for kept in images)))
+    softer = []
+    for kept, lowered in zip(images, soft_nms(boxes, scores, labels)):
+        found = kept._replace(scores=lowered[: len(kept.scores)])
+        order = best_first(found.scores, len(found.scores))
+        softer.append(found.rows(order[found.scores[order] > score_threshold]))
+    return softer
 
 
 def vote(boxes: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
@@ -117,35 +125,46 @@ def vote(boxes: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
     return (boxes + shift).squeeze(-2)
 
 
-def voted(kept: Boxes, candidates: Boxes) -> Boxes:
-    """The boxes `kept` of one image, after the `vote` of its candidates, each among those of its class.
+def voted(images: list[Boxes], candidates: list[Boxes]) -> list[Boxes]:
+    """The boxes of each image after the `vote` of its candidates, each among those of its class.
 
-    All classes at once: the candidates are laid out in blocks of one class, filled up with candidates of score 0, and
-    a box meets the blocks of its class.
+    All images and classes at once: a group of candidates shares both. The groups are laid out in blocks, filled up with
+    candidates of score 0, and a box meets the blocks of its group.
     """
-    # What is far outside reaches no image and no other box, and would overflow.
-    boxes, voters = (found.boxes.clamp(-FAR_OUTSIDE, FAR_OUTSIDE) for found in (kept, candidates))
-    by_class = candidates.labels.argsort(stable=True)
-    of_class = candidates.labels.bincount()  # (K,) voters
-    blocks = (of_class + BLOCK - 1) // BLOCK  # (K,)
-    first = blocks.cumsum(0) - blocks  # (K,) block of each class
-    ahead = first * BLOCK - (of_class.cumsum(0) - of_class)  # (K,) how far the filling moves the voters
-    place = torch.arange(len(voters)) + ahead.repeat_interleave(of_class)
+    boxes, groups = _together(images)
+    voters, groups_of_voters = _together(candidates)
+    scores = torch.cat([found.scores for found in candidates])
+    by_group = groups_of_voters.argsort(stable=True)
+    in_group = groups_of_voters.bincount()  # (G,) voters
+    blocks = (in_group + BLOCK - 1) // BLOCK  # (G,)
+    first = blocks.cumsum(0) - blocks  # (G,) block of each group
+    ahead = first * BLOCK - (in_group.cumsum(0) - in_group)  # (G,) how far the filling moves the voters
+    place = torch.arange(len(voters)) + ahead.repeat_interleave(in_group)
     # Coordinates and scores lie apart: twice as fast as side by side.
     laid_out = voters.new_zeros(5, int(blocks.sum()) * BLOCK)
-    laid_out[:, place] = torch.cat([voters, candidates.scores[:, None]], dim=1).index_select(0, by_class).T
-    met = blocks[kept.labels]  # (D,) blocks
-    row = torch.arange(len(boxes)).repeat_interleave(met)  # (Q,) which box meets
-    block = torch.arange(len(row)) + (first[kept.labels] - met.cumsum(0) + met).repeat_interleave(met)  # (Q,) which
-    met_blocks = laid_out.view(5, -1, BLOCK).index_select(1, block)  # (5, Q, BLOCK)
-    near, scores = met_blocks[:4], met_blocks[4]
-    box = boxes.T.index_select(1, row)[..., None]  # (4, Q, 1)
-    weights = _voting_weights(iou(box.movedim(0, -1), near.movedim(0, -1)), scores)  # (Q, BLOCK)
-    shift = torch.zeros_like(boxes).index_add_(0, row, (weights * (near - box)).sum(2).T)
-    total = weights.new_zeros(len(boxes)).index_add_(0, row, weights.sum(1))
-    return kept._replace(boxes=boxes + shift / total.clamp(min=1e-30)[:, None])
+    laid_out[:, place] = torch.cat([voters, scores[:, None]], dim=1).index_select(0, by_group).T
+    laid_out = laid_out.view(5, -1, BLOCK)
+    met = blocks[groups]  # (D,) blocks
+    rows = torch.arange(len(boxes)).repeat_interleave(met)  # (Q,) which box meets
+    which = torch.arange(len(rows)) + (first[groups] - met.cumsum(0) + met).repeat_interleave(met)  # (Q,) which block
+    shift, total = torch.zeros_like(boxes), boxes.new_zeros(len(boxes))
+    for row, block in zip(rows.split(BLOCKS_AT_ONCE), which.split(BLOCKS_AT_ONCE)):
+        near = laid_out.index_select(1, block)  # (5, Q, BLOCK)
+        box = boxes.T.index_select(1, row)[..., None]  # (4, Q, 1)
+        weights = _voting_weights(iou(box.movedim(0, -1), near[:4].movedim(0, -1)), near[4])  # (Q, BLOCK)
+        shift.index_add_(0, row, (weights * (near[:4] - box)).sum(2).T)
+        total.index_add_(0, row, weights.sum(1))
+    moved = boxes + shift / total.clamp(min=1e-30)[:, None]
+    return [kept._replace(boxes=part) for kept, part in zip(images, moved.split([len(kept.boxes) for kept in images]))]
 
 
 def _voting_weights(overlap: Tensor, scores: Tensor) -> Tensor:
     """(...) the weight of a candidate by its IoU with the box and its score."""
     return scores * torch.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)
+
+
+def _together(images: list[Boxes]) -> tuple[Tensor, Tensor]:
+    """The boxes of all images (D, 4), and the group of each (D,), of its image and class."""
+    # What is far outside reaches no image and no other box, and would overflow.
+    boxes = torch.cat([found.boxes for found in images]).clamp(-FAR_OUTSIDE, FAR_OUTSIDE)
+    return boxes, torch.cat([found.labels * len(images) + image for image, found in enumerate(images)])

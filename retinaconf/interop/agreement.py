@@ -97,7 +97,7 @@ def differences_from_nms(
     """
     voters = candidates.rows(candidates.scores > threshold)
     candidates = candidates.rows(candidates.scores > threshold * (1 - 2 * RELATIVE))
-    expected = voted(candidates, voters) if config.vote else candidates  # each as it is if NMS keeps it
+    (expected,) = voted([candidates], [voters]) if config.vote else (candidates,)  # each as it is if NMS keeps it
     same_class = found.labels[:, None] == candidates.labels
     if not same_class.any(dim=1).all():
         raise _differs(out, "detections of a class that torch does not find")

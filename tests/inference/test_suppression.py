@@ -29,13 +29,15 @@ def test_soft_nms_worked_by_hand():
     boxes, scores, labels = torch.tensor([box, half, box]), torch.tensor([0.8, 0.8, 0.6]), torch.tensor([0, 0, 1])
     left = math.exp(-(0.5**2) / 0.7)
     torch.testing.assert_close(soft_nms(boxes, scores, labels), torch.tensor([0.8, 0.8 * left, 0.6]))
-    kept = softened(Boxes(boxes, scores, labels, scores, scores), 0.0)
+    (kept,) = softened([Boxes(boxes, scores, labels, scores, scores)], 0.0)
     torch.testing.assert_close(kept.scores, torch.tensor([0.8, 0.6, 0.8 * left]))
     assert kept.labels.tolist() == [0, 1, 0]
     torch.testing.assert_close(kept.class_scores, torch.tensor([0.8, 0.6, 0.8]))  # these stay
-    assert softened(Boxes(boxes, scores, labels, scores, None), 0.6).labels.tolist() == [0]  # not above 0.6
+    (kept,) = softened([Boxes(boxes, scores, labels, scores, None)], 0.6)
+    assert kept.labels.tolist() == [0]  # not above 0.6
     none = torch.zeros(0, 4)
-    assert len(softened(Boxes(none, none[:, 0], none[:, 0].long(), none[:, 0], None), 0.0).scores) == 0
+    (kept,) = softened([Boxes(none, none[:, 0], none[:, 0].long(), none[:, 0], None)], 0.0)
+    assert len(kept.scores) == 0
     empty = torch.tensor([[5.0, 5.0, 5.0, 9.0]] * 2)
     assert soft_nms(empty, torch.tensor([0.9, 0.8]), torch.zeros(2)).tolist() == [
         pytest.approx(0.9),
@@ -60,10 +62,37 @@ def test_all_classes_vote_at_once_as_one_by_one(sizes):
     for label in labels.unique():
         rows, of_class = kept.labels == label, labels == label
         expected[rows] = vote(kept.boxes[rows], boxes[of_class], scores[of_class])
-    found = voted(kept, candidates)
+    (found,) = voted([kept], [candidates])
     torch.testing.assert_close(found.boxes, expected, rtol=0, atol=1e-4)
     assert len(sizes) < 3 or (found.boxes - kept.boxes).abs().amax() > 0.1
     assert torch.equal(found.scores, kept.scores)
+
+
+@pytest.mark.parametrize("counts", [[0], [0, 0], [300], [300, 0, 7, 40, 1]])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_images_of_a_batch_do_not_meet(counts, classes, monkeypatch):
+    """They lie on top of each other, and come out as each alone. `counts`: candidates of each image."""
+    monkeypatch.setattr("retinaconf.inference.suppression.BLOCKS_AT_ONCE", 5)
+    generator = torch.Generator().manual_seed(0)
+    candidates = []
+    for count in counts:
+        corners = torch.rand(count, 2, generator=generator) * 50
+        boxes = torch.cat([corners, corners + 20 + torch.rand(count, 2, generator=generator) * 60], dim=1)
+        scores = torch.rand(count, generator=generator).sort(descending=True).values
+        labels = torch.randint(0, classes, (count,), generator=generator)
+        candidates.append(Boxes(boxes, scores, labels, scores, scores))
+    images = [found.rows(suppressed(found, 0.7, 30)) for found in candidates]
+    together = voted(softened(images, 0.3), [found.rows(found.scores > 0) for found in candidates])
+    for image, found, kept in zip(images, candidates, together, strict=True):
+        (alone,) = softened([image], 0.3)
+        moved = alone.boxes.clone()
+        for row, label in enumerate(alone.labels):
+            of_class = found.labels == label
+            moved[row] = vote(alone.boxes[[row]], found.boxes[of_class], found.scores[of_class])[0]
+        torch.testing.assert_close(kept.boxes, moved, rtol=0, atol=1e-4)
+        for one, other in zip(kept[1:], alone[1:]):
+            torch.testing.assert_close(one, other)
+    assert sum(counts) < 2 or any(len(kept.scores) < len(image.scores) for image, kept in zip(images, together))
 
 
 @pytest.mark.parametrize("levels", [3, 40, 10**6])  # of the score: ties decide what the best boxes are, or not

@@ -45,9 +45,9 @@ def test_what_nms_gives_passes(limit: int, vote: bool, soft: bool) -> None:
         known = candidates(seed)
         found = survivors(known, limit)
         if soft:
-            found = softened(found, THRESHOLD)
+            (found,) = softened([found], THRESHOLD)
         if vote:
-            found = voted(found, known.rows(known.scores > THRESHOLD))
+            (found,) = voted([found], [known.rows(known.scores > THRESHOLD)])
         pixels, score = compare(found, known, limit, vote, soft)
         assert (pixels, score) == (pytest.approx(0, abs=1e-4 * vote), pytest.approx(0, abs=1e-6 * soft))
 
@@ -58,8 +58,8 @@ def test_a_vote_that_is_missing_or_of_others_does_not_pass() -> None:
     with pytest.raises(InputError, match="by up to"):
         compare(found, known, vote=True)
     with pytest.raises(InputError, match="by up to"):
-        compare(voted(found, voters._replace(labels=voters.labels.roll(1))), known, vote=True)
-    moved = voted(found, voters)
+        compare(*voted([found], [voters._replace(labels=voters.labels.roll(1))]), known, vote=True)
+    (moved,) = voted([found], [voters])
     with pytest.raises(InputError, match="by up to"):
         compare(moved, known)
     with pytest.raises(InputError, match="missing"):
@@ -71,7 +71,7 @@ def test_wrong_scores_of_soft_nms_do_not_pass(limit: int) -> None:
     for seed in range(10):
         known = candidates(seed)
         kept = survivors(known, limit)
-        right = softened(kept, THRESHOLD)
+        (right,) = softened([kept], THRESHOLD)
         for scores in (right.scores * 1.01, right.scores * 0.99, right.scores.flip(0)):
             with pytest.raises(InputError, match="in score"):
                 compare(right._replace(scores=scores), known, limit, soft=True)
