@@ -89,8 +89,7 @@ def differences_from_nms(
     moved by the vote); no two of these in a class overlap by more than `config.nms_iou`; and every candidate that is
     not in it is overlapped by a better one in it, or not among the best.
 
-    Soft-NMS lowers the scores by the survivors of NMS, of which some are then below the threshold and not in `found`.
-    So a score lies between what all that may have survived leave of it and what those in `found` do.
+    With Soft-NMS a score lies between two bounds (`_softened`).
 
     Raises:
         InputError: `found` is something else.
@@ -113,13 +112,7 @@ def differences_from_nms(
     ahead = torch.zeros_like(candidates.labels)  # how many survivors of NMS are better, at most
     if config.soft_nms:
         surely_better = same_class & (scores[:, None] > candidates.scores * (1 + RELATIVE))
-        highest = torch.exp(-(overlap**2 * surely_better).sum(dim=0) / SOFT_NMS_SIGMA)
-        survives = ~(surely_better & (overlap > config.nms_iou + RELATIVE)).any(dim=0)  # perhaps
-        better = survives[:, None] & (candidates.scores[:, None] >= candidates.scores * (1 - RELATIVE))
-        ahead = better.fill_diagonal_(False).sum(dim=0)
-        better &= candidates.labels[:, None] == candidates.labels
-        overlaps = iou(candidates.boxes[:, None], candidates.boxes)
-        lowest = torch.exp(-(overlaps**2 * better).sum(dim=0) / SOFT_NMS_SIGMA)
+        lowest, highest, ahead = _softened(candidates, surely_better, overlap, config.nms_iou)
 
     pixels = score = 0.0
     if len(found.scores):
@@ -143,6 +136,24 @@ def differences_from_nms(
     if (~covered & among_the_best & (candidates.scores * lowest > threshold * (1 + 2 * RELATIVE))).any():
         raise _differs(out, "detections are missing")
     return pixels, score
+
+
+def _softened(
+    candidates: Boxes, surely_better: Tensor, overlap: Tensor, nms_iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The least and the largest share of its score that Soft-NMS may leave a candidate, and how many may be better.
+
+    Scores fall by the survivors of NMS, of which some are then below the threshold and not in what was found. So a
+    share lies between what all that may have survived leave and what those that were found do. `surely_better` and
+    `overlap` (D, S): of what was found with the candidates.
+    """
+    highest = torch.exp(-(overlap**2 * surely_better).sum(dim=0) / SOFT_NMS_SIGMA)
+    survives = ~(surely_better & (overlap > nms_iou + RELATIVE)).any(dim=0)  # perhaps
+    better = survives[:, None] & (candidates.scores[:, None] >= candidates.scores * (1 - RELATIVE))
+    ahead = better.fill_diagonal_(False).sum(dim=0)
+    better &= candidates.labels[:, None] == candidates.labels
+    overlaps = iou(candidates.boxes[:, None], candidates.boxes)
+    return torch.exp(-(overlaps**2 * better).sum(dim=0) / SOFT_NMS_SIGMA), highest, ahead
 
 
 def _threshold(scores: Tensor) -> float:
