@@ -46,10 +46,7 @@ class CocoEvaluator:
         # between equal scores), and labels in the place of category ids.
         self._image_ids = np.argsort(np.argsort(ground_truth.image_ids))
         self._coco = COCO.from_arrays(
-            images=[
-                {"id": image_id, "height": height, "width": width}
-                for image_id, (height, width) in zip(self._image_ids.tolist(), ground_truth.image_sizes.tolist())
-            ],
+            images=[{"id": image_id} for image_id in self._image_ids.tolist()],  # boxes need no more
             categories=[{"id": label, "name": str(label)} for label in range(len(ground_truth.classes))],
             image_ids=self._image_ids[ground_truth.image_index],
             category_ids=ground_truth.labels,

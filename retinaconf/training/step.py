@@ -66,6 +66,7 @@ def take_step(
                 torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], share)
                 sums = {name: loss * share for name, loss in sums.items()}
             losses = detection_losses(outputs, matches, batch.boxes, batch.labels, config, normaliser.clamp(min=1))
+            del outputs  # the largest tensor of a step are the class logits, and the backward pass does not need them
             # Gradients are averaged over processes; the losses are already shares of the whole batch's.
             fabric.backward(torch.stack(list(losses.values())).sum() * fabric.world_size)
         for name, loss in losses.items():
