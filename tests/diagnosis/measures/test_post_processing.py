@@ -72,8 +72,9 @@ def test_voting_is_that_of_a_run() -> None:
         scores = torch.from_numpy(part.scores)
         return Boxes(torch.from_numpy(part.boxes), scores, torch.from_numpy(part.labels), scores, None)
 
-    expected = [voted(*(of_image(table, image) for table in (detections, candidates))).boxes for image in range(12)]
-    assert vote(detections, candidates).boxes == pytest.approx(torch.cat(expected).numpy(), abs=1e-9)
+    expected = voted(*([of_image(table, image) for image in range(12)] for table in (detections, candidates)))
+    boxes = torch.cat([kept.boxes for kept in expected])
+    assert vote(detections, candidates).boxes == pytest.approx(boxes.numpy(), abs=1e-9)
 
 
 @pytest.mark.parametrize("at_once", [7, 1 << 18])
@@ -116,7 +117,7 @@ def test_soft_nms_is_that_of_a_run() -> None:
         part, expected = kept.of_image(image), found.of_image(image)
         order = np.argsort(-part.scores, kind="stable")
         columns = [torch.from_numpy(column[order]) for column in (part.boxes, part.scores, part.labels, part.scores)]
-        ours = softened(Boxes(*columns, None), 0.2)
+        (ours,) = softened([Boxes(*columns, None)], 0.2)
         again = np.argsort(-expected.scores, kind="stable")
         assert expected.scores[again] == pytest.approx(ours.scores.numpy())
         assert np.array_equal(expected.boxes[again], ours.boxes.numpy())
