@@ -30,7 +30,7 @@ from retinaconf.training.progress import Progress
 from retinaconf.training.run import train_run
 
 WHOLE, OTHER = "whole epoch", "all else"
-# Where a function is called, and what its time is called. Those of validation are parts of it.
+# A part's name, and the function whose time it is: where that is looked up, and by which name. Indented: of validation.
 PARTS: dict[str, tuple[Any, str]] = {
     "steps": (loop, "take_step"),
     "validation": (loop, "_validate"),

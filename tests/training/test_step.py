@@ -1,10 +1,11 @@
-"""A step of training reads nothing from the device but how many positives there are."""
+"""A step of training reads nothing from the device but the number of positives, and frees the class logits early."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -87,3 +88,26 @@ def test_a_step_waits_for_a_gpu_once_a_pass(tiny_config: Any, name: str) -> None
     assert (waits.order[0] == "nonzero") == (config.matching.assigner != "task-aligned")
     assert all(loss.isfinite() for loss in taken.losses.values())
     assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters()))
+
+
+@pytest.mark.parametrize("name", ["conf", "aligned, varifocal"])
+def test_the_class_logits_are_gone_before_the_backward_pass(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They are the largest tensor of a step, and its peak of memory comes later."""
+    config = tiny_config(**{"optimizer.name": "sgd", **DETECTORS[name]})
+    fabric = launch(config, "cpu")
+    network = RetinaNet(config.model, 3)
+    model, optimizer = fabric.setup(network, build_optimizer(network, config, fused=True))
+    logits: list[Any] = []
+    network.register_forward_hook(lambda module, inputs, outputs: logits.append(ref(outputs.class_logits)))
+    alive: list[bool] = []
+    backward = fabric.backward
+
+    def look_and_go_back(loss: torch.Tensor) -> None:
+        alive.append(logits[-1]() is not None)
+        backward(loss)
+
+    monkeypatch.setattr(fabric, "backward", look_and_go_back)
+    take_step(fabric, model, optimizer, [a_batch(), a_batch()], ASSIGNERS[config.matching.assigner], config)
+    assert alive == [False, False]
