@@ -70,7 +70,7 @@ def measure(detections: Detections, first: GroundTruth, second: GroundTruth) -> 
         if on_object.same_iou[row] >= MATCHED:
             best[on_object.same_object[row]] = on_object.same_iou[row]
     found = np.isfinite(best)
-    draws = np.stack([np.ones(len(first)), *image_draws(np.arange(len(first)), len(first), DRAWS, seed=0)])
+    draws = np.concatenate([np.ones((1, len(first))), *image_draws(np.arange(len(first)), len(first), DRAWS, seed=0)])
     weights = draws[:, first.image_index[found]]
     both = np.stack([best, iou(first.boxes, second.boxes)], axis=1)[found]
     with np.errstate(invalid="ignore"):

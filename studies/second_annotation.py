@@ -265,7 +265,7 @@ def concordance(boxes: Detections, truth: GroundTruth, ranked_by: dict[str, np.n
     """
     overlaps = best_overlaps(boxes, truth)
     on = best_of_objects(boxes.scores, overlaps)
-    draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), DRAWS, seed=0)])
+    draws = np.concatenate([np.ones((1, len(truth))), *image_draws(np.arange(len(truth)), len(truth), DRAWS, seed=0)])
     found = {}
     for name, values in ranked_by.items():
         each = rank_correlation(values[on], overlaps.same_iou[on], overlaps.same_object[on], len(truth.boxes))

@@ -54,7 +54,7 @@ def bootstrap_ap(detections: Detections, ground_truth: GroundTruth) -> list[floa
     """AP on each of the DRAWS of the images, NaN where a draw has no object; the same draws for any detector."""
     curve = curve_of(detections, ground_truth)
     draws = image_draws(np.arange(len(ground_truth)), len(ground_truth), DRAWS, seed=0)
-    return [float(curve(draw).mean()) for draw in draws]
+    return [ap for block in draws for ap in curve(block).mean(axis=-1).tolist()]
 
 
 def paired_difference(values: np.ndarray, draws: np.ndarray, seed: int = 0) -> Difference:

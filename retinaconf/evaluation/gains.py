@@ -52,15 +52,15 @@ def measure_gains(
     place = np.array([different.index(curve) for curve in curves])[np.array(pairs).reshape(-1, 2)]
     different = [curve.within(images) for curve in different]
 
-    def measured(weights: np.ndarray) -> np.ndarray:  # (pairs, 2)
-        return np.array([curve(weights).mean() for curve in different])[place]
+    def measured(weights: np.ndarray) -> np.ndarray:  # (I,) or (B, I) -> (..., pairs, 2)
+        return np.stack([curve(weights).mean(axis=-1) for curve in different], axis=-1)[..., place]
 
-    draws = []
+    draws = np.zeros((0, len(pairs), 2))
     if len(images) > 1:
-        for draw in in_threads(measured, image_draws(images, num_images, replicates, seed)):
-            draws.append(draw)
+        for block in in_threads(measured, image_draws(images, num_images, replicates, seed)):
+            draws = np.concatenate([draws, block])
             progress("bootstrap over images", len(draws), replicates)
-    differences = np.array([draw[:, 1] - draw[:, 0] for draw in draws]).reshape(-1, len(pairs))
+    differences = draws[..., 1] - draws[..., 0]
     differences = differences[np.isfinite(differences).all(1)]  # a draw without any object says nothing
     ends = np.quantile(differences, [0.025, 0.975], axis=0) if len(differences) else np.full((2, len(pairs)), np.nan)
     everywhere = np.zeros(num_images)

@@ -189,12 +189,13 @@ def measure_unseen(
     before, after = (_excess(read[row], iou, image, len(ground_truth)) for read in (detections.scores, scores))
     count = np.bincount(image, minlength=len(ground_truth))
     images = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
-    changes = [
-        (np.abs(weights @ after).sum() - np.abs(weights @ before).sum()) / (weights @ count)
-        for weights in image_draws(images, len(ground_truth), replicates, seed)
-        if weights @ count > 0  # a draw without any detection says nothing
-    ]
-    low, high = np.quantile(changes, [0.025, 0.975]) if changes else (np.nan, np.nan)
+    change, detections_drawn = [], []
+    for weights in image_draws(images, len(ground_truth), replicates, seed):
+        change.append(np.abs(weights @ after).sum(axis=1) - np.abs(weights @ before).sum(axis=1))
+        detections_drawn.append(weights @ count)
+    drawn = np.concatenate(detections_drawn)
+    changes = np.concatenate(change)[drawn > 0] / drawn[drawn > 0]  # a draw without any detection says nothing
+    low, high = np.quantile(changes, [0.025, 0.975]) if len(changes) else (np.nan, np.nan)
     return Unseen(
         before=calibrate(detections, ground_truth),
         after=calibrate(replace(detections, scores=scores), ground_truth),

@@ -126,12 +126,12 @@ def measure_shown(
     true = counts(matches.image_index[hit], matches.labels[hit])
     objects = counts(ground_truth.image_index[real], ground_truth.labels[real])
 
-    def rates(weights: np.ndarray) -> np.ndarray:  # (2, K + 1)
-        found, of = weights @ true, np.stack([weights @ kept, weights @ objects])
+    def rates(weights: np.ndarray) -> np.ndarray:  # (I,) or (B, I) -> (..., 2, K + 1)
+        found, of = (weights @ true)[..., None, :], np.stack([weights @ kept, weights @ objects], axis=-2)
         return np.divide(found, of, out=np.full(of.shape, np.nan), where=of > 0)
 
     images = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
-    draws = np.array([rates(weights) for weights in image_draws(images, num_images, replicates, seed)])
+    draws = np.concatenate([rates(weights) for weights in image_draws(images, num_images, replicates, seed)])
     precision, recall = rates(np.ones(num_images))
     names = (*ground_truth.classes, "all together")
     return [

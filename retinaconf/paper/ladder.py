@@ -141,10 +141,12 @@ def _measure(experiments: Experiments, run: Path, training: Training, finish: Fi
     casualties = nms_casualties(candidates, suppressor, overlaps.same_object, truth)
     lost = np.where((casualties.best_candidate >= 0) & ~truth.crowd, casualties.lost, np.nan)
 
-    draws = np.stack([np.ones(len(truth)), *image_draws(np.arange(len(truth)), len(truth), compare.DRAWS, 0)])
+    draws = np.concatenate(
+        [np.ones((1, len(truth))), *image_draws(np.arange(len(truth)), len(truth), compare.DRAWS, 0)]
+    )
     ranked = process(replace(candidates, scores=ranked_by_iou(candidates, overlaps, OBJECT_IOU)))
     as_is, oracle = curves_of((process.best(candidates, suppressor), ranked), truth)
-    gain = np.array([oracle(draw).mean() - as_is(draw).mean() for draw in draws])
+    gain = oracle(draws).mean(axis=-1) - as_is(draws).mean(axis=-1)
     by_draw = {
         "concordance": mean_over_objects(within, truth, draws),
         "lost_iou": mean_over_objects(lost, truth, draws),

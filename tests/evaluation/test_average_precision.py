@@ -10,6 +10,7 @@ from planted import random_set
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
+from retinaconf.evaluation import average_precision
 from retinaconf.evaluation.average_precision import RECALLS, AveragePrecision, _levels_reached, image_draws
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.matching import SIZE_AREAS, match_detections
@@ -80,27 +81,39 @@ def test_a_recall_at_a_level_has_reached_it() -> None:
 
 def test_within_equals_weights_of_zero() -> None:
     ground_truth, detections = random_set(np.random.default_rng(3))
-    average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
     images = np.array([7, 0, 4, 9])
     weights = np.bincount(images, minlength=len(ground_truth)).astype(float)
-    part = average_precision.within(images)
-    assert part(weights) == pytest.approx(average_precision(weights), abs=1e-15)
-    assert (
-        average_precision.within(np.arange(len(ground_truth)))(weights).tolist() == average_precision(weights).tolist()
-    )
+    part = curve.within(images)
+    assert part(weights) == pytest.approx(curve(weights), abs=1e-15)
+    assert curve.within(np.arange(len(ground_truth)))(weights).tolist() == curve(weights).tolist()
 
 
 def test_nothing_to_measure_is_nan_without_a_warning() -> None:
     ground_truth, detections = random_set(np.random.default_rng(3))
-    average_precision = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
-    assert np.isnan(average_precision(np.zeros(len(ground_truth)))).all()
+    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    assert np.isnan(curve(np.zeros(len(ground_truth)))).all()
     none = AveragePrecision(match_detections(detections[np.zeros(0, int)], ground_truth), ground_truth)
     assert none(np.ones(len(ground_truth))).tolist() == [0.0] * 10
 
 
+@pytest.mark.parametrize("entries_at_once", [1, 300, 1 << 18])
+@pytest.mark.parametrize("seed", range(4))
+def test_several_draws_are_those_one_by_one(seed: int, entries_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(average_precision, "ENTRIES_AT_ONCE", entries_at_once)
+    ground_truth, detections = random_set(np.random.default_rng(seed))
+    curve = AveragePrecision(match_detections(detections, ground_truth), ground_truth)
+    everything = np.arange(len(ground_truth))
+    draws = np.concatenate([*image_draws(everything, len(everything), 30, seed), np.zeros((1, len(everything)))])
+    assert np.array_equal(curve(draws), [curve(draw) for draw in draws], equal_nan=True)
+    assert np.array_equal(curve.by_class(draws), [curve.by_class(draw) for draw in draws], equal_nan=True)
+    assert np.isnan(curve(draws)[-1]).all()
+    assert np.isfinite(curve(draws)[:-1]).all()
+
+
 def test_draws_take_as_many_images_as_there_are() -> None:
     images = np.array([2, 5, 6])
-    draws = np.array(list(image_draws(images, 8, 200, seed=0)))
+    draws = np.concatenate(list(image_draws(images, 8, 210, seed=0)))
     assert (draws.sum(1) == 3).all()
-    assert draws[:, images].sum() == 600
+    assert draws[:, images].sum() == 630
     assert draws.mean(0)[images] == pytest.approx([1, 1, 1], abs=0.2)

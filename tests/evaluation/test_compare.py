@@ -130,7 +130,8 @@ def test_draws_of_the_images_are_those_of_a_set_with_each_image_so_often(monkeyp
     monkeypatch.setattr(compare, "DRAWS", 3)
     truth, found = random_set(np.random.default_rng(0), ties=False)
     everything = np.arange(len(truth))
-    for value, often in zip(bootstrap_ap(found, truth), image_draws(everything, len(truth), 3, 0), strict=True):
+    (draws,) = image_draws(everything, len(truth), 3, 0)
+    for value, often in zip(bootstrap_ap(found, truth), draws, strict=True):
         rows = np.repeat(everything, often.astype(int))
         several = replace(truth.subset(rows), image_ids=np.arange(len(rows)))
         boxes = [np.flatnonzero(found.image_index == row) for row in rows]

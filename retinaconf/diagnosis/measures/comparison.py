@@ -16,7 +16,13 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import WithinObjects
 from retinaconf.errors import InputError
-from retinaconf.evaluation.average_precision import AveragePrecision, curve_of, image_draws
+from retinaconf.evaluation.average_precision import (
+    DRAWS_AT_ONCE,
+    AveragePrecision,
+    curve_of,
+    finite_means,
+    image_draws,
+)
 from retinaconf.evaluation.calibration import ANY_OVERLAP, finite_mean, la_ece, weighted_laece
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.compare import DRAWS, Difference, paired_difference
@@ -92,35 +98,38 @@ def measure(
     ordered = np.isfinite(concordance)
     ordered_image, concordance = ground_truth.image_index[ordered], concordance[ordered]
 
-    def on_draw(numbered: tuple[int, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
-        draw, weights = numbered
-        levels = curve.by_class(weights)  # (T, K)
-        present = np.isfinite(levels[0])
-        mean = levels[:, present].mean(axis=1) if present.any() else np.full(len(levels), np.nan)
-        values = {"AP": float(mean.mean()), "AP50": float(mean[0]), "AP75": float(mean[5])}
-        if draw < ROUGH_REPLICATES:
-            often = weights[ordered_image]
-            values |= {key: float(sized(weights).mean()) for key, sized in zip(SIZES, by_size)}
-            values |= {key: error(weights) for key, error in laece.items()}
+    def on_draws(numbered: tuple[int, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        block, weights = numbered  # (B, I)
+        levels = curve.by_class(weights)  # (B, T, K)
+        mean = finite_means(levels)
+        values = {"AP": mean.mean(axis=-1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
+        rough = weights[: max(0, ROUGH_REPLICATES - block * DRAWS_AT_ONCE)]
+        if len(rough):
+            values |= {key: sized(rough).mean(axis=-1) for key, sized in zip(SIZES, by_size)}
+            values |= {key: np.array([error(draw) for draw in rough]) for key, error in laece.items()}
             values.setdefault("confidence_laece_0", values["laece_0"])
-            values["concordance"] = float(often @ concordance / often.sum()) if often.any() else float("nan")
-        return values, levels.mean(axis=0)
+            often = rough[:, ordered_image]
+            objects = often.sum(axis=1)
+            no_object = np.full(len(rough), np.nan)
+            values["concordance"] = np.divide(often @ concordance, objects, out=no_object, where=objects > 0)
+        return values, levels.mean(axis=1)
 
     # Images are drawn in the order of their ids: their order in the file does not matter.
     images = np.argsort(ground_truth.image_ids, kind="stable")
-    drawn = []
-    for found in in_threads(on_draw, enumerate(image_draws(images, len(images), DRAWS, seed=0))):
+    drawn, draws = [], 0
+    for found in in_threads(on_draws, enumerate(image_draws(images, len(images), DRAWS, seed=0))):
         drawn.append(found)
-        progress(f"bootstrap over images, {name}", len(drawn), DRAWS)
+        draws += len(found[1])
+        progress(f"bootstrap over images, {name}", draws, DRAWS)
     values = {key: metrics.overall[key] for key in ("AP", "AP50", "AP75", *SIZES)}
     values |= {key: finite_mean(la_ece(matches, 0, len(ground_truth.classes))) for key, matches in errors.items()}
     values.setdefault("confidence_laece_0", values["laece_0"])
     return Measured(
         name=name,
         values=values | {"concordance": within.concordance},
-        draws={key: np.array([values[key] for values, _ in drawn if key in values]) for key in COMPARED},
+        draws={key: np.concatenate([values[key] for values, _ in drawn if key in values]) for key in COMPARED},
         per_class=metrics.per_class,
-        per_class_draws=np.array([of_class for _, of_class in drawn]),
+        per_class_draws=np.concatenate([of_class for _, of_class in drawn]),
         boxes=len(detections),
         images=len(np.unique(detections.image_index)),
         boxes_of_object=within.boxes,

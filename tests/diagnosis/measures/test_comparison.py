@@ -82,7 +82,7 @@ def test_a_draw_is_the_evaluation_of_each_image_so_often(few_draws: int, tuned: 
     detections = replace(detections, confidence=detections.scores**2) if tuned else detections
     found = measured(detections, truth)
     images = np.argsort(truth.image_ids)
-    for draw, weights in zip(range(6), image_draws(images, len(images), few_draws, seed=0)):
+    for draw, weights in zip(range(6), next(image_draws(images, len(images), few_draws, seed=0))):
         copies = np.repeat(np.arange(len(truth)), weights.astype(int))
         several = replace(truth.subset(copies), image_ids=np.arange(len(copies)))
         rows = [np.flatnonzero(detections.image_index == image) for image in copies]
