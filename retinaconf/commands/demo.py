@@ -9,9 +9,9 @@ from retinaconf.commands.evaluate import print_report
 from retinaconf.commands.options import Device
 from retinaconf.files import write_json
 
-SCENES, EPOCHS = (320, 50), 4  # scenes to train on and to judge by
+SCENES, EPOCHS = (256, 50), 4  # scenes to train on and to judge by
 QUICK_SCENES, QUICK_EPOCHS = (96, 16), 3  # with `--quick`
-SIZE = (168, 224)  # height and width of a scene
+SIZE = (160, 224)  # height and width of a scene: multiples of 32, so that none is padding
 PICTURES = 12
 SHOWN = 0.45  # least score of a box in a picture: about as many boxes as digits
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_images
 
 from retinaconf.errors import InputError
+from retinaconf.threads import in_threads
 
 _VERSION = 4  # of the scenes' look; a folder made by another version is made anew
 _SPLITS = ("train", "val")
@@ -137,11 +138,14 @@ def _write_split(
     """Render and save the images; returns their COCO dictionary."""
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(count):
-        random = np.random.default_rng([seed, _SPLITS.index(split), index])
-        image, labels, boxes = _scene(random, size, material)
+
+    def rendered(index: int) -> tuple[str, list[int], list[tuple[int, int, int, int]]]:
+        image, labels, boxes = _scene(np.random.default_rng([seed, _SPLITS.index(split), index]), size, material)
         name = f"{split}-{index:04d}.jpg"
         image.save(images / name, quality=92)
+        return name, labels, boxes
+
+    for index, (name, labels, boxes) in enumerate(in_threads(rendered, range(count))):
         image_id = index + 1 + (_SPLITS.index(split) * 1_000_000)
         records.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
         for label, (x0, y0, x1, y1) in zip(labels, boxes):
@@ -230,8 +234,8 @@ def _glyph(random: np.random.Generator, material: _Material, height: float, labe
     large = large.rotate(random.uniform(-14, 14), Image.Resampling.BICUBIC, expand=True)
 
     def contour(level: float) -> np.ndarray:
-        inside = np.clip((np.asarray(large, dtype=np.float64) / 255 - level) * 8 + 0.5, 0, 1)
-        smaller = Image.fromarray((inside * 255).astype(np.uint8)).reduce(2)
+        inside = np.clip((np.arange(256) / 255 - level) * 8 + 0.5, 0, 1)  # of each grey level
+        smaller = large.point((inside * 255).astype(np.uint8).tolist()).reduce(2)
         return np.pad(np.asarray(smaller, dtype=np.float64) / 255, round(cell) + 1)
 
     fill, ink = contour(0.5), contour(0.25)
