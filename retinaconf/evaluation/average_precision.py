@@ -14,6 +14,7 @@ import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
+from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.matching import MatchedDetections, ascending, match_detections
 from retinaconf.threads import in_threads
 
@@ -125,7 +126,8 @@ class AveragePrecision:
             image_weights: (I,), or (B, I) for B draws, how often each image counts; 1 for all gives COCO's AP. NaN if
                 no object counts.
         """
-        return finite_means(self.by_class(image_weights))
+        mean: np.ndarray = finite_mean(self.by_class(image_weights))
+        return mean
 
     def by_class(self, image_weights: np.ndarray) -> np.ndarray:
         """AP at each threshold of each class, (T, K) or (B, T, K).
@@ -161,13 +163,6 @@ class AveragePrecision:
             precision = _largest_from(found / np.maximum(counted, 1) + apart) - apart
             total[:, row] = _of_classes(level.label, precision * new, self._num_classes)
         return np.where(objects[:, None] > 0, total / len(RECALLS), np.nan)
-
-
-def finite_means(values: np.ndarray) -> np.ndarray:
-    """(...) means over the last axis of (..., K), of the finite values; NaN where there is none."""
-    finite = np.isfinite(values)
-    total, count = np.where(finite, values, 0).sum(-1), finite.sum(-1)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def _of_classes(label: np.ndarray, values: np.ndarray, num_classes: int) -> np.ndarray:

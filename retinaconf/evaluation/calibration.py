@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -250,7 +251,8 @@ def calibrate(detections: Detections, ground_truth: GroundTruth) -> Calibration:
     )
 
 
-def finite_mean(values: np.ndarray) -> float:
-    """The mean of the finite values; NaN, without a warning, where there is none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
+def finite_mean(values: np.ndarray) -> Any:
+    """Means over the last axis of the finite values; of (K,) a number. NaN, without a warning, where there is none."""
+    finite = np.isfinite(values)
+    total, count = np.where(finite, values, 0).sum(axis=-1), finite.sum(axis=-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)[()]

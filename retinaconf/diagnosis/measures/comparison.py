@@ -16,13 +16,7 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.alignment import WithinObjects
 from retinaconf.errors import InputError
-from retinaconf.evaluation.average_precision import (
-    DRAWS_AT_ONCE,
-    AveragePrecision,
-    curve_of,
-    finite_means,
-    image_draws,
-)
+from retinaconf.evaluation.average_precision import DRAWS_AT_ONCE, AveragePrecision, curve_of, image_draws
 from retinaconf.evaluation.calibration import ANY_OVERLAP, finite_mean, la_ece, weighted_laece
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.evaluation.compare import DRAWS, Difference, paired_difference
@@ -101,7 +95,7 @@ def measure(
     def on_draws(numbered: tuple[int, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         block, weights = numbered  # (B, I)
         levels = curve.by_class(weights)  # (B, T, K)
-        mean = finite_means(levels)
+        mean = finite_mean(levels)
         values = {"AP": mean.mean(axis=-1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
         rough = weights[: max(0, ROUGH_REPLICATES - block * DRAWS_AT_ONCE)]
         if len(rough):
