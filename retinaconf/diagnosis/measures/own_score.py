@@ -51,6 +51,10 @@ class OwnScore:
             "other": "none of the known combinations of class score and quality",
         }[self.rule]
 
+    def has_alpha(self, alpha: float) -> bool:
+        """Whether the score is quality^alpha * class^(1 - alpha) itself, not only in the same order."""
+        return self.alpha == alpha and self.rule != "product"
+
     def joined(self, class_scores: np.ndarray, quality: np.ndarray) -> np.ndarray | None:
         """(D,) the score of other class scores (D,) or qualities (D,) by the same rule; None where it is not known."""
         if self.alpha is None:

@@ -101,6 +101,8 @@ def _score(diagnosis: Diagnosis) -> str:
     if is_sure(sweep.over_own) > 0:
         joint = f"quality^{sweep.best_alpha:g} × class score^{1 - sweep.best_alpha:g}"
         return f"Rank by {joint} instead of {own.formula}, in NMS, too: AP changes by {points(sweep.over_own)}."
+    if own.has_alpha(sweep.best_alpha):
+        return "Keep the score as it is: no other weight of the quality that was tried is better."
     return (
         f"Keep the score as it is: another weight of the quality (alpha {sweep.best_alpha:g}) changes AP by "
         f"{points(sweep.over_own)}, no sure gain."

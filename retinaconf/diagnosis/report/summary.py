@@ -220,7 +220,12 @@ def _quality(diagnosis: Diagnosis) -> str:
         uses = "The detector ranks by its class score alone and leaves its quality unused"
     else:
         uses = f"The detector ranks by {own.formula}"
-    return f"{uses}. {_best_alpha(sweep)}{'' if own.rule == 'class' else _over_class_score(sweep)}"
+    if own.has_alpha(sweep.best_alpha):
+        best = "No other weight of the quality that was tried is better, on half of the images."
+        gain = f"it changes AP by {points(sweep.over_class_score)} on the other half."
+    else:
+        best, gain = _best_alpha(sweep), _over_class_score(sweep)
+    return f"{uses}. {best}" + (f" Compared with the class score alone, {gain}" if own.rule != "class" else "")
 
 
 def _best_alpha(sweep: AlphaSweep) -> str:
@@ -234,10 +239,7 @@ def _best_alpha(sweep: AlphaSweep) -> str:
 
 def _over_class_score(sweep: AlphaSweep) -> str:
     has = sweep.over_own.before - sweep.over_class_score.before
-    return (
-        f" Compared with the class score alone, that alpha changes AP by {points(sweep.over_class_score)}, and "
-        f"the detector's own score by {_signed(has)}."
-    )
+    return f"that alpha changes AP by {points(sweep.over_class_score)}, and the detector's own score by {_signed(has)}."
 
 
 def _calibration(diagnosis: Diagnosis) -> str:

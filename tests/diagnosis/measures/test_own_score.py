@@ -10,7 +10,7 @@ import pytest
 
 from retinaconf.data.ground_truth import read_coco
 from retinaconf.detections import Detections, read_detections
-from retinaconf.diagnosis.measures.own_score import own_score
+from retinaconf.diagnosis.measures.own_score import OwnScore, own_score
 
 
 def boxes(scores: np.ndarray, class_scores: np.ndarray | None, quality: np.ndarray | None) -> Detections:
@@ -57,6 +57,13 @@ def test_the_common_rules(
         assert joined is None
     elif digits is None:
         np.testing.assert_allclose(joined, given[0], atol=2e-3)
+
+
+def test_which_scores_have_an_alpha_themselves() -> None:
+    assert OwnScore("root", 0.5).has_alpha(0.5)
+    assert not OwnScore("root", 0.5).has_alpha(0.4)
+    assert not OwnScore("product", 0.5).has_alpha(0.5)  # the same order, other scores
+    assert not OwnScore("other", None).has_alpha(0.5)
 
 
 def test_one_record_that_keeps_no_rule_is_enough() -> None:

@@ -142,6 +142,22 @@ def test_a_better_exponent_is_advised_with_its_gain() -> None:
     assert "leaves its quality unused" in said(diagnosis)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_an_exponent_that_is_the_best_already_is_kept(alpha: float) -> None:
+    """Class score and quality are the IoU and noise, or noise and the IoU."""
+    rng = np.random.default_rng(0)
+    ground_truth = spread_objects(30, 4)
+    ious, noise = rng.choice([0.6, 0.75, 0.9], (120, 4)), rng.random((120, 4))
+    candidates = candidates_at(ground_truth, ious, ious)
+    names = ("class_scores", "quality") if alpha == 0 else ("quality", "class_scores")
+    candidates = replace(candidates, **dict(zip(names, (ious.ravel(), noise.ravel()))))
+    diagnosis = diagnose(ground_truth, candidates=candidates, replicates=100)
+    assert diagnosis.own_score.alpha == diagnosis.quality.best_alpha == alpha
+    assert "Keep the score as it is: no other weight of the quality that was tried is better." in advise(diagnosis)
+    assert "No other weight of the quality that was tried is better, on half of the images." in said(diagnosis)
+    assert ("Compared with the class score alone, it changes AP by" in said(diagnosis)) == (alpha == 1)
+
+
 def test_nms_is_advised_where_it_helps() -> None:
     ground_truth = spread_objects(30, 4)
     easy = np.random.default_rng(0).random((120, 1))
