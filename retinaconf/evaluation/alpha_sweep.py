@@ -56,7 +56,7 @@ def sweep_alpha(
         alphas: must hold 0, the baseline. Of equally good ones the smallest is best.
         replicates: bootstrap draws.
         seed: of the halves and of the draws.
-        progress: told after each alpha and draw.
+        progress: told after each alpha and block of draws.
     """
     curves = in_threads(lambda alpha: curve_of(post_process(candidates.rescored(alpha)), ground_truth), alphas)
     return compare_alphas(curves, own, ground_truth, alphas, replicates, seed, progress)

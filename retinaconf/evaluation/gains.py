@@ -104,7 +104,7 @@ def choose(
         ground_truth: I images.
         replicates: bootstrap draws.
         seed: of the halves and of the draws.
-        progress: told after each draw.
+        progress: told after each block of draws.
     """
     first, second = halves(ground_truth, seed)
     on_first = np.array([setting.within(first)(np.ones(len(ground_truth))).mean() for setting in settings])

@@ -70,7 +70,7 @@ def measure(
         detections: D of them, after NMS.
         within: the order of its boxes within objects, of the candidates where they are known.
         ground_truth: I images with at least one object.
-        progress: told after each draw.
+        progress: told after each block of draws.
 
     Raises:
         InputError: there are no detections.

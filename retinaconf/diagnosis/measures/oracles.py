@@ -95,7 +95,7 @@ def oracle_ladder(
         object_iou: see the module's docstring.
         replicates: bootstrap draws for the gains' intervals.
         seed: of the draws.
-        progress: told after each rung and draw.
+        progress: told after each rung and block of draws.
     """
     corrected = {
         "ranked_by_iou": lambda: replace(candidates, scores=ranked_by_iou(candidates, overlaps, object_iou)),
