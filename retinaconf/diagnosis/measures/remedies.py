@@ -93,7 +93,7 @@ def measure_remedies(
         post_processing: what makes detections of the candidates; None for detections, which a further NMS is tried on.
         replicates: bootstrap draws.
         seed: of the halves and of the draws.
-        progress: told after each setting and draw.
+        progress: told after each setting and block of draws.
     """
     first, second = halves(ground_truth, seed)
     changed: dict[str, Detections] = {}  # by what leaves nothing to choose
