@@ -17,10 +17,11 @@ from retinaconf.cell_anchors import STRIDES
 from retinaconf.config import InferenceConfig
 from retinaconf.evaluation.score_map import RAW_WEIGHT, ScoreMap
 from retinaconf.inference.joint_score import JointScore, joint_score
-from retinaconf.inference.postprocess import RULES, Rules
+from retinaconf.inference.postprocess import RULES
 from retinaconf.inference.suppression import soft_nms, vote
 from retinaconf.model.anchors import level_anchors
 from retinaconf.model.backbone import make_plain
+from retinaconf.model.boxes import decode
 from retinaconf.model.retinanet import Outputs, RetinaNet
 
 Suppress = Callable[[Tensor, Tensor, float, int], Tensor]
@@ -117,8 +118,19 @@ class FinishedDetections(nn.Module):
             joint = replace(joint, quality_exponent=alpha, class_exponent=1 - alpha)  # type: ignore[arg-type]
         rules = RULES[config.rules]
         image = torch.arange(images.shape[0], device=images.device)[:, None]  # (N, 1)
-        levels = [_best(image, level, joint, config.candidates, rules) for level in _levels(self.model, images, sizes)]
-        boxes, class_scores, quality, scores = (torch.cat(parts, dim=1) for parts in zip(*levels))  # each (N, S, ...)
+        levels = [_best(image, level, joint, config.candidates) for level in _levels(self.model, images, sizes)]
+        logits, deltas, anchors, quality, exists = (torch.cat(parts, dim=1) for parts in zip(*levels))  # (N, S, ...)
+        class_scores = torch.sigmoid(logits)
+        scores = joint.of_classes(class_scores, quality if self.model.head.quality != "none" else None)
+        scores = torch.where(exists[..., None], scores, -1.0)  # (N, S, K)
+        # Zeros where there is nothing: a NaN in one box would reach the others by way of NMS.
+        boxes = torch.where(exists[..., None], decode(anchors, deltas.float(), rules.min_log_ratio), 0.0)
+        class_scores = torch.where(exists[..., None], class_scores, 0.0)
+        quality = torch.where(exists, quality, 0.0)
+        if rules.pairs:  # all pairs of a level's best anchors are enough to choose from: the best pairs are among them
+            flat = scores.unflatten(1, (len(levels), -1)).flatten(2)  # (N, levels, C * K)
+            best = flat.topk(config.candidates, dim=2)
+            scores = torch.full_like(flat, -1.0).scatter(2, best.indices, best.values).view_as(scores)
 
         limits = sizes.flip(1).repeat(1, 2).to(boxes)  # (N, 4): width, height, width, height
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
@@ -219,15 +231,12 @@ def _sides(maps: Tensor) -> tuple[int, int]:
 
 
 def _best(
-    image: Tensor,
-    outputs: Outputs,
-    joint: JointScore,
-    candidates: int,
-    rules: Rules,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The C = `candidates` best finite anchors of a level, in the anchors' order; where it has fewer, rows of score -1.
+    image: Tensor, outputs: Outputs, joint: JointScore, candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The C = `candidates` best finite anchors of a level, in the anchors' order.
 
-    Boxes (N, C, 4), class scores (N, C, K), quality (N, C) (0 without a branch), joint scores (N, C, K).
+    Class logits (N, C, K), box deltas (N, C, 4), anchors (N, C, 4), quality (N, C) (0 without a branch), and whether
+    there is such an anchor (N, C): a level may have fewer.
     """
     best_class = torch.sigmoid(outputs.class_logits.amax(dim=2))
     quality = None if outputs.quality_logits is None else torch.sigmoid(outputs.quality_logits)
@@ -239,16 +248,7 @@ def _best(
     index = F.pad(ranking, (0, candidates), value=-1.0).topk(candidates, dim=1).indices.sort(dim=1).values
     exists = index < outputs.anchors.shape[0]  # (N, C)
     index = torch.where(exists, index, 0)
+    deltas = outputs.box_deltas[image, index]
+    chosen_quality = torch.zeros_like(deltas[..., 0]) if quality is None else quality[image, index]
     exists = exists & finite[image, index]
-    boxes = outputs.boxes(image, index, rules.min_log_ratio)
-    class_scores = torch.sigmoid(outputs.class_logits[image, index])
-    chosen_quality = None if quality is None else quality[image, index]
-    scores = torch.where(exists[..., None], joint.of_classes(class_scores, chosen_quality), -1.0)
-    # Zeros where there is nothing: a NaN in one box would reach the others by way of NMS.
-    boxes, class_scores = (torch.where(exists[..., None], values, 0.0) for values in (boxes, class_scores))
-    chosen_quality = torch.zeros_like(boxes[..., 0]) if chosen_quality is None else chosen_quality * exists
-    if rules.pairs:  # all pairs of the best anchors are enough to choose from: the best pairs are among them
-        flat = scores.flatten(1)
-        best = flat.topk(candidates, dim=1)
-        scores = torch.full_like(flat, -1.0).scatter(1, best.indices, best.values).view_as(scores)
-    return boxes, class_scores, chosen_quality, scores
+    return outputs.class_logits[image, index], deltas, outputs.anchors[index], chosen_quality, exists

@@ -88,3 +88,24 @@ def test_anchors_that_are_not_finite_are_left_out_as_by_torch(tiny_config, monke
         for name, values in expected._asdict().items():
             torch.testing.assert_close(found[name][n, :count], values, rtol=1e-5, atol=1e-4 * vote)
             assert (found[name][n, count:] == (-1 if name == "labels" else 0)).all()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("vote", [False, True])
+def test_an_image_whose_outputs_are_not_finite_has_empty_rows(tiny_config, monkeypatch, vote, soft):
+    config = InferenceConfig(candidates=20, detections=30, alpha=0.4, vote=vote, soft_nms=soft)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"class_logits": (2, 90, 3), "box_deltas": (2, 90, 4), "quality_logits": (2, 90)}
+    columns = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for values in columns.values():
+        values[1] = math.nan
+    corner = torch.rand(90, 2, generator=generator) * 50
+    outputs = Outputs(**columns, anchors=torch.cat([corner, corner + 20], 1), level_sizes=(90,))
+    monkeypatch.setattr(exportable, "_levels", lambda *given: [outputs])
+    detector = FinishedDetections(RetinaNet(tiny_config().model, 3).eval(), config, suppress)
+    found = detector(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96]] * 2), torch.tensor(config.score_threshold))
+    assert found.pop("counts").tolist() == [int((found["labels"][0] >= 0).sum()), 0]
+    assert (found.pop("labels")[1] == -1).all()
+    for values in found.values():
+        assert torch.isfinite(values).all()
+        assert not values[1].any()
