@@ -110,11 +110,11 @@ def measure(
 
     # Images are drawn in the order of their ids: their order in the file does not matter.
     images = np.argsort(ground_truth.image_ids, kind="stable")
-    drawn, draws = [], 0
+    drawn, done = [], 0
     for found in in_threads(on_draws, enumerate(image_draws(images, len(images), DRAWS, seed=0))):
         drawn.append(found)
-        draws += len(found[1])
-        progress(f"bootstrap over images, {name}", draws, DRAWS)
+        done += len(found[1])
+        progress(f"bootstrap over images, {name}", done, DRAWS)
     values = {key: metrics.overall[key] for key in ("AP", "AP50", "AP75", *SIZES)}
     values |= {key: finite_mean(la_ece(matches, 0, len(ground_truth.classes))) for key, matches in errors.items()}
     values.setdefault("confidence_laece_0", values["laece_0"])

@@ -221,8 +221,8 @@ def _quality(diagnosis: Diagnosis) -> str:
     else:
         uses = f"The detector ranks by {own.formula}"
     if own.has_alpha(sweep.best_alpha):
-        best = "No other weight of the quality that was tried is better, on half of the images."
-        gain = f"it changes AP by {points(sweep.over_class_score)} on the other half."
+        best = "No other weight of the quality that was tried is better on one half of the images."
+        gain = f"the detector's score changes AP by {points(sweep.over_class_score)} on the other half."
     else:
         best, gain = _best_alpha(sweep), _over_class_score(sweep)
     return f"{uses}. {best}" + (f" Compared with the class score alone, {gain}" if own.rule != "class" else "")

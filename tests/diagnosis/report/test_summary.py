@@ -154,8 +154,10 @@ def test_an_exponent_that_is_the_best_already_is_kept(alpha: float) -> None:
     diagnosis = diagnose(ground_truth, candidates=candidates, replicates=100)
     assert diagnosis.own_score.alpha == diagnosis.quality.best_alpha == alpha
     assert "Keep the score as it is: no other weight of the quality that was tried is better." in advise(diagnosis)
-    assert "No other weight of the quality that was tried is better, on half of the images." in said(diagnosis)
-    assert ("Compared with the class score alone, it changes AP by" in said(diagnosis)) == (alpha == 1)
+    assert "No other weight of the quality that was tried is better on one half of the images." in said(diagnosis)
+    assert ("Compared with the class score alone, the detector's score changes AP by" in said(diagnosis)) == (
+        alpha == 1
+    )
 
 
 def test_nms_is_advised_where_it_helps() -> None:
