@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 from retinaconf.config import Config
+from retinaconf.errors import InputError
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.detector import Detector
 from retinaconf.recipes import recipe
@@ -104,19 +105,38 @@ def measure(config: Config, root: Path, device: str) -> list[Seconds]:
     return clock.epochs
 
 
+def changed(word: str) -> tuple[str, Any]:
+    """A setting's name and value; lists in JSON, `data.scale=[0.5,1.5]`.
+
+    Raises:
+        InputError: the word is not NAME=VALUE, or its list is not JSON.
+    """
+    name, equals, value = word.partition("=")
+    try:
+        if equals:
+            return name, json.loads(value) if value.startswith("[") else value
+    except json.JSONDecodeError:
+        pass
+    raise InputError(f"--set {word}: give NAME=VALUE, a list in JSON, as data.scale=[1,1]")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="such as data.workers=8")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="such as data.workers=8 or data.scale=[1,1]"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    changes = dict(word.split("=", 1) for word in options.set)
-    epochs = measure(
-        recipe(options.recipe).changed(**changes, **{"schedule.epochs": options.epochs}), options.data, options.device
-    )
+    try:
+        changes = dict(changed(word) for word in options.set)
+        config = recipe(options.recipe).changed(**changes, **{"schedule.epochs": options.epochs})
+        epochs = measure(config, options.data, options.device)
+    except InputError as error:
+        parser.error(str(error))
     print(f"{'seconds':36}" + "".join(f"{f'epoch {number}':>10}" for number in range(1, len(epochs) + 1)))
     for part in epochs[0]:
         print(f"{part:36}" + "".join(f"{epoch[part]:10.2f}" for epoch in epochs))

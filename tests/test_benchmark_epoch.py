@@ -10,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import epoch
 
+from retinaconf.errors import InputError
+
 
 def test_the_parts_of_an_epoch_are_the_whole(make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path):
     before = [getattr(place, name) for place, name in epoch.PARTS.values()]
@@ -25,3 +27,21 @@ def test_the_parts_of_an_epoch_are_the_whole(make_data: Callable[..., Path], tin
         assert seconds["steps"] > 0
         assert seconds["checkpoints"] > 0
     assert [getattr(place, name) for place, name in epoch.PARTS.values()] == before
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"),
+    [
+        ("data.workers=8", ("data.workers", "8")),
+        ("data.scale=[0.5,1.5]", ("data.scale", [0.5, 1.5])),
+        ("run.note=a=b", ("run.note", "a=b")),
+    ],
+)
+def test_a_setting_is_a_name_and_a_value(word: str, setting: tuple[str, Any]):
+    assert epoch.changed(word) == setting
+
+
+@pytest.mark.parametrize("word", ["data.workers", "data.scale=[1,"])
+def test_other_words_are_refused(word: str):
+    with pytest.raises(InputError, match="give NAME=VALUE, a list in JSON"):
+        epoch.changed(word)
