@@ -18,13 +18,13 @@ help: # the default: the lines above
 setup: .venv/.installed
 
 # Made anew when the dependencies change. constraints.txt: the versions that the tests have passed with;
-# constraints-oldest.txt: the oldest that pyproject.toml allows.
+# constraints-oldest.txt: the oldest that pyproject.toml allows. pip would compile bytecode on one core.
 .venv/.installed: constraints.txt
 .venv-oldest/.installed: constraints-oldest.txt
 .venv/.installed .venv-oldest/.installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --no-compile --constraint $(filter constraints%,$^) --editable '.[dev]'
-	-$(@D)/bin/python -m compileall -qq -j 0 $(@D)/lib # pip does it on one core
+	-$(@D)/bin/python -m compileall -qq -j 0 $(@D)/lib
 	touch $@
 
 demo: setup

@@ -112,12 +112,12 @@ def changed(word: str) -> tuple[str, Any]:
         InputError: the word is not NAME=VALUE, or its list is not JSON.
     """
     name, equals, value = word.partition("=")
+    if not equals:
+        raise InputError(f"--set {word}: give NAME=VALUE")
     try:
-        if equals:
-            return name, json.loads(value) if value.startswith("[") else value
+        return name, json.loads(value) if value.startswith("[") else value
     except json.JSONDecodeError:
-        pass
-    raise InputError(f"--set {word}: give NAME=VALUE, a list in JSON, as data.scale=[1,1]")
+        raise InputError(f"--set {word}: give the list in JSON, as data.scale=[1,1]") from None
 
 
 def main() -> None:

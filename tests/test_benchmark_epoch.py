@@ -41,7 +41,7 @@ def test_a_setting_is_a_name_and_a_value(word: str, setting: tuple[str, Any]):
     assert epoch.changed(word) == setting
 
 
-@pytest.mark.parametrize("word", ["data.workers", "data.scale=[1,"])
-def test_other_words_are_refused(word: str):
-    with pytest.raises(InputError, match="give NAME=VALUE, a list in JSON"):
+@pytest.mark.parametrize(("word", "advice"), [("data.workers", "NAME=VALUE"), ("data.scale=[1,", "the list in JSON")])
+def test_other_words_are_refused(word: str, advice: str):
+    with pytest.raises(InputError, match=f"give {advice}"):
         epoch.changed(word)
