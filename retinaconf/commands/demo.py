@@ -19,8 +19,7 @@ SHOWN = 0.45  # least score of a box in a picture: about as many boxes as digits
 CHANGES: dict[str, Any] = {
     "model.channels": 64,
     "model.head_convs": 1,
-    "model.freeze": "none",  # digits are far from ImageNet, so ...
-    "optimizer.kept_lr": 1.0,  # ... the backbone learns like the rest
+    "optimizer.kept_lr": 1.0,  # digits are far from ImageNet, so the backbone learns like the rest, but for its stem
     "model.freeze_norm": False,
     "data.short_side": SIZE[0],
     "data.long_side": SIZE[1],
