@@ -18,13 +18,14 @@ help: # the default: the lines above
 setup: .venv/.installed
 
 # Made anew when the dependencies change. constraints.txt: the versions that the tests have passed with;
-# constraints-oldest.txt: the oldest that pyproject.toml allows. pip would compile bytecode on one core.
+# constraints-oldest.txt: the oldest that pyproject.toml allows. pip would compile bytecode on one core, and that of the
+# packages' own tests, too.
 .venv/.installed: constraints.txt
 .venv-oldest/.installed: constraints-oldest.txt
 .venv/.installed .venv-oldest/.installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --no-compile --constraint $(filter constraints%,$^) --editable '.[dev]'
-	-$(@D)/bin/python -m compileall -qq -j 0 $(@D)/lib
+	-$(@D)/bin/python -m compileall -qq -j 0 -x /tests/ $(@D)/lib
 	touch $@
 
 demo: setup
