@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import ALIGNED, TASK_ALIGNED
 
 from retinaconf import load
 from retinaconf.data.splits import read_train_and_val
@@ -69,34 +70,13 @@ def test_distributions_the_product_and_matching_by_outputs(
     data: Path, tiny_config: Any, tmp_path: Path, precision: str
 ):
     """The first epoch of three matches by ATSS, the others by the network's outputs."""
-    changes = {
-        "precision": precision,
-        "schedule.epochs": 3,
-        "model.anchor_ratios": [1.0],
-        "model.anchor_scales": [8.0],
-        "model.box": "distribution",
-        "model.level_scale": True,
-        "model.quality": "distribution",
-        "matching.assigner": "task-aligned",
-        "loss.box": "giou",
-        "loss.joint": "product",
-        "loss.rank": 0.5,
-    }
+    changes = TASK_ALIGNED | {"precision": precision, "schedule.epochs": 3}
     train_run(tiny_config(**changes), data, tmp_path / "run", device=DEVICE)
     losses = lines(tmp_path / "run", "train")
     assert losses[-1]["step"] == 15
     assert all(line[name] > 0 for line in losses for name in ("loss", "class", "box", "distribution", "rank"))
 
 
-ALIGNED = {
-    "model.anchor_ratios": [1.0],
-    "model.anchor_scales": [8.0],
-    "model.box": "distribution",
-    "model.quality": "distribution",
-    "matching.assigner": "atss",
-    "loss.box": "giou",
-    "loss.joint": "product",
-}
 DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet": {"model.quality": "none", "inference.alpha": 0.0},
     "conf": {},

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import DISTRIBUTION, ONE_ANCHOR
 
 from retinaconf.inference.cuda_graphs import MOST, RECORDED_AT, CudaGraphs
 from retinaconf.model.retinanet import Outputs, RetinaNet
@@ -16,12 +17,7 @@ pytestmark = [
 DEVICE = "cuda"
 DETECTORS: dict[str, dict[str, Any]] = {
     "conf": {},
-    "aligned": {
-        "model.anchor_ratios": [1.0],
-        "model.anchor_scales": [8.0],
-        "model.box": "distribution",
-        "model.quality": "distribution",
-    },
+    "aligned": ONE_ANCHOR | DISTRIBUTION,
 }
 
 

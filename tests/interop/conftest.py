@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import DISTRIBUTION, ONE_ANCHOR
 from filelock import FileLock
 from PIL import Image
 
@@ -22,7 +23,7 @@ def images(shared_data):
     return [Image.open(path).convert("RGB").resize((150, 100)) for path in paths]
 
 
-DISTRIBUTION = {"model.box": "distribution", "model.quality": "distribution", "model.level_scale": True}
+SCALED = DISTRIBUTION | {"model.level_scale": True}
 # Small pictures, and few enough candidates that every level but the last two has more anchors.
 SMALL = {"data.short_side": 128, "data.long_side": 192, "inference.candidates": 200, "inference.detections": 50}
 
@@ -64,8 +65,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
     changes: dict[str, dict[str, Any]] = {
         "conf.onnx": {},
         "vote.onnx": {"inference.vote": True, "inference.soft_nms": True, "inference.nms_iou": 0.75},
-        "raw.onnx": {"model.anchors": "torchvision"} | DISTRIBUTION,
-        "aligned.onnx": {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,)} | DISTRIBUTION,
+        "raw.onnx": {"model.anchors": "torchvision"} | SCALED,
+        "aligned.onnx": ONE_ANCHOR | SCALED,
         "torchvision.onnx": {
             "model.quality": "none",
             "inference.alpha": 0.0,
@@ -75,11 +76,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
         "conf.pt2": {},
         "proportional.onnx": {"inference.joint": "proportional"},
         "one-class.onnx": {  # and one anchor a cell, with distributions of the box
-            **DISTRIBUTION,
+            **ONE_ANCHOR,
+            **SCALED,
             "model.quality": "none",
             "inference.alpha": 0.0,
-            "model.anchor_ratios": (1.0,),
-            "model.anchor_scales": (8.0,),
             "classes": {7: "thing"},
         },
     }

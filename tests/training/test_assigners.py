@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import ONE_ANCHOR
 from test_matching import ground_truth
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -18,7 +19,6 @@ from retinaconf.model.retinanet import Outputs
 from retinaconf.training.assigners import ASSIGNERS, assigner_at, atss, task_aligned
 from retinaconf.training.matching import NEGATIVE, Matches
 
-ONE = {"model.anchor_ratios": [1.0], "model.anchor_scales": [8.0]}
 NINE: dict[str, Any] = {}
 QUALITY = {"model.quality": "classification", "inference.alpha": 0.4}
 K = 4
@@ -132,7 +132,7 @@ def assert_owners(found: Matches, image: int, owners: list[int], labels: Tensor)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("anchors", [ONE, NINE], ids=["one", "nine"])
+@pytest.mark.parametrize("anchors", [ONE_ANCHOR, NINE], ids=["one", "nine"])
 def test_atss_against_its_algorithm_as_a_loop(anchors: dict[str, Any], seed: int) -> None:
     config = a_config(**anchors)
     boxes, labels = ground_truth([6, 1, 3, 0], seed)  # some leave the image
@@ -148,7 +148,9 @@ def test_atss_against_its_algorithm_as_a_loop(anchors: dict[str, Any], seed: int
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("changes", [ONE, ONE | QUALITY, QUALITY], ids=["one", "one-quality", "nine-quality"])
+@pytest.mark.parametrize(
+    "changes", [ONE_ANCHOR, ONE_ANCHOR | QUALITY, QUALITY], ids=["one", "one-quality", "nine-quality"]
+)
 def test_task_aligned_against_its_text_as_a_loop(changes: dict[str, Any], seed: int) -> None:
     config = a_config(**changes)
     boxes, labels = ground_truth([6, 1, 3, 0], seed)
@@ -167,7 +169,7 @@ def test_task_aligned_against_its_text_as_a_loop(changes: dict[str, Any], seed: 
 
 
 @pytest.mark.parametrize("name", ASSIGNERS)
-@pytest.mark.parametrize("anchors", [ONE, NINE], ids=["one", "nine"])
+@pytest.mark.parametrize("anchors", [ONE_ANCHOR, NINE], ids=["one", "nine"])
 def test_a_batch_is_matched_as_its_images_one_by_one(name: str, anchors: dict[str, Any]) -> None:
     config = a_config(**anchors, **QUALITY)
     boxes, labels = ground_truth([5, 0, 2])
@@ -192,7 +194,7 @@ def image_of(outputs: Outputs, n: int) -> Outputs:
 @pytest.mark.parametrize("name", ASSIGNERS)
 @pytest.mark.parametrize(("n", "g"), [(1, 0), (3, 0), (2, 4)])
 def test_images_without_boxes_are_all_negative(name: str, n: int, g: int) -> None:
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes, labels = torch.zeros(n, g, 4), torch.full((n, g), -1)
     found = ASSIGNERS[name](a_network(config, boxes, labels), boxes, labels, config)
     assert (found.labels == NEGATIVE).all()
@@ -207,7 +209,7 @@ def test_images_without_boxes_are_all_negative(name: str, n: int, g: int) -> Non
     ids=["between the centres", "beyond the image", "before the image"],
 )
 def test_an_object_with_no_centre_inside_has_no_anchor(assign: Any, box: list[float]) -> None:
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes, labels = torch.tensor([[box]]), torch.tensor([[1]])
     assert assign(a_network(config, boxes, labels), boxes, labels, config).positives == 0
 
@@ -230,7 +232,7 @@ def test_atss_has_nine_cells_a_level_where_distances_tie() -> None:
 @pytest.mark.parametrize("name", ["atss", "task-aligned"])
 def test_two_objects_that_claim_an_anchor(name: str) -> None:
     """Both centres are the anchor's; it overlaps the first by 0.81, the second by 0.64. Of equals the first has it."""
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes = torch.tensor([[[35.2, 35.2, 92.8, 92.8], [38.4, 38.4, 89.6, 89.6]]])
     boxes = torch.stack([boxes[0], boxes[0].flip(0), boxes[0, [0, 0]]])
     labels = torch.tensor([[1, 2], [2, 1], [3, 0]])
@@ -243,7 +245,7 @@ def test_two_objects_that_claim_an_anchor(name: str) -> None:
 
 
 def test_an_object_that_loses_all_its_anchors_has_none() -> None:
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes, labels = torch.tensor([[[35.2, 35.2, 92.8, 92.8]]]).expand(1, 2, 4), torch.tensor([[3, 0]])
     outputs = a_network(config, boxes, labels)
     outputs = outputs._replace(class_logits=torch.zeros_like(outputs.class_logits))  # both claim the same
@@ -255,7 +257,7 @@ def test_an_object_that_loses_all_its_anchors_has_none() -> None:
 
 def test_alignment_of_a_score_of_almost_nothing() -> None:
     """Scores of 1e-27 still rank, and the largest alignment is still the largest IoU."""
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes, labels = ground_truth([2])
     outputs = a_network(config, boxes, labels)
     plain = task_aligned(outputs, boxes, labels, config)
@@ -269,7 +271,7 @@ def test_alignment_of_a_score_of_almost_nothing() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_outputs_that_are_not_finite_spoil_only_their_image_and_are_not_hidden(what: str, bad: float) -> None:
     """A loss that were finite would hide that the run has diverged: the box loss sees positives only."""
-    config = a_config(**ONE)
+    config = a_config(**ONE_ANCHOR)
     boxes, labels = ground_truth([3, 3])
     outputs = a_network(config, boxes, labels)
     before = task_aligned(outputs, boxes, labels, config)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detectors import ONE_ANCHOR
 from torch import Tensor
 
 from retinaconf.config import Config
@@ -66,7 +67,7 @@ def answers(cells: Cells, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
     return F.linear(cells.patches, weight.flatten(1), bias)[counts], cells.targets[counts]
 
 
-ONE = {"model.anchor_ratios": (1.0,), "model.anchor_scales": (8.0,), "model.level_scale": True}
+ONE = ONE_ANCHOR | {"model.level_scale": True}
 
 
 @pytest.mark.parametrize(

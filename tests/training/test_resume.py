@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from children import differing
+from detectors import TASK_ALIGNED
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
@@ -43,24 +45,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, tiny_config: Any
     run = tmp_path_factory.mktemp("resume") / "whole"
     train_run(tiny_config(**CHANGES), data, run, device="cpu")
     return run
-
-
-def leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from leaves(value, f"{name}.{key}")
-    else:
-        yield name, state
-
-
-def assert_same_run(run: Path, other: Path, files: Sequence[str] = ("metrics.jsonl", "model.safetensors")) -> None:
-    """Bit by bit, `last.ckpt` by its contents."""
-    one, two = (dict(leaves(torch.load(folder / "last.ckpt", weights_only=True))) for folder in (run, other))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name], name
-    for file in files:
-        assert (run / file).read_bytes() == (other / file).read_bytes(), file
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -105,7 +89,7 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
         with pytest.raises(Interrupted, match="stopped at step 3 of 4; the same command with --resume continues"):
             train_run(config, data, tmp_path / "run", device="cpu")
     train_run(config, data, tmp_path / "run", resume=True, device="cpu")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert not differing(tmp_path / "run", tmp_path / "whole")
     if fabric is in_16_bits:
         assert torch.load(tmp_path / "run/last.ckpt")["precision"]["scale"] == 1024
 
@@ -115,19 +99,7 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iou_score: str
 ):
     """Its first epoch matches by ATSS, its second by the outputs; it is stopped once in each."""
-    changes = {
-        "model.anchor_ratios": [1.0],
-        "model.anchor_scales": [8.0],
-        "model.box": "distribution",
-        "model.level_scale": True,
-        "model.quality": "distribution",
-        "matching.assigner": "task-aligned",
-        "loss.box": "giou",
-        "loss.joint": "product",
-        "loss.iou_score": iou_score,
-        "loss.rank": 0.5,
-    }
-    config = tiny_config(**(CHANGES | changes))
+    config = tiny_config(**(CHANGES | TASK_ALIGNED | {"loss.iou_score": iou_score}))
     train_run(config, data, tmp_path / "whole", device="cpu")
     run = tmp_path / "run"
     for step in (5, EPOCH + 3):
@@ -136,7 +108,7 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
             with pytest.raises(Interrupted, match=f"stopped at step {step} of 16"):
                 train_run(config, data, run, resume=run.exists(), device="cpu")
     train_run(config, data, run, resume=True, device="cpu")
-    assert_same_run(run, tmp_path / "whole")
+    assert not differing(run, tmp_path / "whole")
     losses = lines(run)[-2]
     assert {name for name in losses if isinstance(losses[name], float)} >= {"class", "box", "distribution", "rank"}
 
@@ -154,7 +126,7 @@ def test_a_run_goes_on_with_every_kind_of_augmentation(
         with pytest.raises(Interrupted, match="stopped at step 1 of 4"):
             train_run(tiny_config(**changes), data, run, device="cpu")
     train_run(tiny_config(**changes | {"data.workers": 2}), data, run, resume=True, device="cpu")
-    assert_same_run(run, tmp_path / "whole", ["metrics.jsonl"])  # the other file names the number of workers
+    assert not differing(run, tmp_path / "whole", ["metrics.jsonl"])  # the other file names the number of workers
 
 
 @pytest.mark.slow
@@ -176,7 +148,7 @@ def test_a_run_that_started_from_another_goes_on_without_it(
             Path("old").rename("gone")
     result = run_cli("train", "new", *words, "--out", "new", "--resume")
     assert (result.code, result.err) == (0, "")
-    assert_same_run(Path("new"), Path("whole"))
+    assert not differing(Path("new"), Path("whole"))
     result = run_cli("train", "gone", *words, "--out", "new", "--resume")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "model.weights is 'old' there and 'gone' here" in result.err
@@ -218,7 +190,7 @@ def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 16; .* --resume continues"):
             train_run(config, data, run, device="cpu")
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
-    assert_same_run(run, whole)
+    assert not differing(run, whole)
 
 
 def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
@@ -236,7 +208,7 @@ def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
             train_run(config, data, run, device="cpu")
     assert torch.load(run / "last.ckpt")["step"] == 3
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
-    assert_same_run(run, whole)
+    assert not differing(run, whole)
 
 
 def test_a_failing_validation_costs_no_step_and_is_made_up_for(
@@ -257,7 +229,7 @@ def test_a_failing_validation_costs_no_step_and_is_made_up_for(
             train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
     assert [line["kind"] for line in lines(run)] == ["train", "val"]
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
-    assert_same_run(run, whole)
+    assert not differing(run, whole)
 
 
 def test_a_bad_image_in_the_first_batch_leaves_nothing(data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: Any):
@@ -464,7 +436,7 @@ def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
     }
     assert {path.name for path in run.iterdir()} == kept - {file}
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
-    assert_same_run(run, whole)
+    assert not differing(run, whole)
 
 
 def flip(file: Path) -> None:
@@ -515,7 +487,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     assert torch.load(run / "last.ckpt.previous")["step"] == EPOCH
     damage(run / "last.ckpt")
     train_run(tiny_config(**CHANGES), data, run, resume=True, device="cpu")
-    assert_same_run(run, whole)
+    assert not differing(run, whole)
 
 
 def test_a_checkpoint_that_cannot_be_read_back_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

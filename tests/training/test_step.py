@@ -9,6 +9,7 @@ from weakref import ref
 
 import pytest
 import torch
+from detectors import ALIGNED
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinaconf.data.loader import Batch
@@ -18,15 +19,6 @@ from retinaconf.training.loop import launch
 from retinaconf.training.schedule import build_optimizer
 from retinaconf.training.step import take_step
 
-ALIGNED = {
-    "model.anchor_ratios": [1.0],
-    "model.anchor_scales": [8.0],
-    "model.box": "distribution",
-    "model.quality": "distribution",
-    "matching.assigner": "atss",
-    "loss.box": "giou",
-    "loss.joint": "product",
-}
 DETECTORS: dict[str, dict[str, Any]] = {
     "retinanet": {"model.quality": "none", "inference.alpha": 0.0},
     "joint": {"model.quality": "none", "inference.alpha": 0.0, "model.class_target": "iou"},

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from children import Child, Training, at_call, training
+from detectors import ONE_ANCHOR
 
 from retinaconf.evaluation.coco import CocoEvaluator
 from retinaconf.inference.detector import Detector
@@ -33,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "schedule.epochs": 2,
     "inference.score_threshold": 0.001,  # so that two epochs find something
 }
-ONE_ANCHOR = {"model.anchor_ratios": [1.0], "model.anchor_scales": [8.0], "model.level_scale": True, "loss.box": "giou"}
+ONE = ONE_ANCHOR | {"model.level_scale": True, "loss.box": "giou"}
 SGD = {"optimizer.name": "sgd", "schedule.decay": "step", "schedule.milestones": [1]}
 TRAININGS: dict[str, dict[str, Any]] = {
     "conf": {},
@@ -59,7 +60,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "model.class_target": "iou",
         "matching.assigner": "atss",
         "optimizer.accumulate": 2,
-        **ONE_ANCHOR,
+        **ONE,
     },
     "task-aligned": {
         "model.box": "distribution",
@@ -69,7 +70,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "loss.rank": 0.5,
         "optimizer.ema": 0.9,
         "data.workers": 2,
-        **ONE_ANCHOR,
+        **ONE,
     },
 }
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
