@@ -54,7 +54,7 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup # QUICK=--quick: in about four minutes
+bench: setup # QUICK=--quick: in about three minutes
 	$(BIN)/python benchmarks/bench.py $(QUICK)
 
 # A source distribution, a wheel that is made from it, and a list of all packages in .venv with their versions and

@@ -1,9 +1,9 @@
 """How long a diagnosis takes, and how much memory, at the size of COCO val2017.
 
-    python benchmarks/diagnosis.py [detections] [candidates] [candidates-json] [--json]
+    python benchmarks/diagnosis.py [detections] [candidates] [candidates-json] [--images 5000] [--json]
 
 makes a synthetic set (5,000 images, 36,000 objects of 80 classes), diagnoses it from files in a process of its own,
-as a user would, and prints seconds and peak memory against what is promised:
+as a user would, and prints seconds and peak memory against what is promised for that many images:
 
     detections        100 an image, COCO results JSON                    at most  20 s, 2 GB
     candidates        1,000 an image with quality, columnar file         at most  60 s, 1.4 GB
@@ -12,6 +12,7 @@ as a user would, and prints seconds and peak memory against what is promised:
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -24,23 +25,24 @@ from large_sets import peak_resident
 
 from retinaconf.detections import write_detections
 
-IMAGES, OBJECTS, CLASSES = 5000, 36000, 80
+IMAGES, OBJECTS_AN_IMAGE, CLASSES = 5000, 7.2, 80
 WIDTH, HEIGHT = 640, 480
 LIMITS = {"detections": (20, 2.0), "candidates": (60, 1.4), "candidates-json": (120, 4.0)}
 
 
-def make_ground_truth(rng: np.random.Generator) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+def make_ground_truth(rng: np.random.Generator, images: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
     """A COCO dictionary, and of its objects the image rows, labels and xyxy boxes."""
-    image = np.sort(rng.integers(0, IMAGES, OBJECTS))
-    label = np.minimum(rng.zipf(1.3, OBJECTS) - 1, CLASSES - 1)  # a few classes are common, as in COCO
-    size = np.exp(rng.uniform(np.log(10), np.log(350), (OBJECTS, 2)))
+    objects = round(images * OBJECTS_AN_IMAGE)
+    image = np.sort(rng.integers(0, images, objects))
+    label = np.minimum(rng.zipf(1.3, objects) - 1, CLASSES - 1)  # a few classes are common, as in COCO
+    size = np.exp(rng.uniform(np.log(10), np.log(350), (objects, 2)))
     size[:, 1] = np.clip(size[:, 1], size[:, 0] / 3, size[:, 0] * 3)
-    low = rng.uniform(0, 1, (OBJECTS, 2)) * np.maximum([WIDTH, HEIGHT] - size, 1)
+    low = rng.uniform(0, 1, (objects, 2)) * np.maximum([WIDTH, HEIGHT] - size, 1)
     high = np.minimum(low + size, [WIDTH, HEIGHT])
     boxes = np.concatenate([low, high], axis=1)
     document = {
         "images": [
-            {"id": i + 1, "file_name": f"{i + 1:012d}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(IMAGES)
+            {"id": i + 1, "file_name": f"{i + 1:012d}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(images)
         ],
         "categories": [{"id": k + 1, "name": f"class {k + 1}"} for k in range(CLASSES)],
         "annotations": [
@@ -85,17 +87,17 @@ def make_image(rng: np.random.Generator, number: int, labels: np.ndarray, boxes:
     }
 
 
-def make_files(case: str, folder: Path) -> tuple[Path, Path]:
-    """The case's ground truth and its boxes."""
+def make_files(case: str, folder: Path, number: int) -> tuple[Path, Path]:
+    """The case's ground truth and its boxes, of so many images."""
     rng = np.random.default_rng(0)
-    document, image, label, boxes = make_ground_truth(rng)
+    document, image, label, boxes = make_ground_truth(rng, number)
     truth = folder / "ground_truth.json"
     truth.write_text(json.dumps(document))
-    offsets = np.searchsorted(image, np.arange(IMAGES + 1))
+    offsets = np.searchsorted(image, np.arange(number + 1))
     count = 100 if case == "detections" else 1000
 
     def images():
-        for row in range(IMAGES):
+        for row in range(number):
             objects = slice(*offsets[row : row + 2])
             yield make_image(rng, row + 1, label[objects], boxes[objects], count)
 
@@ -140,13 +142,20 @@ def measure(case: str, truth: Path, boxes: Path) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["--files"]:
         return measure(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
-    within, as_json = True, "--json" in sys.argv
-    for case in [word for word in sys.argv[1:] if word != "--json"] or LIMITS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(LIMITS), help=", ".join(LIMITS))
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if unknown := [case for case in options.cases if case not in LIMITS]:
+        parser.error(f"no case {unknown[0]!r}; there are {', '.join(LIMITS)}")
+    within = True
+    for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
-            truth, boxes = make_files(case, Path(folder))
+            truth, boxes = make_files(case, Path(folder), options.images)
             command = [sys.executable, __file__, "--files", case, str(truth), str(boxes)]
             measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            if as_json:
+            if options.json:
                 print(json.dumps(measured))
                 continue
             seconds, gigabytes = LIMITS[case]
