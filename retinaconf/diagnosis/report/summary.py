@@ -225,15 +225,18 @@ def _quality(diagnosis: Diagnosis) -> str:
         gain = f"the detector's score changes AP by {points(sweep.over_class_score)} on the other half."
     else:
         best, gain = _best_alpha(sweep), _over_class_score(sweep)
-    return f"{uses}. {best}" + (f" Compared with the class score alone, {gain}" if own.rule != "class" else "")
+    if own.rule == "class" or sweep.best_alpha == 0:  # one of the two is the class score alone
+        return f"{uses}. {best}"
+    return f"{uses}. {best} Compared with the class score alone, {gain}"
 
 
 def _best_alpha(sweep: AlphaSweep) -> str:
     sure = {1: "a gain", -1: "a loss", 0: "no sure difference"}[is_sure(sweep.over_own)]
+    alone = "" if sweep.best_alpha else " (the class score alone)"
     return (
         "Compared with that, ranking by quality^alpha × class score^(1 - alpha) with the best alpha, "
-        f"{sweep.best_alpha:g}, changes AP by {points(sweep.over_own)} on {len(sweep.reported_on):,} images that alpha "
-        f"was not chosen on: {sure}."
+        f"{sweep.best_alpha:g}{alone}, changes AP by {points(sweep.over_own)} on {len(sweep.reported_on):,} images "
+        f"that alpha was not chosen on: {sure}."
     )
 
 

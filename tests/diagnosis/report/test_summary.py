@@ -54,6 +54,13 @@ def test_a_yolox_is_compared_with_the_score_that_it_uses(yolox: Diagnosis) -> No
     assert "Keep the score as it is" in text
 
 
+def test_the_class_score_alone_is_not_compared_with_itself(yolox: Diagnosis) -> None:
+    best_without = replace(yolox, quality=replace(yolox.quality, best_alpha=0.0))
+    text = said(best_without)
+    assert "with the best alpha, 0 (the class score alone), changes AP by" in text
+    assert "Compared with the class score alone" not in text
+
+
 def test_the_documents_report_is_this_one(yolox: Diagnosis) -> None:
     text = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
     text = text[text.index("## A real report") : text.index("## What goes in")]
