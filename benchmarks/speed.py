@@ -41,7 +41,7 @@ from retinaconf.recipes import recipe
 from retinaconf.run_folder import Weights
 from retinaconf.training.assigners import ASSIGNERS
 from retinaconf.training.losses import detection_losses
-from retinaconf.training.precision import memory_format
+from retinaconf.training.precision import lay_out
 
 HEIGHT, WIDTH, CLASSES = 608, 1024, 80
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def random_targets(images: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def our_step(name: str) -> Callable[[], None]:
     config, network = settings(name), our_network(name).train()
-    network.to(memory_format=memory_format(network, config, CPU))
+    lay_out(network, config, CPU)
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
     images = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     sizes = torch.tensor([[HEIGHT, WIDTH]] * 2)

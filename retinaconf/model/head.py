@@ -81,9 +81,10 @@ class Head(nn.Module):
         """
         class_logits, boxes, quality = [], [], []
         for level, feature in enumerate(features, first_level):
+            # The backward pass goes the other way: the tower of the boxes is freed before the large class logits' turn.
             classification = self.classification_tower(feature)
-            localization = self.localization_tower(feature)
             class_logits.append(self.class_conv(classification))
+            localization = self.localization_tower(feature)
             box = self.box_conv(localization)
             boxes.append(box if self.level_scales is None else box * self.level_scales[level])
             if self.quality_conv is not None:

@@ -43,7 +43,7 @@ from retinaconf.paper.runs import Experiments
 from retinaconf.training.assigners import assigner_at
 from retinaconf.training.loop import launch
 from retinaconf.training.losses import detection_losses
-from retinaconf.training.precision import memory_format, some_convolutions_in_32_bits
+from retinaconf.training.precision import lay_out
 
 OBJECT_IOU = 0.5  # boxes of an object's class with at least this IoU are its own
 MEASURES = ("concordance", "lost_iou", "oracle_gain", "laece_0")
@@ -200,9 +200,7 @@ def _training_step(detector: Detector, batch: Batch) -> Callable[[], None]:
     config = detector.config
     network = RetinaNet(config.model.model_copy(update={"weights": "none"}), len(detector.classes))
     network.load_state_dict(detector.state)
-    network.to(memory_format=memory_format(network, config, detector.device))
-    if detector.device.type == "cpu" and config.precision != "32":
-        some_convolutions_in_32_bits(network)
+    lay_out(network, config, detector.device)
     model = launch(config, str(detector.device)).setup(network)
     assign = assigner_at(config, config.schedule.epochs - 1)
     network.train()

@@ -35,14 +35,7 @@ from retinaconf.training.joint_loss import class_prior
 from retinaconf.training.metrics_log import MetricsLog
 from retinaconf.training.page import write_page
 from retinaconf.training.patience import is_over, verdict
-from retinaconf.training.precision import (
-    compile_network,
-    fused_on,
-    memory_format,
-    precision_on,
-    remarks,
-    some_convolutions_in_32_bits,
-)
+from retinaconf.training.precision import compile_network, fused_on, lay_out, precision_on, remarks
 from retinaconf.training.progress import Progress
 from retinaconf.training.replay import Watch, diverged
 from retinaconf.training.schedule import build_optimizer, describe, learning_rate
@@ -135,10 +128,8 @@ def train(
         lines, learned_before = begin(network, config, train_set.classes)
         for line in lines:
             progress.say(line)
-    network.to(memory_format=memory_format(network, config, fabric.device))
+    lay_out(network, config, fabric.device)
     averaged = MovingAverage(network, config.optimizer.ema) if config.optimizer.ema else None
-    if fabric.device.type == "cpu" and config.precision != "32":
-        some_convolutions_in_32_bits(network)
     fused = fused_on(fabric.device, config.precision)
     optimizer = build_optimizer(network, config, learned_before, fused)
 

@@ -18,7 +18,7 @@ from retinaconf.errors import InputError
 from retinaconf.model.retinanet import with_weights
 from retinaconf.run_folder import METRICS_LOG, MODEL, NOT_FINITE, read_weights, write_weights
 from retinaconf.training.assigners import assigner_at
-from retinaconf.training.precision import fused_on, memory_format, some_convolutions_in_32_bits
+from retinaconf.training.precision import fused_on, lay_out
 from retinaconf.training.schedule import build_optimizer
 from retinaconf.training.step import Taken, take_step
 
@@ -119,9 +119,7 @@ def replay(file: Path, config: Config, fabric: Fabric) -> str:
         raise InputError(
             f"{file}: its weights do not fit the settings ({error}); leave out the --model settings"
         ) from None
-    network.to(memory_format=memory_format(network, config, fabric.device))
-    if fabric.device.type == "cpu" and config.precision != "32":
-        some_convolutions_in_32_bits(network)
+    lay_out(network, config, fabric.device)
     optimizer = build_optimizer(network, config, fused=fused_on(fabric.device, config.precision))
     model, optimizer = fabric.setup(network, optimizer)
     network.train()
