@@ -48,7 +48,7 @@ torture: setup
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: setup
 	$(BIN)/ruff check --fix

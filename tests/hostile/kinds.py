@@ -62,7 +62,7 @@ KINDS = {
             "compare --detections dt.json other.json --ground-truth data/val.json --report out/report.html",
             "calibrate --merge dt.json other.json --ground-truth data/val.json --out out/dt.json",
         ),
-        15,
+        8,
     ),
     "results": Kind(
         ("dt.json",),
@@ -76,19 +76,19 @@ KINDS = {
             "calibrate --merge dt.json other.json --out out/dt.json",
             "compare --detections dt.json other.json --ground-truth data/val.json --json out/report.json",
         ),
-        20,
+        8,
     ),
     "voc": Kind(
-        ("voc/Annotations/0.xml", "voc/Annotations/3.xml"), spoil_xml, (*_of("voc"), "evaluate run --data voc"), 12
+        ("voc/Annotations/0.xml", "voc/Annotations/3.xml"), spoil_xml, (*_of("voc"), "evaluate run --data voc"), 6
     ),
     "lists": Kind(
         ("voc/ImageSets/Main/train.txt", "voc/ImageSets/Main/val.txt", "yolo/val.txt"),
         spoil_text,
         (*_of("voc"), *_of("yolo")),
-        8,
+        5,
     ),
-    "labels": Kind(("yolo/labels/train/0.txt", "yolo/labels/val/1.txt"), spoil_text, _of("yolo"), 8),
-    "yaml": Kind(("yolo/data.yaml",), spoil_yaml, _of("yolo"), 15),
+    "labels": Kind(("yolo/labels/train/0.txt", "yolo/labels/val/1.txt"), spoil_text, _of("yolo"), 5),
+    "yaml": Kind(("yolo/data.yaml",), spoil_yaml, _of("yolo"), 6),
     "npz": Kind(
         ("dt.npz",),
         spoil_npz,
@@ -98,22 +98,22 @@ KINDS = {
             "calibrate --detections dt.npz --ground-truth data/val.json --out out/map.json",
             "compare --detections dt.npz other.json --ground-truth data/val.json",
         ),
-        15,
+        8,
     ),
     "safetensors": Kind(
         ("run/model.safetensors",),
         spoil_safetensors,
         (*_READS_RUN, "tune run --data data --device cpu", "import run/model.safetensors --out out/run"),
-        15,
+        8,
     ),
     "pth": Kind(
         ("weights.pth",),
         spoil_pth,
         ("import weights.pth --out out/run",) * 3 + (f"{_TRAIN} data --model.weights weights.pth",),
-        15,
+        8,
     ),
-    "pkl": Kind(("weights.pkl",), spoil_pkl, ("import weights.pkl --out out/run",), 20),
-    "names": Kind(("names.json",), mutated_json, ("import weights.pth --out out/run --classes names.json",), 20),
+    "pkl": Kind(("weights.pkl",), spoil_pkl, ("import weights.pkl --out out/run",), 8),
+    "names": Kind(("names.json",), mutated_json, ("import weights.pth --out out/run --classes names.json",), 8),
     "config": Kind(
         ("run/config.json",),
         mutated_json,
@@ -131,7 +131,7 @@ KINDS = {
         ("run/metrics.jsonl",),
         spoil_jsonl,
         ("train run --resume --data data --out run --device cpu FLAGS --schedule.epochs 1", *_READS_RUN[:1]),
-        6,
+        3,
     ),
     "checkpoint": Kind(
         ("run/last.ckpt",),
@@ -139,13 +139,11 @@ KINDS = {
         ("train conf-r50-1x --resume --data data --out run --device cpu FLAGS --schedule.epochs 1",),
         3,
     ),
-    "map": Kind(
-        ("map.json",), mutated_json, ("calibrate --apply map.json --detections dt.json --out out/dt.json",), 20
-    ),
+    "map": Kind(("map.json",), mutated_json, ("calibrate --apply map.json --detections dt.json --out out/dt.json",), 8),
     "pictures": Kind(
         (),
         spoil_picture,
         ("check --data photos", "predict run FILE --out out/pictures --device cpu", f"{_TRAIN} photos"),
-        15,
+        8,
     ),
 }

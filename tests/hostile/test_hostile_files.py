@@ -110,7 +110,7 @@ def tree(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spread_of_hostile_files(tree: Tree, kind: str):
-    """Some two hundred cases over all kinds, more of those that take little time."""
+    """Some hundred cases over all kinds, more of those that take little time."""
     numbers = range(0, CASES, CASES // KINDS[kind].quick)
     faults = [(number, tree.run(kind, number, quick=True)) for number in numbers]
     assert not [f"{kind}-{number}: {fault}" for number, fault in faults if fault]
