@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from timm.models._features import FeatureListNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from retinaconf.config import Config
 from retinaconf.errors import InputError
@@ -42,16 +39,13 @@ def remarks(device: torch.device, precision: str) -> list[str]:
 
 
 def lay_out(network: RetinaNet, config: Config, device: torch.device) -> None:
-    """Give a network that will train its memory format, and the passes that the device does well, in place.
+    """Give a network that will train its memory format, and convolutions that the device does well, in place.
 
     Of a copy that is made later only the weights are of use: its layers may call the original's.
     """
-    layout = _memory_format(network, config, device)
-    network.to(memory_format=layout)
+    network.to(memory_format=_memory_format(network, config, device))
     if device.type == "cpu" and config.precision != "32":
         some_convolutions_in_32_bits(network)
-    if device.type == "cpu" and layout == torch.contiguous_format and not config.compile:
-        recompute_first_stage(network)
 
 
 def _memory_format(network: RetinaNet, config: Config, device: torch.device) -> torch.memory_format:
@@ -109,19 +103,3 @@ def some_convolutions_in_32_bits(network: nn.Module) -> None:
         extra = [module.p6, module.p7] if isinstance(module, P6P7) else []
         for conv in [module] if isinstance(module, nn.Conv2d) and module.groups > 1 else extra:
             conv.forward = in_32_bits(conv.forward)  # type: ignore[method-assign, assignment]
-
-
-def recompute_first_stage(network: RetinaNet) -> None:
-    """Let the backward pass compute the first stage that learns again instead of keeping its maps, in place.
-
-    They are the largest of the backbone. Without channels last, where oneDNN takes memory for copies, two steps of
-    `conf-r50` take 0.87 of the memory so, and 1.025 of the time (`benchmarks/speed.py`). Batch norms that learn from
-    their batch would see it twice, so the backbone's must be frozen.
-    """
-    body = network.backbone.body
-    if not network.backbone.freeze_norm or not isinstance(body, FeatureListNet):
-        return
-    for stage in body.children():
-        if isinstance(stage, nn.Sequential) and any(parameter.requires_grad for parameter in stage.parameters()):
-            stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)  # type: ignore[method-assign]
-            return

@@ -10,7 +10,7 @@ from torch import nn
 from retinaconf.model.fpn import P6P7
 from retinaconf.model.retinanet import RetinaNet
 from retinaconf.training.loop import launch
-from retinaconf.training.precision import lay_out, recompute_first_stage, remarks, some_convolutions_in_32_bits
+from retinaconf.training.precision import lay_out, remarks, some_convolutions_in_32_bits
 from retinaconf.training.run import train_run
 
 GPUS = "precision 16-mixed is for GPUs; on this CPU it is bf16-mixed"
@@ -54,71 +54,30 @@ def test_p6_and_p7_stay_in_32_bits_under_mixed_precision_on_a_cpu():
         assert torch.equal(parameter.grad, expected.grad)
 
 
-def passes(network: RetinaNet) -> tuple[dict[str, torch.Tensor | None], int]:
-    """Gradients of a training pass, and how many numbers it keeps for its way back."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-        return tensor
-
-    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
-    network.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network(images, torch.tensor([[64, 96], [60, 90]]))
-    (outputs.class_logits.square().mean() + outputs.box_deltas.square().mean()).backward()
-    return {name: parameter.grad for name, parameter in network.named_parameters()}, sum(kept.values())
-
-
-@pytest.mark.parametrize(("freeze", "first"), [("none", "conv1"), ("stem", "layer2"), ("backbone", None)])
-def test_what_is_computed_again_gives_the_same_gradients_and_is_not_kept(tiny_config: Any, freeze: str, first: str):
-    torch.manual_seed(0)
-    network = RetinaNet(tiny_config(**{"model.freeze": freeze, "model.freeze_norm": True}).model, 3)
-    again = copy.deepcopy(network)
-    recompute_first_stage(again)
-    changed = [name for name, module in again.backbone.body.named_children() if "forward" in vars(module)]
-    assert changed == ([first] if first else [])
-    expected, all_kept = passes(network)
-    found, kept = passes(again)
-    assert (kept < all_kept) if first else (kept == all_kept)
-    for name, gradient in expected.items():
-        assert gradient is None if found[name] is None else torch.equal(gradient, found[name]), name
-    assert again.state_dict().keys() == network.state_dict().keys()
-
-
-def test_norms_that_learn_see_a_batch_once(tiny_config: Any):
-    torch.manual_seed(0)
-    network = RetinaNet(tiny_config().model, 3)
-    again = copy.deepcopy(network)
-    recompute_first_stage(again)
-    passes(network)
-    passes(again)
-    for (name, expected), found in zip(network.named_buffers(), again.buffers(), strict=True):
-        assert torch.equal(expected, found), name
-
-
 @pytest.mark.parametrize(
-    ("backbone", "capability", "compiled", "recomputes"),
+    ("backbone", "capability", "precision", "channels_last"),
     [
-        ("test_resnet", "AVX2", False, True),
-        ("test_resnet", "AVX2", True, False),  # torch.compile decides for itself what to keep
-        ("test_resnet", "AVX512", False, False),
-        ("tf_efficientnet_lite0", "AVX2", False, False),  # its maps are narrow, and channels last
+        ("test_resnet", "AVX2", "32", False),
+        ("test_resnet", "AVX512", "32", True),
+        ("tf_efficientnet_lite0", "AVX2", "bf16-mixed", True),  # depthwise convolutions
     ],
 )
-def test_a_stage_is_computed_again_where_onednn_takes_memory_for_copies(
+def test_a_network_is_laid_out_for_the_cpu_that_trains_it(
     tiny_config: Any,
     monkeypatch: pytest.MonkeyPatch,
     backbone: str,
     capability: str,
-    compiled: bool,
-    recomputes: bool,
+    precision: Any,
+    channels_last: bool,
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    config = tiny_config(**{"model.backbone": backbone, "model.freeze_norm": True, "compile": compiled})
+    config = tiny_config(**{"model.backbone": backbone, "precision": precision})
     network = RetinaNet(config.model, 3)
     lay_out(network, config, torch.device("cpu"))
-    assert any("forward" in vars(stage) for stage in network.backbone.body.children()) == recomputes
+    weight = network.head.class_conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    in_32_bits = [module for module in network.modules() if "forward" in vars(module)]
+    assert bool(in_32_bits) == (precision != "32")
 
 
 @pytest.mark.parametrize(
