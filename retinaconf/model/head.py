@@ -81,7 +81,8 @@ class Head(nn.Module):
         """
         class_logits, boxes, quality = [], [], []
         for level, feature in enumerate(features, first_level):
-            # The backward pass goes the other way: the tower of the boxes is freed before the large class logits' turn.
+            # The backward pass goes the other way: it frees the tower of the boxes before it comes to the class logits,
+            # whose gradient takes the most memory.
             classification = self.classification_tower(feature)
             class_logits.append(self.class_conv(classification))
             localization = self.localization_tower(feature)

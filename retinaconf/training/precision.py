@@ -39,9 +39,9 @@ def remarks(device: torch.device, precision: str) -> list[str]:
 
 
 def lay_out(network: RetinaNet, config: Config, device: torch.device) -> None:
-    """Give a network that will train its memory format, and convolutions that the device does well, in place.
+    """Prepare a network for training on a device, in place: its memory format, and which convolutions stay in 32 bits.
 
-    Of a copy that is made later only the weights are of use: its layers may call the original's.
+    Of a copy that is made afterwards, use only the weights: its layers may call those of `network`.
     """
     network.to(memory_format=_memory_format(network, config, device))
     if device.type == "cpu" and config.precision != "32":
