@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,10 +17,10 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.matching import MatchedDetections, ascending, match_detections
-from retinaconf.threads import in_threads
+from retinaconf.threads import MOST_THREADS, in_threads
 
 RECALLS = np.linspace(0, 1, 101)
-ENTRIES_AT_ONCE = 1 << 18  # what fits a CPU's cache
+ENTRIES_AT_ONCE = 1 << 20  # of fewer, threads wait for Python's lock; more take memory
 DRAWS_AT_ONCE = 25  # divides the usual numbers of draws by 4, 2 and 1 threads
 
 
@@ -37,11 +38,17 @@ class _Level:
     skipped_image: np.ndarray  # (S,)
     hits_before_class: np.ndarray  # (K,) how many come before the class's first detection
     skipped_before_class: np.ndarray  # (K,)
-    label: np.ndarray  # (R,) of each run, ascending
-    end: np.ndarray  # (R,) the place behind its last true positive
+    end: np.ndarray  # (R,) of each run the place behind its last true positive
     hits_until: np.ndarray  # (R,) true positives of all classes up to that one, included
     skipped_before: np.ndarray  # (R,) ignored ones before it
-    first_of_class: np.ndarray  # rows of the runs that are the first of their class
+    classes: np.ndarray  # (C,) that have a run, ascending
+    first_of_class: np.ndarray  # (C,) the row of the class's first run
+    runs_of_class: np.ndarray  # (C,) how many it has
+    apart: np.ndarray  # (R,) falls from class to class by more than a precision can rise
+
+    def of_runs(self, by_class: np.ndarray) -> np.ndarray:
+        """(B, R): to each run the value of its class, of (B, K)."""
+        return np.repeat(by_class.take(self.classes, axis=1), self.runs_of_class, axis=1)
 
 
 class AveragePrecision:
@@ -89,6 +96,7 @@ class AveragePrecision:
         label = self._label[hits]
         ends = (np.diff(counted, append=-1) != 1) | (np.diff(label, append=-1) != 0)
         last = np.flatnonzero(ends)
+        classes, first_of_class, runs_of_class = np.unique(label[last], return_index=True, return_counts=True)
         return _Level(
             hits=hits,
             skipped=skipped,
@@ -96,11 +104,13 @@ class AveragePrecision:
             skipped_image=self._image[skipped],
             hits_before_class=np.searchsorted(hits, self._class_start),
             skipped_before_class=np.searchsorted(skipped, self._class_start),
-            label=label[last],
             end=hits[last] + 1,
             hits_until=last + 1,
             skipped_before=skipped_before[last],
-            first_of_class=np.flatnonzero(np.diff(label[last], prepend=-1)),
+            classes=classes,
+            first_of_class=first_of_class,
+            runs_of_class=runs_of_class,
+            apart=2.0 * (self._num_classes - label[last]),
         )
 
     def within(self, images: np.ndarray) -> AveragePrecision:
@@ -141,36 +151,29 @@ class AveragePrecision:
 
     def _by_class(self, weights: np.ndarray) -> np.ndarray:
         """(B, T, K) for weights (B, I)."""
-        objects = _of_classes(self._object_label, weights.take(self._object_image, axis=1), self._num_classes)
-        levels_reached, first_of_class = _levels_reached(objects.astype(np.int64).ravel())
+        object_weights = weights.take(self._object_image, axis=1)
+        objects = np.stack([np.bincount(self._object_label, draw, self._num_classes) for draw in object_weights])
+        levels_reached, first_of_class = _levels_reached(tuple(objects.astype(np.int64).ravel().tolist()))
         first_of_class = first_of_class.reshape(objects.shape)
         seen = _sums(weights.take(self._image, axis=1))
-        total = np.empty((len(weights), len(self._levels), self._num_classes))
+        total = np.zeros((len(weights), len(self._levels), self._num_classes))
         for row, level in enumerate(self._levels):
             lost = _sums(weights.take(level.skipped_image, axis=1))
             all_found = _sums(weights.take(level.hit_image, axis=1))
             counted_before = seen.take(self._class_start, axis=1) - lost.take(level.skipped_before_class, axis=1)
             counted = seen.take(level.end, axis=1) - lost.take(level.skipped_before, axis=1)
-            counted -= counted_before.take(level.label, axis=1)
-            found_before = all_found.take(level.hits_before_class, axis=1)
-            found = all_found.take(level.hits_until, axis=1) - found_before.take(level.label, axis=1)
+            counted -= level.of_runs(counted_before)
+            found = all_found.take(level.hits_until, axis=1)
+            found -= level.of_runs(all_found.take(level.hits_before_class, axis=1))
             # How many recall levels each run reaches: whole numbers, so that a tie is decided as in COCO's code.
-            reached = levels_reached.take(found + first_of_class.take(level.label, axis=1))
-            new = np.diff(reached, prepend=0)
+            reached = levels_reached.take(found + level.of_runs(first_of_class))
+            new = reached.copy()
+            new[:, 1:] -= reached[:, :-1]
             new[:, level.first_of_class] = reached[:, level.first_of_class]
             # The envelope of all classes takes one pass: an offset keeps a class from seeing those after it.
-            apart = 2.0 * (self._num_classes - level.label)
-            precision = _largest_from(found / np.maximum(counted, 1) + apart) - apart
-            total[:, row] = _of_classes(level.label, precision * new, self._num_classes)
+            precision = _largest_from(found / np.maximum(counted, 1) + level.apart) - level.apart
+            total[:, row, level.classes] = np.add.reduceat(precision * new, level.first_of_class, axis=1)
         return np.where(objects[:, None] > 0, total / len(RECALLS), np.nan)
-
-
-def _of_classes(label: np.ndarray, values: np.ndarray, num_classes: int) -> np.ndarray:
-    """(B, K) sums of values (B, n) over each class, `label` (n,)."""
-    if len(values) > 1:  # a class of a draw has a number of its own
-        label = (np.arange(len(values))[:, None] * num_classes + label).ravel()
-    sums = np.bincount(label, values.ravel(), len(values) * num_classes)
-    return sums.reshape(len(values), num_classes)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
@@ -185,13 +188,15 @@ def _largest_from(values: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(values.view(np.int64)[:, ::-1], axis=1)[:, ::-1].view(np.float64)
 
 
-def _levels_reached(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(MOST_THREADS * DRAWS_AT_ONCE)  # the curves of one ground truth get the same draws
+def _levels_reached(objects: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """How many of RECALLS are at most f / objects, for f = 0 ... objects of each of K classes; where these begin."""
-    start = np.cumsum(objects + 1) - objects - 1
-    found = np.arange(len(objects) + objects.sum()) - np.repeat(start, objects + 1)
-    recall = found / np.repeat(np.maximum(objects, 1), objects + 1)
+    sizes = np.array(objects) + 1
+    start = np.cumsum(sizes) - sizes
+    found = np.arange(sizes.sum()) - np.repeat(start, sizes)
+    recall = found / np.repeat(np.maximum(sizes - 1, 1), sizes)
     level = (recall * 100 + 1e-6).astype(np.int64)  # the last one that is reached, or the one after it
-    return level + (RECALLS.take(level) <= recall), start
+    return (level + (RECALLS.take(level) <= recall)).astype(np.uint8), start
 
 
 def curve_of(detections: Detections, ground_truth: GroundTruth) -> AveragePrecision:

@@ -71,7 +71,7 @@ def test_weights_equal_repeated_images(seed: int) -> None:
 
 def test_a_recall_at_a_level_has_reached_it() -> None:
     objects = np.random.default_rng(0).permutation(1001)  # of 0, too
-    reached, first = _levels_reached(objects)
+    reached, first = _levels_reached(tuple(objects.tolist()))
     for count, start in zip(objects, first):
         if count:
             recall = np.arange(count + 1) / count

@@ -150,7 +150,8 @@ def _choose_nms(
     # At an IoU of 1 NMS removes nothing: detections stay as they are.
     process = post_processing or PostProcessing(nms_iou=1.0, max_detections=max(1, len(boxes)))
     ious = tuple(sorted({*NMS_IOUS, process.nms_iou}))
-    others = [nms_iou for nms_iou in ious if nms_iou != process.nms_iou]
+    # The largest takes longest, so it comes first: no thread waits for it at the end.
+    others = [nms_iou for nms_iou in reversed(ious) if nms_iou != process.nms_iou]
 
     def curve_with(nms_iou: float) -> AveragePrecision:
         return curve_of(replace(process, nms_iou=nms_iou)(boxes), ground_truth)

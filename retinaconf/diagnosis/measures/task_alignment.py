@@ -54,10 +54,11 @@ def rank_objects(scores: np.ndarray, overlaps: Overlaps, num_objects: int) -> Ob
     """Of D boxes before NMS, with these scores (D,); `num_objects`: rows of the ground truth."""
     above = float(np.nextafter(ERROR_IOU, 1))
     on = best_of_objects(scores, overlaps, above, BEST)
-    pcc = spearman(scores[on], overlaps.same_iou[on], overlaps.same_object[on], num_objects)
-    top = best_of_objects(scores, overlaps, above, TOP)
-    count = np.bincount(overlaps.same_object[top], minlength=num_objects)
-    total = np.bincount(overlaps.same_object[top], weights=overlaps.same_iou[top], minlength=num_objects)
+    scores, best = scores[on], overlaps.take(on)
+    pcc = spearman(scores, best.same_iou, best.same_object, num_objects)
+    top = best.take(best_of_objects(scores, best, above, TOP))
+    count = np.bincount(top.same_object, minlength=num_objects)
+    total = np.bincount(top.same_object, weights=top.same_iou, minlength=num_objects)
     has = count > 0
     return ObjectRankings(
         pcc=finite_mean(pcc),
