@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
@@ -204,12 +206,29 @@ def write_run(tiny_config: Any) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., Path], tiny_config: Any) -> Any:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes that share the tests: what takes seconds is made once, under a `FileLock`."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(
+    shared_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_data: Callable[..., Path],
+    tiny_config: Any,
+) -> Any:
     """One training for all tests that only look: `trained.run`, `trained.data`, `trained.config`."""
     from retinaconf.training.run import train_run
 
-    root = tmp_path_factory.mktemp("trained")
-    data = make_data(root / "data", train=20, val=4)
-    config = tiny_config()
-    train_run(config, data, root / "run", device="cpu")
-    return SimpleNamespace(run=root / "run", data=data, config=config)
+    config, made = tiny_config(), shared_folder / "trained"
+    with FileLock(shared_folder / "trained.lock"):
+        if not made.exists():
+            making = shared_folder / "in training"
+            train_run(config, make_data(making / "data", train=20, val=4), making / "run", device="cpu")
+            making.rename(made)
+    root = shutil.copytree(made, tmp_path_factory.mktemp("trained") / "copy")  # commands leave files beside a run
+    return SimpleNamespace(run=root / "run", data=root / "data", config=config)

@@ -1,5 +1,4 @@
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,19 +47,13 @@ def write_lively_run(write_run: Callable[..., Path], folder: Path, **changes: An
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., Path]) -> Callable[..., Any]:
-    """`exported(key)`: a run, its file, and `call(**arrays)`, the file as a function to arrays by name.
-
-    An export takes seconds, so that each is made once, also where several processes share the tests.
-    """
+def exported(shared_folder: Path, write_run: Callable[..., Path]) -> Callable[..., Any]:
+    """`exported(key)`: a run, its file, and `call(**arrays)`, the file as a function to arrays by name."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     from retinaconf.interop import export
 
-    temporary = tmp_path_factory.getbasetemp()
-    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "exported"
-    folder.mkdir(exist_ok=True)
     made: dict[str, Any] = {}
     changes: dict[str, dict[str, Any]] = {
         "conf.onnx": {},
@@ -86,8 +79,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., 
 
     def get(key: str) -> Any:
         if key not in made:
-            run, out = folder / key.replace(".", "-"), folder / key
-            with FileLock(folder / f"{key}.lock"):
+            run, out = shared_folder / key.replace(".", "-"), shared_folder / key
+            with FileLock(shared_folder / f"{key}.lock"):
                 if not out.exists():
                     export.export(write_lively_run(write_run, run, **changes[key]), out, raw="raw" in key)
             call, session = program(out) if out.suffix == ".pt2" else onnx_file(out)
