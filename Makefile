@@ -34,13 +34,13 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/retinaconf demo --out demo
 
-test: setup
-	$(PYTEST) -m "not slow and not torture"
+test: setup # CI=1: also those that take two seconds and more
+	$(PYTEST) -m "not slow and not torture$(if $(CI),, and not ci)"
 
 test-slow: setup
 	$(PYTEST) -m slow
 
-# The fast tests with the oldest dependencies, in an environment of its own.
+# What CI tests, with the oldest dependencies, in an environment of its own.
 test-oldest: BIN := .venv-oldest/bin
 test-oldest: .venv-oldest/.installed
 	$(PYTEST) -m "not slow and not torture"

@@ -30,6 +30,7 @@ def files(tiny_data: Path) -> Path:
     return tiny_data
 
 
+@pytest.mark.ci
 def test_train_and_evaluate_are_the_commands(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tiny_settings: dict[str, Any], tmp_path: Path
 ):

@@ -12,6 +12,7 @@ from email.parser import Parser
 from itertools import chain
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -30,6 +31,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     return out / done.stdout.splitlines()[-1]
 
 
+@pytest.mark.ci
 def test_the_distributions_have_every_file_of_the_package_and_no_other(tmp_path: Path):
     """The wheel is made from the source distribution, so that both are seen."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]

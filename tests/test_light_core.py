@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from retinaconf.cli import COMMANDS
 from retinaconf.errors import EXTRAS
 
@@ -61,6 +63,7 @@ def without(packages: tuple[str, ...], commands: list[list[str]]) -> list[tuple[
     return [tuple(result) for result in json.loads(done.stdout)]
 
 
+@pytest.mark.ci
 def test_the_core_needs_no_extra(tiny_data: Path):
     truth = tiny_data / "val.json"
     annotation = json.loads(truth.read_text())["annotations"][0]
@@ -100,6 +103,7 @@ def test_the_core_needs_no_extra(tiny_data: Path):
     assert all(output.exists() for output in outputs)
 
 
+@pytest.mark.ci
 def test_what_needs_an_extra_says_which_in_one_line(tiny_data: Path):
     data, out = ["--data", str(tiny_data)], ["--out", str(tiny_data / "out")]
     commands = [

@@ -26,6 +26,7 @@ def attempts(monkeypatch):
     return tried
 
 
+@pytest.mark.ci
 def test_commands_on_local_files(attempts, trained, tiny_data, tiny_flags, run_cli, tmp_path):
     cpu = ("--device", "cpu")
     commands = [

@@ -74,6 +74,7 @@ def data(stages, tiny_data, tiny_flags, tmp_path):
     return data
 
 
+@pytest.mark.ci
 def test_from_a_yolo_folder_to_a_better_detector(stages, data, trained, tiny_data, tmp_path):
     """One of three classes, which starts from the one of one class."""
     stages("evaluate", "run", "--data", data, "--json", "val.json")

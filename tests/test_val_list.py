@@ -42,6 +42,7 @@ def add_images(voc: Path) -> None:
             shutil.copy(voc / folder / f"train-{n}.{suffix}", voc / folder / f"more-{n}.{suffix}")
 
 
+@pytest.mark.ci
 def test_a_run_validates_on_the_same_images_when_others_are_added(
     voc: Path, tmp_path: Path, tiny_flags: list[str], run_cli: Callable[..., Any]
 ):
@@ -159,6 +160,7 @@ def as_flat(flat: Path, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", [pytest.param(as_flat, marks=pytest.mark.slow), as_roboflow])
+@pytest.mark.ci
 def test_a_tenth_of_train_is_held_out_where_there_is_no_val(
     make_data: Callable[..., Path],
     layout: Callable[[Path, Path], Path],

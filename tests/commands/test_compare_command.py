@@ -162,6 +162,7 @@ def with_alpha(run: Path, folder: Path, alpha: float) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_two_runs(trained: Any, tmp_path: Path, run_cli: Callable[..., Any]):
     """The numbers are those of `evaluate` and `diagnose`; the report is of both."""
     other = with_alpha(trained.run, tmp_path / "other", 0.9)

@@ -12,6 +12,7 @@ import pytest
 from retinaconf.commands import demo
 
 
+@pytest.mark.ci
 def test_the_demo_from_scenes_to_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Any]
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_numbers_are_to_the_last_digit_those_of_the_validation_of_the_kept_w
     ],
     ids=["averaged weights", "bf16"],
 )
+@pytest.mark.ci
 def test_training_validates_as_evaluate_does(
     make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path, changes: dict[str, Any]
 ):

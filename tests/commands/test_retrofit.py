@@ -48,6 +48,7 @@ def fitted(base: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     return SimpleNamespace(run=out, quality=request.param)
 
 
+@pytest.mark.ci
 def test_at_alpha_0_detections_are_bit_identical(base: Any, fitted: Any):
     truth = load_split(base.data, "val", False, None)
     tables = []

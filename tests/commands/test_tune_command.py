@@ -113,6 +113,7 @@ def test_pictures_show_boxes_from_the_threshold_of_their_class(
     assert "boxes in them: score above 0.3" in run_cli(*words, tmp_path / "c", "--alpha", 0.05).out
 
 
+@pytest.mark.ci
 def test_evaluate_and_diagnose_say_what_it_is_worth(
     trained: Any, tuned: tuple[Path, dict[str, Any]], run_cli: Callable[..., Any], tmp_path: Path
 ):

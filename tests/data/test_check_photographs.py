@@ -40,6 +40,7 @@ def reports(shared_data: Path) -> Callable[[str], Report]:
         ),
     ],
 )
+@pytest.mark.ci
 def test_real_data(reports: Callable[[str], Report], name: str, images: int, expected: dict[tuple[str, str], int]):
     report = reports(name)
     assert sum(one.images for one in report.splits.values()) == images

@@ -340,6 +340,7 @@ def test_annotations_do_not_travel_with_the_batches(gt: GroundTruth, monkeypatch
     assert pickled.value - 1 <= 2
 
 
+@pytest.mark.ci
 def test_a_plan_stays_small_whatever_the_data_set():
     gt = imaginary([(480, 640)] * 20_000)
     plan = epoch_plans(gt, DataConfig(batch_size=16), 0, 0)[0]

@@ -29,6 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.ci
 def test_a_data_set_of_ten_classes(folder: Path, train: GroundTruth):
     val = check_images(load_split(folder, "val"))
     assert (len(train), len(val)) == (24, 12)

@@ -63,6 +63,7 @@ SETTINGS = {
         for name, settings in SETTINGS.items()
     ],
 )
+@pytest.mark.ci
 def test_the_curve_is_what_evaluation_gives_at_each_alpha(trained: Any, tmp_path: Path, settings: dict[str, Any]):
     run = changed_run(trained.run, tmp_path / "run", **settings)
     diagnosis = diagnose_run(run, trained.data, "val", device="cpu", replicates=2)
@@ -88,6 +89,7 @@ def assert_evaluates_numbers(diagnosis: Diagnosis, run: Path, data: Path):
     }
 
 
+@pytest.mark.ci
 def test_the_curve_does_not_depend_on_the_runs_own_alpha(trained: Any, tmp_path: Path):
     curves = []
     for alpha in (0.0, 0.4, 0.8):
@@ -101,6 +103,7 @@ def test_the_curve_does_not_depend_on_the_runs_own_alpha(trained: Any, tmp_path:
         assert (curve.best_alpha, curve.over_class_score) == (curves[0].best_alpha, curves[0].over_class_score)
 
 
+@pytest.mark.ci
 def test_the_order_within_objects_does_not_depend_on_the_scores_scale(trained: Any, tmp_path: Path):
     """With one quality everywhere all alphas order boxes alike; the score threshold cuts them at other places."""
     found: list[Diagnosis] = []

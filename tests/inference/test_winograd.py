@@ -91,6 +91,7 @@ def test_it_is_for_32_bits():
 
 
 @pytest.mark.parametrize("detector", ["conf", pytest.param("aligned", marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     network = RetinaNet(recipe(f"{detector}-r50-1x").changed(**{"model.weights": "none"}).model, 80).eval()

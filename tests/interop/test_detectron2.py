@@ -49,6 +49,7 @@ def reference(classes, seed=0):
     return model
 
 
+@pytest.mark.ci
 def test_detections_are_detectron2s(images, tmp_path):
     """A file like the model zoo's: a pickle of arrays."""
     model = reference(classes=4)

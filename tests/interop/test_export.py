@@ -22,6 +22,7 @@ from retinaconf.inference.suppression import Boxes
 from retinaconf.interop import export
 
 onnx = pytest.importorskip("onnx")
+pytestmark = pytest.mark.ci  # torch takes long to export
 
 
 @pytest.fixture(scope="module")

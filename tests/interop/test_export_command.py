@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from retinaconf.interop import export
@@ -15,6 +16,7 @@ from retinaconf.interop.exportable import RawOutputs
 SMALL = {"data.short_side": 128, "data.long_side": 192}
 
 
+@pytest.mark.ci
 def test_the_command(
     run_cli: Callable[..., Any], exported: Callable[..., Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -27,6 +29,7 @@ def test_the_command(
     assert (tmp_path / "model.onnx").read_bytes() == ours.out.read_bytes()
 
 
+@pytest.mark.ci
 def test_a_file_that_differs_is_not_written(
     run_cli: Callable[..., Any],
     write_run: Callable[..., Path],

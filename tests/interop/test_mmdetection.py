@@ -54,6 +54,7 @@ RULES = {"by_size_first": False, "clip_first": True, "limits_shrinking": True}
 
 
 @pytest.mark.parametrize("groups", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "group norm"])
+@pytest.mark.ci
 def test_detections_are_mmdetections(images, tmp_path, groups):
     torch.manual_seed(0)
     model = Reference(classes=4, groups=groups)
@@ -68,6 +69,7 @@ def test_detections_are_mmdetections(images, tmp_path, groups):
 
 
 @pytest.mark.parametrize("tower", ["classification", pytest.param("localization", marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_the_joint_score_ranks_where_there_is_a_quality_branch(images, tmp_path, tower):
     torch.manual_seed(1)
     model = Reference(classes=4, quality=tower)
@@ -108,6 +110,7 @@ def test_other_anchors_are_refused(tmp_path, generator, complaint):
         imported(Reference(classes=4).named(mmdetection_name), tmp_path, {"config": text})
 
 
+@pytest.mark.ci
 def test_caffe_style_takes_bgr_and_strides_early(images, tmp_path):
     torch.manual_seed(2)
     model = Reference(classes=4, caffe=True)

@@ -19,6 +19,7 @@ from retinaconf.model.boxes import iou
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.ci  # torch takes long to export
 
 
 @pytest.fixture(scope="module")

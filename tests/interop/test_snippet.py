@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 # Nothing installed but what the page names can be imported, and what that needs itself.
@@ -39,6 +40,7 @@ print(json.dumps({name: values.tolist() for name, values in found.items()}))
 
 
 # tests/test_strangers_path.py runs it on a file of one class and without alpha.
+@pytest.mark.ci
 def test_the_page_s_inference_needs_no_torch(exported: Callable[..., Any], tmp_path: Path) -> None:
     ours = exported("conf.onnx")
     (tmp_path / "model.onnx").write_bytes(ours.out.read_bytes())

@@ -86,6 +86,7 @@ def photographs(shared_data):
 
 
 @pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
+@pytest.mark.ci
 def test_detections_are_torchvisions(photographs, tmp_path, version):
     model = theirs(version, classes=5)
     run, detector = imported(model.state_dict(), tmp_path)
@@ -127,6 +128,7 @@ def test_names_of_the_released_v1_and_its_epsilon_of_0(photographs, tmp_path):
     assert_same(detector, model, photographs[:1], to_theirs=coco.ids)
 
 
+@pytest.mark.ci
 def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
     model = theirs("v2", classes=3)
     with torch.no_grad():
@@ -138,6 +140,7 @@ def test_the_background_of_ones_own_classes_is_dropped(photographs, tmp_path):
     assert_same(detector, model, photographs[:1], to_theirs=(1, 2))
 
 
+@pytest.mark.ci
 def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, tmp_path, run_cli, monkeypatch):
     """One class is of COCO, spelled otherwise. Training ends before its first step; test_start.py takes steps."""
     for file in tiny_data.glob("*.json"):

@@ -124,6 +124,7 @@ def test_a_run_made_by_hand_is_found_by_its_settings(
     assert len(trainings) == 2  # one step longer is another run
 
 
+@pytest.mark.ci
 def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, tmp_path: Path, base: Config):
     experiments = Experiments(tmp_path, tiny_data, base, max_steps=2, device="cpu")
     (row,) = rows_of(Training("retinanet")).values()

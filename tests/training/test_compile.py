@@ -45,6 +45,7 @@ def test_a_compiled_training_follows_a_plain_one_and_goes_on(
         assert states[0][part].keys() == states[1][part].keys()
 
 
+@pytest.mark.ci
 def test_so_many_sizes_of_a_canvas_are_compiled_and_others_run_as_they_are(
     tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def words(
     return ("train", "conf-lite0", "--data", tiny_data, *out, *tiny_flags, "--dry-run")
 
 
+@pytest.mark.ci
 def test_it_says_what_the_whole_training_takes_and_keeps_nothing(
     run_cli: Callable[..., Any], words: tuple[str | Path, ...], tmp_path: Path
 ):

@@ -189,6 +189,7 @@ def on_two_processes(*words):
     [(ALIGNED, ("distribution", "rank")), pytest.param({}, ("quality",), marks=pytest.mark.slow)],
     ids=["aligned", "conf"],
 )
+@pytest.mark.ci
 def test_two_processes_follow_one_with_the_same_batch(scenes, tmp_path, run_cli, detector, losses):
     """Loss curve within 1e-5 over 10 steps, and the same metrics; the first epoch of `aligned` with ATSS.
 

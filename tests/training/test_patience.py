@@ -94,6 +94,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
     monkeypatch.setattr(loop, "_validate", changed)
 
 
+@pytest.mark.ci
 def test_a_run_stops_when_it_is_not_better_any_more(
     tiny_data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -78,6 +78,7 @@ def in_16_bits() -> Fabric:
 
 
 @pytest.mark.parametrize("fabric", [pytest.param(in_64_bits, marks=pytest.mark.slow), in_16_bits])
+@pytest.mark.ci
 def test_optimizer_and_gradient_scaler_go_on_where_they_were(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fabric: Callable[[], Fabric]
 ):
@@ -95,6 +96,7 @@ def test_optimizer_and_gradient_scaler_go_on_where_they_were(
 
 
 @pytest.mark.parametrize("iou_score", [pytest.param("quality-focal", marks=pytest.mark.slow), "varifocal"])
+@pytest.mark.ci
 def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iou_score: str
 ):
@@ -113,6 +115,7 @@ def test_a_run_with_other_assigners_and_losses_goes_on_where_it_was(
     assert {name for name in losses if isinstance(losses[name], float)} >= {"class", "box", "distribution", "rank"}
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_with_every_kind_of_augmentation(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -165,6 +168,7 @@ def test_a_run_that_started_from_another_goes_on_without_it(
         pytest.param(EPOCH + 3, 1, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.ci
 def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
     data: Path,
     whole: Path,
@@ -193,6 +197,7 @@ def test_interrupted_between_two_lines_of_metrics_and_resumed_is_the_whole_run(
     assert not differing(run, whole)
 
 
+@pytest.mark.ci
 def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
     data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -211,6 +216,7 @@ def test_a_killed_loading_process_ends_a_run_in_one_line_and_costs_no_step(
     assert not differing(run, whole)
 
 
+@pytest.mark.ci
 def test_a_failing_validation_costs_no_step_and_is_made_up_for(
     data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -413,6 +419,7 @@ def test_weights_that_are_not_finite_are_never_written(
 
 
 @pytest.mark.parametrize("file", ["last.ckpt", pytest.param("model.safetensors", marks=pytest.mark.slow)])
+@pytest.mark.ci
 def test_a_disk_that_is_full_at_the_first_save_takes_nothing_away(
     data: Path, whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ):
@@ -457,6 +464,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     # A torn file is found as a flipped one is: by reading it back.
     [pytest.param(*how, id=name, marks=pytest.mark.slow if name == "torn" else ()) for name, how in DAMAGE.items()],
 )
+@pytest.mark.ci
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
     data: Path,
     whole: Path,

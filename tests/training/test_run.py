@@ -211,6 +211,7 @@ def test_a_run_that_stands_is_not_removed_by_a_failing_resume(tiny_data: Path, t
     assert (run / "model.safetensors").exists()
 
 
+@pytest.mark.ci
 def test_only_the_number_of_workers_may_change_on_resuming(tiny_data: Path, tiny_config: Any, run: Path):
     train_run(tiny_config(**{"data.workers": 1}), tiny_data, run, resume=True, max_steps=2, device="cpu")
     assert lines(run, "train")[-1]["step"] == 2
@@ -361,6 +362,7 @@ def test_an_unwritable_folder(tiny_data: Path, tiny_config: Any, tmp_path: Path)
 # --- runs that are repeated ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_a_run_is_repeated_to_the_bit(
     tiny_data: Path, tiny_flags: list[str], run_cli: Callable[..., Any], tmp_path: Path
 ):

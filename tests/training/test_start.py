@@ -169,6 +169,7 @@ def test_names_that_read_the_same_take_the_exact_one_and_many_are_cut_short():
         "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 4 more")  # fmt: skip
 
 
+@pytest.mark.ci
 def test_what_is_frozen_does_not_change(old: Path, new_data: Path, tmp_path: Path):
     """Two steps, with norms whose statistics learn if they may."""
     trained = load_file(old / "model.safetensors")
@@ -187,6 +188,7 @@ def test_what_is_frozen_does_not_change(old: Path, new_data: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
+@pytest.mark.ci
 def test_what_is_kept_learns_at_a_share_of_the_learning_rate(old: Path, new_data: Path, tmp_path: Path, name: str):
     """The first step of both optimizers is proportional to the learning rate; a second run goes on to the last bit."""
     plain = {"optimizer.name": name, "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.0, "model.head_convs": 2}

@@ -291,6 +291,7 @@ def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     assert shown.stdout.strip() == ""
 
 
+@pytest.mark.ci
 def test_on_real_coco_files(shared_data: Path, tmp_path: Path) -> None:
     """Crowds, polygons, 80 classes: the metrics are pycocotools', and every part has numbers."""
     annotations = shared_data / "coco-mini" / "annotations" / "instances_val2017.json"

@@ -20,7 +20,10 @@ from retinaconf.diagnosis.measures.post_processing import PostProcessing  # noqa
 from retinaconf.diagnosis.report.page import image_losses, opening_threshold, write_report  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM} (Debian's package chromium)")
+pytestmark = [
+    pytest.mark.ci,  # browsers take long
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM} (Debian's package chromium)"),
+]
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 EVIL = "<script>window.hacked = true</script>"
 
