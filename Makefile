@@ -34,7 +34,7 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/retinaconf demo --out demo
 
-test: setup # CI=1: also those that take two seconds and more
+test: setup # CI=1: also those that take a second and more
 	$(PYTEST) -m "not slow and not torture$(if $(CI),, and not ci)"
 
 test-slow: setup

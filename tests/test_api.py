@@ -45,6 +45,7 @@ def test_train_and_evaluate_are_the_commands(
     assert retinaconf.evaluate(str(run), str(tiny_data), sweep=True) == json.loads((tmp_path / "val.json").read_text())
 
 
+@pytest.mark.ci
 def test_files_are_diagnosed_and_compared_on_a_data_set(run_cli: Callable[..., Any], files: Path, tmp_path: Path):
     truth = files / "val.json"
     (by_file,) = retinaconf.diagnose(detections=[files / "bad.json"], ground_truth=truth, images=files / "images")

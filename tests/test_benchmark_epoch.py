@@ -13,6 +13,7 @@ import epoch
 from retinaconf.errors import InputError
 
 
+@pytest.mark.ci
 def test_the_parts_of_an_epoch_are_the_whole(make_data: Callable[..., Path], tiny_config: Any, tmp_path: Path):
     before = [getattr(place, name) for place, name in epoch.PARTS.values()]
     epochs = epoch.measure(tiny_config(**{"schedule.epochs": 2}), make_data(tmp_path / "data", train=8, val=4), "cpu")

@@ -52,6 +52,7 @@ FLAT = {
 
 
 @given(st.fixed_dictionaries({}, optional=FLAT))
+@pytest.mark.ci
 def test_a_configuration_survives_json_bit_by_bit(changes: dict[str, Any]):
     config = Config().changed(**changes)
     again = config_from_flat(json.loads(json.dumps(config.flat())), "test")

@@ -57,6 +57,7 @@ def a_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("document", [name for name in NAMES if blocks(name, "python") and name not in SNIPPETS])
+@pytest.mark.ci
 def test_python_blocks_run_in_order(
     document: str, a_users_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

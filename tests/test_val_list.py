@@ -78,6 +78,7 @@ def test_a_run_validates_on_the_same_images_when_others_are_added(
     assert (run / "val.txt").read_text().split() == val
 
 
+@pytest.mark.ci
 def test_a_run_without_its_list(voc: Path, tmp_path: Path, tiny_flags: list[str], run_cli: Callable[..., Any]):
     run = tmp_path / "run"
     words = ["train", "conf-r50-1x", "--data", voc, "--out", run, *tiny_flags, "--max-steps", "1"]

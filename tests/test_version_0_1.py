@@ -45,6 +45,7 @@ def test_a_run_detects_and_is_evaluated(stored, run_cli, tmp_path):
     assert report["metrics"]["AP50"] > 0.9  # it does detect
 
 
+@pytest.mark.ci
 def test_a_run_continues(stored, run_cli):
     """Its next steps have the losses that they had in 0.1, up to rounding."""
     words = ("--data", stored.data, "--out", stored.run, "--resume", "--max-steps", 106, "--device", "cpu")

@@ -223,6 +223,7 @@ def test_a_detector_that_finds_nothing_writes_an_empty_list(
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.ci
 def test_what_is_left_out_is_counted_with_the_result(
     run_cli: Callable[..., Any], write_run: Callable[..., Path], tiny_data: Path, tmp_path: Path, split: str
 ):
@@ -253,6 +254,7 @@ def test_what_is_left_out_is_counted_with_the_result(
         assert f"the first: {tiny_data / f'images/{split}-1.png'}" in line
 
 
+@pytest.mark.ci
 def test_the_share_that_is_left_out_is_not_that_of_a_sample(
     write_run: Callable[..., Path], make_data: Callable[..., Path], tmp_path: Path
 ):

@@ -128,6 +128,7 @@ def test_the_branch_tells_how_well_boxes_fit(base: Any, fitted: Any):
     assert losses["quality"] - floor < 0.95 * (constant - floor)
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_run(base: Any, make_data: Callable[..., Path], tmp_path: Path):
     make_data(tmp_path / "data", train=4, val=0)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -237,6 +238,7 @@ def test_a_network_whose_training_failed(tiny_data: Path, write_run: Callable[..
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "data"}
 
 
+@pytest.mark.ci
 def test_out_must_be_new_or_empty(tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path):
     run = write_run(tmp_path / "plain", **PLAIN)
     (tmp_path / "file").touch()
@@ -250,6 +252,7 @@ def test_out_must_be_new_or_empty(tiny_data: Path, write_run: Callable[..., Path
     assert (tmp_path / "empty/model.safetensors").exists()
 
 
+@pytest.mark.ci
 def test_dropped_records_are_all_in_the_log_of_the_run(
     tiny_data: Path, write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -256,6 +256,7 @@ def test_what_is_damaged_is_named(tuned: tuple[Path, dict[str, Any]], change: di
         retinaconf.load(file, "cpu")
 
 
+@pytest.mark.ci
 def test_it_says_what_was_held_out_and_whether_the_run_knows(trained: Any, tmp_path: Path):
     run = Path(shutil.copytree(trained.run, tmp_path / "run"))
     data = Path(shutil.copytree(trained.data, tmp_path / "data"))

@@ -53,6 +53,7 @@ def test_the_anchors_of_the_detector_are_what_is_added_to():
     ).mean()
 
 
+@pytest.mark.ci
 def test_of_many_objects_a_sample_is_looked_at():
     boxes = boxes_of([(28.6, 143.1)] * 30_000)
     assert propose_anchors(*boxes, CellAnchors()) == CellAnchors((0.5, 1.0, 2.0, 5.0), SCALES)

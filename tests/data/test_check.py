@@ -371,6 +371,7 @@ def test_duplicate_boxes_are_those_of_a_slow_loop(folder: Folder, spread: float)
     assert len(expected) > 5
 
 
+@pytest.mark.ci
 def test_memory_grows_with_the_boxes_of_an_image_and_not_with_their_pairs(folder: Folder):
     for n in range(5000):
         folder.box(folder.train, 0, [n % 100 * 1.2, n // 100 * 1.2, 30, 30])

@@ -164,6 +164,7 @@ def test_splits_are_the_same_when_nothing_is_decoded(tmp_path: Path, make_data: 
     assert truths[1].images_checked
 
 
+@pytest.mark.ci
 def test_a_run_that_continues_and_its_evaluation_decode_only_what_is_new(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, decoded: list[str]
 ):
@@ -182,6 +183,7 @@ def test_a_run_that_continues_and_its_evaluation_decode_only_what_is_new(
         assert f"{file}: truncated" in result.err
 
 
+@pytest.mark.ci
 def test_a_retrofit_decodes_only_what_its_run_does_not_know(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, decoded: list[str]
 ):
@@ -195,6 +197,7 @@ def test_a_retrofit_decodes_only_what_its_run_does_not_know(
     assert len(decoded) == images
 
 
+@pytest.mark.ci
 def test_a_run_that_cannot_load_an_image_checks_all_of_them_again(
     run_cli: Callable[..., Any], tiny_data: Path, tiny_flags: list[str], tmp_path: Path, decoded: list[str]
 ):

@@ -295,6 +295,7 @@ def assert_equal(one: GroundTruth, two: GroundTruth) -> None:
 
 
 @given(ground_truths())
+@pytest.mark.ci
 def test_coco_and_back_changes_nothing(gt: GroundTruth):
     document = json.loads(json.dumps(as_coco(gt)))
     assert [record["id"] for record in document["annotations"]] == list(range(1, len(gt.boxes) + 1))

@@ -302,6 +302,7 @@ def test_skip_bad_reaches_the_reader(tmp_path: Path):
         ("coco-mini", "val", 100, 823),
     ],
 )
+@pytest.mark.ci
 def test_real_data(folder: str, split: str, images: int, boxes: int):
     truth = check_images(load_split(SHARED / folder, split))
     assert (len(truth), len(truth.boxes) + len(truth.dropped)) == (images, boxes)

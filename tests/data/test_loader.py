@@ -283,6 +283,7 @@ def test_evaluation_of_no_images_gives_no_batch(gt: GroundTruth):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.ci
 def test_batches_are_the_same_whatever_the_workers(gt: GroundTruth, workers: int):
     config = CONFIG.model_copy(update={"workers": workers})
     assert_same(training_batches(gt, CONFIG, 0, 0, 7), training_batches(gt, config, 0, 0, 7))
@@ -311,6 +312,7 @@ def test_an_image_that_goes_bad_is_named_in_one_line(tiny_data: Path, workers: i
 
 
 @pytest.mark.parametrize("ending", ["to the end", "closed", "forgotten"])
+@pytest.mark.ci
 def test_workers_end_with_their_batches(gt: GroundTruth, ending: str):
     batches: Any = training_batches(gt, CONFIG.model_copy(update={"workers": 2}), 0, 0, 6)
     next(batches)

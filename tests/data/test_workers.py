@@ -49,6 +49,7 @@ def signalled(number: int) -> None:
         pytest.param(signal.SIGSTOP, "was stopped by a signal", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.ci
 def test_a_worker_that_dies_or_stops_ends_in_one_line_and_none_is_left(batches: Any, number: int, reason: str):
     signalled(number)
     started = time.monotonic()

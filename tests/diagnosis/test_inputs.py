@@ -124,6 +124,7 @@ def test_the_order_within_objects_does_not_depend_on_the_scores_scale(trained: A
 
 
 @pytest.mark.parametrize("rules", ["paper", "torchvision"])
+@pytest.mark.ci
 def test_the_candidates_are_what_nms_gets_and_the_best_boxes_of_each_object(trained: Any, tmp_path: Path, rules: str):
     run = changed_run(trained.run, tmp_path / "run", rules=rules, score_threshold=0.1)
     diagnosis = diagnose_run(run, trained.data, "val", device="cpu", replicates=2)
@@ -162,6 +163,7 @@ LARGER = {"data.short_side": 160, "data.long_side": 224}  # so that many anchors
     ],
     ids=["default", "torchvision", "ratios and scales"],
 )
+@pytest.mark.ci
 def test_coverage_counts_the_anchors_that_training_matches(
     write_run: Callable[..., Path], make_data: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
 ):

@@ -156,6 +156,7 @@ def test_rf_detrs_snippet(tmp_path: Path) -> None:
     assert "if it has none, nothing is missing here" in " ".join(summarize(diagnose(ground_truth, boxes, replicates=2)))
 
 
+@pytest.mark.ci
 def test_torchvisions_snippet(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from torchvision.models import resnet18

@@ -249,6 +249,7 @@ def test_an_evaluator_serves_many_detection_sets():
     assert first.overall["AP"] > second.overall["AP"] > 0
 
 
+@pytest.mark.ci
 def test_real_ground_truth(shared_data: Path):
     gt = read_coco(shared_data / "coco-mini/annotations/instances_val2017.json")
     assert gt.crowd.any()

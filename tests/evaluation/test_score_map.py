@@ -69,6 +69,7 @@ def test_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1), st.sampled_from([[0.0], [1.0], [0.0, 1.0], [0.3, 0.3]]))
+@pytest.mark.ci
 def test_any_two_scores_stay_in_order_and_in_range(raw: list[float], ious: list[float]) -> None:
     curve = Curve(np.linspace(0, 1, len(ious)), np.array(ious))
     scores = np.array(raw)

@@ -108,6 +108,7 @@ def tree(
         yield Tree(root, forks, tiny_flags)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spread_of_hostile_files(tree: Tree, kind: str):
     """Some hundred cases over all kinds, more of those that take little time."""

@@ -118,6 +118,7 @@ def test_a_failing_write_leaves_no_half_file(trained: Any, tmp_path: Path, monke
     assert names(out) == []
 
 
+@pytest.mark.ci
 def test_a_bad_file_is_skipped_and_listed_at_the_end(trained: Any, run_cli: Callable[..., Any], tmp_path: Path):
     photos = tmp_path / "photos"
     shutil.copytree(trained.data / "images", photos)

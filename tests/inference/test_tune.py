@@ -82,6 +82,7 @@ def test_an_alpha_that_surely_ranks_better_is_taken() -> None:
     assert min(tuned.tuning.thresholds.by_class.values()) in scores  # of the score that was chosen
 
 
+@pytest.mark.ci
 def test_soft_nms_is_taken_where_it_surely_gains() -> None:
     ground_truth, table = beside_each_other(0.6)  # NMS at 0.5 removes one
     detector = Planted(table, 0.4)

@@ -113,6 +113,7 @@ def test_a_network_says_the_same(detector: str, monkeypatch: pytest.MonkeyPatch)
         assert (getattr(fast, name) - wanted).abs().max() < share * wanted.std(), name
 
 
+@pytest.mark.ci
 def test_a_detector_on_a_cpu_uses_it(monkeypatch: pytest.MonkeyPatch):
     config = recipe("retinanet-lite0").changed(
         **{"model.weights": "none", "model.channels": 256, "data.short_side": 576, "data.long_side": 576}

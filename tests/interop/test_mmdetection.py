@@ -125,6 +125,7 @@ def test_caffe_style_takes_bgr_and_strides_early(images, tmp_path):
     assert_same(detector, model, images, ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True), RULES)
 
 
+@pytest.mark.ci
 def test_a_configuration_of_version_3(tmp_path):
     """Other names for the same: data_preprocessor, scale, dataset_meta; and logs that no class here can hold."""
     text = """
@@ -173,6 +174,7 @@ def test_other_heads_are_refused(retinanet, tmp_path, rename, complaint):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.ci
 def test_a_branch_without_a_tower_is_asked_for(tmp_path):
     state = Reference(classes=2, quality="localization").named(mmdetection_name)
     with pytest.raises(InputError, match=r"say --quality localization .* or --quality classification"):

@@ -180,6 +180,7 @@ def test_fine_tuned_to_three_classes_it_keeps_every_tensor_that_fits(tiny_data, 
     )
 
 
+@pytest.mark.ci
 def test_too_many_names_are_an_error(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\ncow\nhen\n")
     with pytest.raises(InputError, match="3 classes, and 4 are named; name them with --classes"):

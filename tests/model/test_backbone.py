@@ -165,6 +165,7 @@ def test_strides(name):
     ]
 
 
+@pytest.mark.ci
 def test_weights_from_files(tmp_path):
     source = timm.create_model("resnet18", pretrained=False)
     state = source.state_dict()

@@ -149,6 +149,7 @@ def test_what_was_measured_of_other_weights_is_measured_again(tiny_data: Path, t
         ("ladder-320", "ladder", 1, ("RetinaNet", "aligned", "aligned, voting")),
     ],
 )
+@pytest.mark.ci
 def test_published_tables_are_made_again_from_what_was_measured(
     folder: str, item: str, seeds: int, rows: tuple[str, ...], tmp_path: Path, shared_data: Path, trainings: list[Path]
 ):
@@ -173,6 +174,7 @@ def test_trying_out_evaluates_a_few_images(
     assert len(Experiments(tmp_path, tiny_data, base).ground_truth) > 2
 
 
+@pytest.mark.ci
 def test_trying_out_needs_no_weights_from_the_network(
     tiny_data: Path, tmp_path: Path, base: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -203,6 +205,7 @@ def test_other_data_are_refused(tiny_data: Path, tmp_path: Path, base: Config, m
         Experiments(tmp_path / "out", tiny_data, base)
 
 
+@pytest.mark.ci
 def test_detectors_of_a_seed_start_from_the_same_weights(base: Config, tiny_data: Path, tmp_path: Path):
     import torch
 

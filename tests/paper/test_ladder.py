@@ -69,6 +69,7 @@ def test_some_steps_and_their_page_made_again(
 
 
 @pytest.mark.parametrize("finish", [{}, {"vote": True, "soft_nms": True, "nms_iou": 0.75}], ids=["NMS", "Soft-NMS"])
+@pytest.mark.ci
 def test_measures_are_those_of_the_diagnosis(trained: Any, tmp_path: Path, finish: dict[str, Any]) -> None:
     truth = load_split(trained.data, "val")
     experiments: Any = SimpleNamespace(ground_truth=truth, device="cpu")

@@ -45,6 +45,7 @@ def slow_match(anchors, boxes, labels):
 
 @pytest.mark.parametrize("at_once", [2, 100])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.ci
 def test_against_the_rules_written_as_loops(seed, at_once, monkeypatch):
     monkeypatch.setattr("retinaconf.training.matching.OBJECTS_AT_ONCE", at_once)
     boxes, labels = ground_truth([7, 1, 3, 0], seed)

@@ -249,6 +249,7 @@ def test_a_bad_image_in_the_first_batch_leaves_nothing(data: Path, tiny_config: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.ci
 def test_data_that_change_in_a_run_are_told_at_the_end_of_the_epoch(
     make_data: Callable[..., Path], whole: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -292,6 +293,7 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_curve(data: P
     assert [(line["step"], line["loss"]) for line in lines(run)] == [(2, None)]
 
 
+@pytest.mark.ci
 def test_a_run_that_diverges_later_says_what_it_leaves(
     data: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -308,6 +310,7 @@ def test_a_run_that_diverges_later_says_what_it_leaves(
 
 
 @pytest.mark.parametrize(("part", "fused"), [("gradient", None), ("loss", True)], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.ci
 def test_the_step_that_is_not_finite_is_kept_and_gives_the_same_numbers_again(
     data: Path,
     tiny_config: Any,

@@ -143,6 +143,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.ci
 def test_one_process_at_a_time_trains_in_a_folder(tiny_data: Path, tiny_config: Any, run: Path):
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDER, run / "log.txt"], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -264,6 +265,7 @@ def test_a_run_does_not_go_on_with_other_data(
     assert {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "log.txt"} == before
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_in_another_place_and_after_version_0_1(
     tiny_data: Path, tiny_config: Any, run: Path, tmp_path: Path
 ):
@@ -283,6 +285,7 @@ def test_a_checkpoint_whose_data_are_of_another_form(tiny_data: Path, tiny_confi
         train_run(tiny_config(), tiny_data, run, resume=True, max_steps=2, device="cpu")
 
 
+@pytest.mark.ci
 def test_a_run_does_not_go_back(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     train_run(tiny_config(), tiny_data, tmp_path / "run", max_steps=3, device="cpu")
     with pytest.raises(InputError, match="has taken 3 steps already, more than the 2 of this command; give a larger"):
@@ -294,6 +297,7 @@ def test_resuming_where_nothing_is_starts_a_run(tiny_data: Path, tiny_config: An
     assert (tmp_path / "run/model.safetensors").exists()
 
 
+@pytest.mark.ci
 def test_stopped_within_its_first_epoch_a_run_is_not_validated(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     run = tmp_path / "run"
     train_run(tiny_config(), tiny_data, run, max_steps=1, device="cpu")
@@ -320,6 +324,7 @@ def test_classes_without_a_training_box_are_told(
 
 
 @pytest.mark.parametrize("what", ["no split 'val'", "no boxes in the split 'val'"])
+@pytest.mark.ci
 def test_without_validation_the_last_weights_are_kept(tiny_data: Path, tiny_config: Any, tmp_path: Path, what: str):
     if what == "no split 'val'":
         (tiny_data / "val.json").unlink()

@@ -36,6 +36,7 @@ def test_the_first_training_images_with_their_boxes(make_data: Callable[..., Pat
     assert drawn >= 15  # labels and other boxes lie over some
 
 
+@pytest.mark.ci
 def test_a_run_that_goes_on_keeps_its_samples(tiny_data: Path, tiny_config: Any, tmp_path: Path):
     run, config = tmp_path / "run", tiny_config(**{"data.augment": "light"})
     train_run(config, tiny_data, run, max_steps=1, device="cpu")

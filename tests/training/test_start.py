@@ -67,6 +67,7 @@ def started(old: Path, **changes: Any) -> Config:
     return settings_from(read_weights(old).config, str(old)).changed(**changes)
 
 
+@pytest.mark.ci
 def test_all_that_fits_is_kept_and_classes_by_name(
     run_cli: Callable[..., Any], old: Path, new_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -109,6 +110,7 @@ def test_a_trained_product_starts_new_classes_where_the_product_is_the_prior(
     torch.testing.assert_close(torch.sigmoid(new), torch.full((9,), 0.01**2 / 0.5))
 
 
+@pytest.mark.ci
 def test_a_branch_is_added_where_the_new_run_asks_for_one(
     run_cli: Callable[..., Any], write_run: Callable[..., Path], tiny_data: Path, tmp_path: Path
 ):
@@ -222,6 +224,7 @@ def test_what_is_kept_learns_at_a_share_of_the_learning_rate(old: Path, new_data
     assert all(torch.equal(once[key], twice[key]) for key in once)
 
 
+@pytest.mark.ci
 def test_a_backbone_that_has_weights_learns_at_a_share_too(old: Path, new_data: Path, tmp_path: Path):
     """The rest learns at the full rate, as without the share."""
     weights = load_file(old / "model.safetensors")
@@ -257,6 +260,7 @@ def test_a_backbone_that_has_weights_learns_at_a_share_too(old: Path, new_data: 
     [{"model.weights": "none"}, {"model.freeze": "all but class"}],
     ids=["no weights", "all frozen"],
 )
+@pytest.mark.ci
 def test_a_share_for_nothing_that_learns_is_said(old: Path, new_data: Path, tmp_path: Path, changes: dict[str, Any]):
     """No error: a recipe with a share is also trained from random weights. The weights are those without the share."""
     after = []

@@ -229,6 +229,7 @@ def test_candidates_given_as_detections_are_noticed() -> None:
     assert any("candidates before NMS" in note for note in diagnose(ground_truth, boxes).notes)
 
 
+@pytest.mark.ci
 def test_the_score_threshold_cuts_candidates_and_each_joint_score() -> None:
     ground_truth, candidates = with_quality(2)
     process = PostProcessing(score_threshold=0.4)
@@ -278,6 +279,7 @@ def test_the_command_writes_every_number(tmp_path: Path, capsys: pytest.CaptureF
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_json_files_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps(as_coco(truth([[[0, 0, 10, 10]]]))))
     (tmp_path / "dt.json").write_text('[{"image_id": 1, "category_id": 10, "bbox": [0, 0, 10, 10], "score": 0.5}]')

@@ -15,6 +15,7 @@ from retinaconf.diagnosis.measures.remedies import reach_out
 from retinaconf.evaluation.matching import match_detections
 
 
+@pytest.mark.ci
 def test_the_best_nms_iou_is_found_and_its_ap_is_the_metric() -> None:
     """Pairs of objects that overlap by 0.65, a perfect box on each: NMS at 0.5 leaves one of two."""
     box = [0.0, 0.0, SIDE, SIDE]

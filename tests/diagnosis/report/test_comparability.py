@@ -79,6 +79,7 @@ def test_where_there_is_nothing_there_is_nothing_to_say(nothing: str) -> None:
     assert incomparable(*both) == []
 
 
+@pytest.mark.ci
 def test_the_report_and_the_command_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, cubed = detector(), detector(power=3)
     (sentence,) = incomparable(plain, cubed)
