@@ -20,7 +20,7 @@ from retinaconf.evaluation.matching import MatchedDetections, ascending, match_d
 from retinaconf.threads import MOST_THREADS, in_threads
 
 RECALLS = np.linspace(0, 1, 101)
-ENTRIES_AT_ONCE = 1 << 20  # of fewer, threads wait for Python's lock; more take memory
+ENTRIES_AT_ONCE = 1 << 20  # of fewer, two threads take half as long again for a large set; more take memory
 DRAWS_AT_ONCE = 25  # divides the usual numbers of draws by 4, 2 and 1 threads
 
 
