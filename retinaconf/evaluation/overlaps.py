@@ -88,7 +88,7 @@ def best_overlaps(candidates: Detections, ground_truth: GroundTruth, progress: P
 
     def keep(portion: tuple[np.ndarray, np.ndarray]) -> int:  # no box is in two portions
         box, target = portion
-        overlap = iou(candidates.boxes[box], ground_truth.boxes[target])
+        overlap = iou(candidates.boxes.take(box, axis=0), ground_truth.boxes.take(target, axis=0))
         overlap[ground_truth.crowd[target]] = 0
         _keep_best(box, target, overlap, best.any_iou, best.any_object)
         same = candidates.labels[box] == ground_truth.labels[target]

@@ -85,7 +85,7 @@ def nms_casualties(
     for box, target in class_pairs(candidates, ground_truth):
         real = ~ground_truth.crowd[target]
         box, target = box[real], target[real]
-        overlap = iou(candidates.boxes[box], ground_truth.boxes[target])
+        overlap = iou(candidates.boxes.take(box, axis=0), ground_truth.boxes.take(target, axis=0))
         _raise(best_iou, best, box, target, overlap)
         left = suppressor[box] < 0
         _raise(kept_iou, kept, box[left], target[left], overlap[left])

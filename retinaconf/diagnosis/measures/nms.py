@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinaconf.evaluation.matching import ascending, descending, descending_rank
+from retinaconf.evaluation.matching import descending
 from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
-FIRST_DEPTH = 5  # boxes of an image for each detection that NMS sees first
+FIRST_DEPTH = 10  # boxes that NMS sees first, for each detection of an image, times 1 - its IoU threshold
 
 
 def nms(
@@ -41,7 +41,7 @@ def nms(
 
     def suppress(rows: slice) -> slice:
         order = rows.start + descending(scores[rows])
-        found = _suppress(_groups(image_index[order], labels[order]), boxes[order], iou_threshold)
+        found = _suppress(_groups(image_index[order], labels[order]), boxes.take(order, axis=0), iou_threshold)
         suppressor[order] = np.where(found < 0, -1, order[found])
         return rows
 
@@ -61,25 +61,29 @@ def best_kept(
 ) -> np.ndarray:
     """Ascending rows of each image's `limit` best boxes that `nms` keeps: those of `top_per_image`.
 
-    A box is kept or removed by better ones alone. So NMS sees an image's best boxes only, and more of them only where
-    it keeps too few. The arguments are those of `nms`.
+    A box is kept or removed by better ones alone. So NMS sees an image's best boxes only. Where it keeps too few, it
+    sees these and the next boxes. The arguments are those of `nms`.
     """
 
     def best(rows: slice) -> tuple[slice, np.ndarray]:
         order, rank = _by_image(image_index[rows], scores[rows])
         order += rows.start
-        image, group = image_index[order], _groups(image_index[order], labels[order])
-        found, depth = [np.zeros(0, dtype=np.int64)], FIRST_DEPTH * limit
-        left = np.arange(len(order))
+        image = image_index[rows] - image_index[rows.start]  # as in the order, since images ascend
+        group = _groups(image, labels[order])
+        found, kept, left = [], np.zeros(0, dtype=np.int64), np.arange(len(order))
+        depth = limit * max(FIRST_DEPTH * (1 - iou_threshold), 1)
         while len(left):
-            seen = left[rank[left] < depth]
-            kept = seen[_suppress(group[seen], boxes[order[seen]], iou_threshold) < 0]
-            place = _places(image[kept])
-            more = np.setdiff1d(image[left[rank[left] == depth]], image[kept[place == limit - 1]])
-            found.append(order[kept[(place < limit) & np.isin(image[kept], more, invert=True)]])
-            left = left[np.isin(image[left], more)]
+            near = rank[left] < depth
+            seen = np.sort(np.concatenate([kept, left[near]]))
+            kept, left = seen[_suppress(group[seen], boxes.take(order[seen], axis=0), iou_threshold) < 0], left[~near]
+            few = np.bincount(image[kept], minlength=image[-1] + 1) < limit
+            more = few & (np.bincount(image[left], minlength=len(few)) > 0)
+            unfinished = more[image[kept]]
+            found.append(kept[~unfinished])
+            kept, left = kept[unfinished], left[more[image[left]]]
             depth *= 2
-        return rows, np.sort(np.concatenate(found))
+        complete = np.sort(np.concatenate(found))
+        return rows, np.sort(order[complete[_places(image[complete]) < limit]])
 
     parts = [np.zeros(0, dtype=np.int64)]
     for rows, part in in_threads(best, image_blocks(image_index)):
@@ -115,14 +119,14 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
     suppressor = np.full(len(group), -1, dtype=np.int64)
     row = np.argsort(group, kind="stable")
     group = group[row]
-    x1, y1, x2, y2 = boxes[row].T.copy()
+    first = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+    sizes = np.diff(first, append=len(row))
+    x1, y1, x2, y2 = boxes.take(row, axis=0).T.copy()
     area = (x2 - x1) * (y2 - y1)
     while len(row):
-        first = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
-        sizes = np.diff(first, append=len(row))
 
         def of_first(column: np.ndarray, first: np.ndarray = first, sizes: np.ndarray = sizes) -> np.ndarray:
-            return np.repeat(column[first], sizes)
+            return np.repeat(column.take(first), sizes)
 
         width = np.minimum(x2, of_first(x2)) - np.maximum(x1, of_first(x1))
         height = np.minimum(y2, of_first(y2)) - np.maximum(y1, of_first(y1))
@@ -133,7 +137,10 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
         suppressor[row[covered]] = of_first(row)[covered]
         covered[first] = True
         left = np.flatnonzero(~covered)
-        row, group, x1, y1, x2, y2, area = (column.take(left) for column in (row, group, x1, y1, x2, y2, area))
+        sizes = np.add.reduceat(~covered, first, dtype=np.int64)
+        sizes = sizes[sizes > 0]
+        first = np.cumsum(sizes) - sizes
+        row, x1, y1, x2, y2, area = (column.take(left) for column in (row, x1, y1, x2, y2, area))
     return suppressor
 
 
@@ -148,8 +155,8 @@ def top_per_image(image_index: np.ndarray, scores: np.ndarray, limit: int) -> np
 
 def _by_image(image_index: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(D,) rows of a block by image, then by descending score; and the rank of each in its image."""
-    order = ascending((image_index - image_index[0]) * len(scores) + descending_rank(scores))
-    return order, _places(image_index[order])
+    image = image_index - image_index[0]
+    return descending(scores, image), _places(image)
 
 
 def _places(groups: np.ndarray) -> np.ndarray:

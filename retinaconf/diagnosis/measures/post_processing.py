@@ -73,7 +73,7 @@ def soft_nms(detections: Detections, sigma: float = SOFT_NMS_SIGMA) -> Detection
     lost = np.zeros(len(order))
     for place, better in pairs(group, np.append(starts, len(order))):
         place, better = place[better < place], better[better < place]
-        overlap = iou(detections.boxes[order[place]], detections.boxes[order[better]])
+        overlap = iou(detections.boxes.take(order[place], axis=0), detections.boxes.take(order[better], axis=0))
         lost += np.bincount(place, weights=overlap**2, minlength=len(order))
     scores = detections.scores.copy()
     scores[order] *= np.exp(-lost / sigma)
@@ -109,10 +109,11 @@ def _voted(detections: Detections, candidates: Detections) -> np.ndarray:
     boxes = detections.boxes.copy()
     for place, voter in pairs(np.searchsorted(groups, of_detection[by_group]), np.append(starts, len(group))):
         row, voter = by_group[place], voters[voter]
-        overlap = iou(detections.boxes[row], candidates.boxes[voter])
+        own, others = detections.boxes.take(row, axis=0), candidates.boxes.take(voter, axis=0)
+        overlap = iou(own, others)
         weight = candidates.scores[voter] * np.exp(-((1 - overlap) ** 2) / VOTE_SIGMA) * (overlap > 0)
         first = np.flatnonzero(np.diff(place, prepend=-1))  # of each detection's pairs
         total = np.add.reduceat(weight, first)[:, None]
-        shifts = np.add.reduceat(weight[:, None] * (candidates.boxes[voter] - detections.boxes[row]), first)
+        shifts = np.add.reduceat(weight[:, None] * (others - own), first)
         boxes[row[first]] += np.divide(shifts, total, out=np.zeros_like(shifts), where=total > 0)
     return boxes
