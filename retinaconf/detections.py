@@ -192,7 +192,7 @@ def read_detections(path: Path, ground_truth: GroundTruth, progress: ProgressCal
     image_ids = columns["image_id"]
 
     def refuse(bad: Any, name: str, values: np.ndarray, fault: str) -> None:
-        for row in np.flatnonzero(bad)[:1]:
+        for row in np.nonzero(bad)[0][:1]:  # of (D,) or (D, n)
             found = f"{name} {values[row].tolist()}{fault}"
             raise InputError(f"{path}: {record} {row} (image {image_ids[row]}) has {found}")
 
@@ -207,8 +207,8 @@ def read_detections(path: Path, ground_truth: GroundTruth, progress: ProgressCal
     unlisted = f", which {ground_truth.source} does not list; {advice}"
     refuse(labels < 0, "category_id", columns["category_id"], unlisted)
     boxes = np.array(columns["bbox"], dtype=np.float64).reshape(-1, 4)
-    refuse(~np.isfinite(boxes).all(1), "bbox", boxes, "; its numbers must be finite")
-    refuse((boxes[:, 2:] < 0).any(1), "bbox", boxes, " of negative size; write x, y, width, height")
+    refuse(~np.isfinite(boxes), "bbox", boxes, "; its numbers must be finite")
+    refuse(boxes[:, 2:] < 0, "bbox", boxes, " of negative size; write x, y, width, height")
     boxes[:, 2:] += boxes[:, :2]
 
     scores: dict[str, Any] = {}

@@ -41,9 +41,9 @@ from torchvision.ops import box_iou
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.data.layouts import find_layout, load_split
 from retinaconf.detections import Detections
-from retinaconf.diagnosis.measures.alignment import best_of_objects
 from retinaconf.diagnosis.measures.correlation import rank_correlation
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.measures.task_alignment import best_of_objects
 from retinaconf.evaluation.average_precision import curve_of, image_draws
 from retinaconf.evaluation.compare import DRAWS, bootstrap_ap
 from retinaconf.evaluation.overlaps import best_overlaps

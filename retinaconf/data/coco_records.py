@@ -124,10 +124,13 @@ def index_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(D,) int64: where each integer of `ids` stands in `known`, -1 where it does not."""
     if len(known) == 0:
         return np.full(len(ids), -1, dtype=np.int64)
-    whole = ids.astype(np.int64)  # a comparison of unsigned with signed ones would be one of floats
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)])  # an image's ids are one run
+    first = ids[starts]
+    whole = first.astype(np.int64)  # a comparison of unsigned with signed ones would be one of floats
     order = np.argsort(known, kind="stable")
     place = order[np.minimum(np.searchsorted(known, whole, sorter=order), len(known) - 1)]
-    return np.where((known[place] == whole) & (ids <= np.iinfo(np.int64).max), place, -1)
+    found = np.where((known[place] == whole) & (first <= np.iinfo(np.int64).max), place, -1)
+    return np.repeat(found, np.diff(starts, append=len(ids)))
 
 
 class BadRecordError(Exception):

@@ -18,10 +18,10 @@ from retinaconf.data.ground_truth import GroundTruth, read_coco
 from retinaconf.data.splits import read_split
 from retinaconf.data.transforms import canvas, resized
 from retinaconf.detections import Detections, read_detections
-from retinaconf.diagnosis.measures.alignment import ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.coverage import anchor_coverage
 from retinaconf.diagnosis.measures.diagnose import Diagnosis, diagnose, missing_pictures
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
+from retinaconf.diagnosis.measures.task_alignment import ERROR_IOU, best_of_objects
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import ALPHAS, compare_alphas
 from retinaconf.evaluation.average_precision import curves_of

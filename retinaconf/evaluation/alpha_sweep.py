@@ -77,7 +77,7 @@ def compare_alphas(
         known.append(curve)
         progress("AP at every alpha", len(known), len(alphas))
     everywhere = np.ones(len(ground_truth))
-    levels = np.array([curve(everywhere) for curve in known])  # (n, T)
+    levels = np.array(list(in_threads(lambda curve: curve(everywhere), known)))  # (n, T)
     choice = choose(known, [known[alphas.index(0)], own], ground_truth, replicates, seed, progress)
     over_class_score, over_own = choice.gains
     return AlphaSweep(

@@ -107,7 +107,8 @@ def choose(
         progress: told after each block of draws.
     """
     first, second = halves(ground_truth, seed)
-    on_first = np.array([setting.within(first)(np.ones(len(ground_truth))).mean() for setting in settings])
+    everywhere = np.ones(len(ground_truth))
+    on_first = np.array(list(in_threads(lambda setting: setting.within(first)(everywhere).mean(), settings)))
     best = int(np.nanargmax(on_first)) if np.isfinite(on_first).any() else 0
     curves = [settings[best], *rivals]
     pairs = [(1 + rival, 0) for rival in range(len(rivals))]

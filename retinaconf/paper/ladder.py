@@ -26,7 +26,7 @@ from retinaconf.diagnosis.measures.casualties import nms_casualties
 from retinaconf.diagnosis.measures.nms import nms
 from retinaconf.diagnosis.measures.oracles import ranked_by_iou
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
-from retinaconf.diagnosis.measures.task_alignment import count_boxes, rank_objects
+from retinaconf.diagnosis.measures.task_alignment import count_boxes
 from retinaconf.evaluation import compare
 from retinaconf.evaluation.average_precision import curves_of, image_draws
 from retinaconf.evaluation.calibration import calibrate, finite_mean
@@ -129,9 +129,8 @@ def _measure(experiments: Experiments, run: Path, training: Training, finish: Fi
     config = detector.inference_config(**dict(finish))
     (detections,), candidates = detections_and_candidates(detector, truth, config, [joint_score(config)], str(run))
     overlaps = best_overlaps(candidates, truth)
-    within = measure_alignment(candidates, overlaps, truth, OBJECT_IOU).within.per_object.concordance
-
-    rankings = rank_objects(candidates.scores, overlaps, len(truth.boxes))
+    alignment = measure_alignment(candidates, overlaps, truth, OBJECT_IOU)
+    within, rankings = alignment.within.per_object.concordance, alignment.rankings
 
     above = candidates.scores > config.score_threshold
     candidates, overlaps = candidates[above], overlaps.take(above)

@@ -14,9 +14,8 @@ import torch
 from retinaconf.data.layouts import load_split
 from retinaconf.data.loader import evaluation_batches
 from retinaconf.diagnosis.inputs import diagnose_run
-from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
-from retinaconf.diagnosis.measures.task_alignment import rank_objects
+from retinaconf.diagnosis.measures.task_alignment import BEST, rank_objects
 from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.evaluation.overlaps import best_overlaps
@@ -145,7 +144,7 @@ def test_the_candidates_are_what_nms_gets_and_the_best_boxes_of_each_object(trai
     assert diagnosis.before.alignment.within.per_object.count[~truth.crowd].tolist() == counts
     assert sum(counts) > (diagnosis.before.overlaps.same_iou >= 0.5).sum() > 0
     of_all = rank_objects(everything.scores, overlaps, len(truth.boxes))
-    assert vars(diagnosis.before.rankings) == pytest.approx(vars(of_all), abs=1e-3)
+    assert vars(diagnosis.before.alignment.rankings) == pytest.approx(vars(of_all), abs=1e-3)
     assert of_all.pcc_objects > 0
     above = rank_objects(boxes.scores, diagnosis.before.overlaps, len(truth.boxes))
     assert above.pcc != pytest.approx(of_all.pcc, abs=1e-3)

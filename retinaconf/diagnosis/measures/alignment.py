@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.diagnosis.measures.correlation import RankCorrelation, joint_density, rank_correlation
+from retinaconf.diagnosis.measures.task_alignment import ObjectRankings, best_of_objects, rank_objects
 from retinaconf.evaluation.calibration import finite_mean
 from retinaconf.evaluation.coco import SIZES, object_size
-from retinaconf.evaluation.matching import ascending, descending
 from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.threads import in_threads
-
-BEST = 50  # of an object, as TOOD's Table 6 takes them (Feng et al., ICCV 2021)
-ERROR_IOU = 0.1  # from here on TOOD counts a box as a wrong one of an object
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,9 @@ class Alignment:
     per_class: RankCorrelation  # K groups
     per_size: RankCorrelation  # small, medium, large: the object's
     within: WithinObjects
+    rankings: ObjectRankings  # TOOD's
     density: np.ndarray  # (50, 50) int64: score by IoU
     density_edges: np.ndarray  # (51,)
-
-
-def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5, best: int = BEST) -> np.ndarray:
-    """Ascending rows, among D boxes with these scores (D,), of each object's `best` by score.
-
-    An object's boxes are those of its class that fit it best and have IoU >= `object_iou` with it. Which these are
-    depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
-    """
-    rows = np.flatnonzero(overlaps.same_iou >= object_iou)
-    order = rows[descending(scores[rows])]
-    order = order[ascending(overlaps.same_object[order])]
-    starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.sort(order[rank < best])
 
 
 def measure_alignment(
@@ -80,16 +66,15 @@ def measure_alignment(
     all_scores, all_iou = boxes.scores[part], overlaps.same_iou[part]
     density, edges = joint_density(all_scores, all_iou)
     size = object_size(ground_truth.areas)[target]
-    everything, on_objects, per_class, per_size, each = in_threads(
-        lambda values: rank_correlation(*values),
-        [
-            (all_scores, all_iou),
-            (scores, iou),
-            (scores, iou, boxes.labels[on], len(ground_truth.classes)),
-            (scores, iou, size, len(SIZES)),
-            (scores, iou, target, len(ground_truth.boxes)),
-        ],
-    )
+    work: list[Callable[[], Any]] = [  # the longest first
+        lambda: rank_correlation(all_scores, all_iou),
+        lambda: rank_correlation(scores, iou, boxes.labels[on], len(ground_truth.classes)),
+        lambda: rank_correlation(scores, iou, size, len(SIZES)),
+        lambda: rank_objects(boxes.scores, overlaps, len(ground_truth.boxes)),
+        lambda: rank_correlation(scores, iou, target, len(ground_truth.boxes)),
+        lambda: rank_correlation(scores, iou),
+    ]
+    everything, per_class, per_size, rankings, each, on_objects = in_threads(lambda measure: measure(), work)
     ranked = np.isfinite(each.kendall)
     return Alignment(
         everything=everything,
@@ -104,6 +89,7 @@ def measure_alignment(
             boxes=finite_mean(each.count[ranked].astype(np.float64)),
             per_object=each,
         ),
+        rankings=rankings,
         density=density,
         density_edges=edges,
     )

@@ -10,6 +10,9 @@ from retinaconf.data.ground_truth import GroundTruth
 from retinaconf.detections import Detections
 from retinaconf.evaluation.overlaps import class_pairs, iou
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
+
+_Best = tuple[np.ndarray, np.ndarray, np.ndarray]  # (n,) box, target and overlap, each target once
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,21 @@ def nms_casualties(
     count = len(ground_truth.boxes)
     best_iou, kept_iou = np.zeros(count), np.zeros(count)
     best, kept = np.full(count, -1, dtype=np.int64), np.full(count, -1, dtype=np.int64)
-    for box, target in class_pairs(candidates, ground_truth):
+
+    def look(portion: tuple[np.ndarray, np.ndarray]) -> tuple[int, _Best, _Best]:
+        box, target = portion
         real = ~ground_truth.crowd[target]
         box, target = box[real], target[real]
         overlap = iou(candidates.boxes.take(box, axis=0), ground_truth.boxes.take(target, axis=0))
-        _raise(best_iou, best, box, target, overlap)
         left = suppressor[box] < 0
-        _raise(kept_iou, kept, box[left], target[left], overlap[left])
-        if len(box):
-            progress("NMS casualties", int(box[-1]) + 1, len(candidates))
+        done = int(portion[0][-1]) + 1
+        return done, _best_of(box, target, overlap), _best_of(box[left], target[left], overlap[left])
+
+    portions = (portion for portion in class_pairs(candidates, ground_truth) if len(portion[0]))
+    for done, of_all, of_kept in in_threads(look, portions):
+        _raise(best_iou, best, *of_all)
+        _raise(kept_iou, kept, *of_kept)
+        progress("NMS casualties", done, len(candidates))
 
     remover = np.where(best >= 0, np.append(suppressor, -1)[best], -1)
     fits = np.append(same_object, -1)[remover]
@@ -98,12 +107,15 @@ def nms_casualties(
     return Casualties(best_iou, best, kept_iou, kept, neighbour)
 
 
-def _raise(best_iou: np.ndarray, best: np.ndarray, box: np.ndarray, target: np.ndarray, overlap: np.ndarray) -> None:
-    """Let each target have the larger of what it has and its largest overlap here; the first box of equals."""
+def _best_of(box: np.ndarray, target: np.ndarray, overlap: np.ndarray) -> _Best:
+    """Each target's largest overlap, with the first box of equals."""
     order = np.lexsort((box, -overlap, target))
-    box, target, overlap = box[order], target[order], overlap[order]
-    first = np.flatnonzero(np.diff(target, prepend=-1))
-    box, target, overlap = box[first], target[first], overlap[first]
+    first = order[np.flatnonzero(np.diff(target[order], prepend=-1))]
+    return box[first], target[first], overlap[first]
+
+
+def _raise(best_iou: np.ndarray, best: np.ndarray, box: np.ndarray, target: np.ndarray, overlap: np.ndarray) -> None:
+    """Let each target, which is there once, have the larger of what it has and its overlap here."""
     better = overlap > best_iou[target]
     best_iou[target[better]] = overlap[better]
     best[target[better]] = box[better]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+VALUES_AT_ONCE = 1 << 15  # what fits a CPU's cache
+
 
 @dataclass(frozen=True)
 class RankCorrelation:
@@ -43,11 +45,13 @@ def rank_correlation(
     place = _Ranks(iou, group, count)
 
     # By group, then score, then IoU: one whole number holds all three.
-    both = np.sort(score.dense * np.int64(len(place.run_starts) or 1) + place.dense)
+    both = score.dense * np.int64(len(place.run_starts))
+    both += place.dense
+    both.sort()
     group_starts = np.cumsum(count) - count
     tied_both = _tied_pairs(np.flatnonzero(_changes(both)), group_starts, len(both))
     both %= max(len(place.run_starts), 1)  # in place, as all here: it may be millions of boxes
-    discordant = _inversions(both, place.run_starts, group_starts, count)
+    discordant = _inversions(both.astype(np.int32), place.run_starts, group_starts)
     strict = pairs - score.tied - place.tied + tied_both
     concordant = strict - discordant
     kendall = _ratio(concordant - discordant, np.sqrt((pairs - score.tied) * (pairs - place.tied)))
@@ -77,19 +81,15 @@ class _Ranks:
 
     def __init__(self, values: np.ndarray, group: np.ndarray, count: np.ndarray):
         order = np.argsort(values)
+        new_run = _changes(values.take(order))
         if len(count) > 1:  # a whole number for group and value sorts several times faster than lexsort
-            dense = np.empty(len(values), dtype=np.int64)
-            dense[order] = np.cumsum(_changes(values[order])) - 1
-            key = group * np.int64(len(values)) + dense
+            key = group * np.int64(len(values)) + _dense(order, new_run)
             order = np.argsort(key)
-            new_run = _changes(key[order])
-        else:
-            new_run = _changes(values[order])
+            new_run = _changes(key.take(order))
         self._group_starts = np.cumsum(count) - count
         self._group = group
         self.run_starts = np.flatnonzero(new_run)  # in the order of group and value
-        self.dense = np.empty(len(values), dtype=np.int64)  # (n,) ascending with group and value, ties equal
-        self.dense[order] = np.cumsum(new_run) - 1
+        self.dense = _dense(order, new_run)  # (n,) ascending with group and value
         self.tied = _tied_pairs(self.run_starts, self._group_starts, len(values))  # (M,) pairs equal in value
 
     def mean_rank(self) -> np.ndarray:
@@ -98,6 +98,13 @@ class _Ranks:
         middle = self.run_starts + (lengths - 1) / 2
         mean: np.ndarray = middle[self.dense] - self._group_starts[self._group]
         return mean
+
+
+def _dense(order: np.ndarray, new_run: np.ndarray) -> np.ndarray:
+    """(n,) int32 ranks from 0, ties equal, of values that are sorted by `order`."""
+    dense = np.empty(len(order), dtype=np.int32)
+    dense[order] = np.cumsum(new_run, dtype=np.int32) - np.int32(1)
+    return dense
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -118,40 +125,64 @@ def _tied_pairs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> 
     return np.bincount(group, weights=length * (length - 1) / 2, minlength=len(group_starts))
 
 
-def _inversions(values: np.ndarray, run_starts: np.ndarray, group_starts: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _inversions(values: np.ndarray, run_starts: np.ndarray, group_starts: np.ndarray) -> np.ndarray:
     """(M,) int64: pairs of a group of which the earlier is larger.
 
-    Sorts by one bit after the other, from the highest: two values first differ at one bit, and are inverted if the one
-    with bit 1 comes first. Values with equal higher bits are a block whose place in the array is known, so that a
-    level costs a few passes; groups are contiguous throughout.
+    Parts the values into a smaller and a larger half, both in their order, until a part fits the cache. A smaller value
+    is inverted with each larger one before it. Values ascend from group to group, so both are of the group of the
+    middle.
 
     Args:
         values: (n,) dense ranks 0..R-1, which ascend from group to group.
         run_starts: (R,) where each rank starts when sorted.
         group_starts: (M,) where each group starts.
-        count: (M,) its size.
     """
-    n, ranks = len(values), len(run_starts)
-    starts = np.append(run_starts, n).astype(np.int32)
-    values = values.astype(np.int32)
-    total = np.zeros(len(count), dtype=np.int64)
-    before = np.zeros(n + 1, dtype=np.int32)
-    sums = np.zeros(n + 1, dtype=np.int64)
-    position = np.arange(n, dtype=np.int32)
-    for bit in range(max(ranks - 1, 0).bit_length() - 1, -1, -1):
+    starts = np.append(run_starts, len(values))
+    group_of_rank = np.searchsorted(group_starts, run_starts, side="right") - 1
+    total = np.zeros(len(group_starts), dtype=np.int64)
+    parts = [(values, 0, len(run_starts))] if len(values) else []  # with the ranks in each: the first, the last + 1
+    while parts:
+        part, low, high = parts.pop()
+        if len(part) > VALUES_AT_ONCE and high - low > 1:
+            middle = (low + high) // 2
+            larger = part >= middle
+            smaller = ~larger
+            larger_before = np.cumsum(larger, dtype=np.int32)
+            total[group_of_rank[middle]] += larger_before.sum(where=smaller, dtype=np.int64)
+            parts += [(part[smaller], low, middle), (part[larger], middle, high)]
+        else:
+            here = starts[low : high + 1] - starts[low]
+            inverted = _inverted(part.astype(np.int64) - low, here)
+            np.add.at(total, group_of_rank[low:high], np.add.reduceat(inverted, here[:-1]))
+    return total
+
+
+def _inverted(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(n,) int64 whose sum over a group is its inversions.
+
+    Sorts by one bit after the other, from the highest: two values first differ at one bit, and are inverted if the one
+    with bit 1 comes first. Values with equal higher bits are a block whose place is known; groups stay where they are.
+
+    Args:
+        values: (n,) int64, 0..R-1.
+        starts: (R + 1,) where each value starts when sorted, and n.
+    """
+    ranks = len(starts) - 1
+    inverted = np.zeros(len(values), dtype=np.int64)
+    before = np.zeros(len(values) + 1, dtype=np.int64)
+    position = np.arange(len(values))
+    for bit in range((ranks - 1).bit_length() - 1, -1, -1):
         ones = (values >> bit) & 1
         np.cumsum(ones, out=before[1:])
         block = (values >> (bit + 1)) << (bit + 1)
-        block_start = starts[block]
-        ones_before = before[:-1] - before[block_start]
-        np.cumsum(ones_before * (1 - ones), out=sums[1:])
-        total += sums[group_starts + count] - sums[group_starts]
-        ones_start = starts[np.minimum(block + (1 << bit), ranks)]
-        target = np.where(ones == 1, ones_start + ones_before, position - ones_before)
+        ones_before = before[:-1] - before.take(starts.take(block))
+        zeros = ones == 0
+        inverted += ones_before * zeros
+        ones_start = starts.take(np.minimum(block + (1 << bit), ranks))
         moved = np.empty_like(values)
-        moved[target] = values
+        moved[np.where(zeros, position - ones_before, ones_start + ones_before)] = values
         values = moved
-    return total
+    return inverted
 
 
 def joint_density(scores: np.ndarray, iou: np.ndarray, bins: int = 50) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,6 @@ from retinaconf.diagnosis.measures.own_score import OwnScore, own_score
 from retinaconf.diagnosis.measures.paper_statistics import Counts, count_predictions
 from retinaconf.diagnosis.measures.post_processing import PostProcessing
 from retinaconf.diagnosis.measures.remedies import Remedies, measure_remedies, reach_out
-from retinaconf.diagnosis.measures.task_alignment import ObjectRankings, rank_objects
 from retinaconf.errors import InputError
 from retinaconf.evaluation.alpha_sweep import AlphaSweep, sweep_alpha
 from retinaconf.evaluation.average_precision import curve_of
@@ -29,19 +28,19 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
 from retinaconf.progress import ProgressCallback, silent
+from retinaconf.threads import in_threads
 
 
 @dataclass(frozen=True)
 class Stage:
     """Boxes before or after NMS, how well they are placed, and how well their score says so.
 
-    `boxes` exceed the score threshold; `alignment` within objects and `rankings` are of all that were given.
+    `boxes` exceed the score threshold; `alignment` within objects is of all that were given.
     """
 
     boxes: Detections  # D
     overlaps: Overlaps  # of them
     alignment: Alignment
-    rankings: ObjectRankings  # TOOD's, of all that were given
     counts: dict[str, Counts]  # the paper's Table 1: "same_class", "any_class"
 
 
@@ -190,20 +189,13 @@ def _stage(
     overlaps = best_overlaps(boxes, ground_truth, progress)
     above = boxes.scores > score_threshold if score_threshold > 0 else np.ones(len(boxes), dtype=bool)
     alignment = measure_alignment(boxes, overlaps, ground_truth, object_iou, above)
-    rankings = rank_objects(boxes.scores, overlaps, len(ground_truth.boxes))
     if not above.all():
         boxes, overlaps = boxes[above], overlaps.take(above)
     readings = {"same_class": overlaps.same_iou, "any_class": overlaps.any_iou}
-    return Stage(
-        boxes=boxes,
-        overlaps=overlaps,
-        alignment=alignment,
-        rankings=rankings,
-        counts={
-            name: count_predictions(boxes.image_index, boxes.scores, iou, len(ground_truth))
-            for name, iou in readings.items()
-        },
+    counts = in_threads(
+        lambda iou: count_predictions(boxes.image_index, boxes.scores, iou, len(ground_truth)), readings.values()
     )
+    return Stage(boxes=boxes, overlaps=overlaps, alignment=alignment, counts=dict(zip(readings, counts)))
 
 
 def _notes(
@@ -236,7 +228,8 @@ def _notes(
     outside = reach_out(boxes, ground_truth)
     if outside.any():
         notes.append(f"{outside.sum():,} boxes reach out of their image by more than a pixel; they are used as given.")
-    empty = (boxes.boxes[:, 2:] <= boxes.boxes[:, :2]).any(1)
+    x1, y1, x2, y2 = boxes.boxes.T
+    empty = (x2 <= x1) | (y2 <= y1)
     if empty.any():
         notes.append(f"{empty.sum():,} boxes have no width or no height; they overlap nothing.")
     if candidates is None and len(final):

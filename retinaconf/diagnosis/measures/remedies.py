@@ -127,8 +127,9 @@ def measure_remedies(
 
 def reach_out(boxes: Detections, ground_truth: GroundTruth) -> np.ndarray:
     """(D,) bool: which boxes reach out of their image by more than a pixel, where its size is known."""
-    height, width = ground_truth.image_sizes[boxes.image_index].T
-    beyond = (boxes.boxes[:, :2] < -1).any(1) | (boxes.boxes[:, 2] > width + 1) | (boxes.boxes[:, 3] > height + 1)
+    height, width = (side.take(boxes.image_index) for side in ground_truth.image_sizes.T)
+    x1, y1, x2, y2 = boxes.boxes.T
+    beyond = (x1 < -1) | (y1 < -1) | (x2 > width + 1) | (y2 > height + 1)
     return (height > 0) & (width > 0) & beyond
 
 
@@ -166,7 +167,7 @@ def _choose_nms(
     everywhere = np.ones(len(ground_truth))
     return NmsChoice(
         ious=ious,
-        AP=np.array([curve(everywhere).mean() for curve in curves]),
+        AP=np.array(list(in_threads(lambda curve: curve(everywhere).mean(), curves))),
         best=ious[preferred[choice.best]],
         over_own=choice.gains[0],
     )

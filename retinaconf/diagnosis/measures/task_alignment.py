@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaconf.diagnosis.measures.alignment import BEST, ERROR_IOU, best_of_objects
 from retinaconf.diagnosis.measures.correlation import spearman
 from retinaconf.evaluation.calibration import finite_mean
+from retinaconf.evaluation.matching import ascending, descending
 from retinaconf.evaluation.overlaps import Overlaps
 
-TOP = 10
+BEST, TOP = 50, 10  # of an object
 CORRECT_IOU = 0.5
+ERROR_IOU = 0.1  # from here on a box is a wrong one of an object
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ PUBLISHED = {
     "ATSS": {"pcc": 0.408, "iou": 0.637, "correct": 30_261, "redundant": 25_428, "error": 92_677},
     "TOOD": {"pcc": 0.452, "iou": 0.661, "correct": 30_734, "redundant": 15_242, "error": 69_013},
 }
+
+
+def best_of_objects(scores: np.ndarray, overlaps: Overlaps, object_iou: float = 0.5, best: int = BEST) -> np.ndarray:
+    """Ascending rows, among D boxes with these scores (D,), of each object's `best` by score.
+
+    An object's boxes are those of its class that fit it best and have IoU >= `object_iou` with it. Which these are
+    depends on the order of the scores and not on their scale, as long as no score threshold cuts them.
+    """
+    rows = np.flatnonzero(overlaps.same_iou >= object_iou)
+    order = rows[descending(scores[rows])]
+    order = order[ascending(overlaps.same_object[order])]
+    starts = np.flatnonzero(np.diff(overlaps.same_object[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[rank < best])
 
 
 def rank_objects(scores: np.ndarray, overlaps: Overlaps, num_objects: int) -> ObjectRankings:

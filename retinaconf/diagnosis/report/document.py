@@ -63,7 +63,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
         },
         "correlation": {name: stage and _correlation(stage, truth.classes) for name, stage in stages.items()},
         "task_alignment": {
-            **(vars(before.rankings) if before else dict.fromkeys(vars(after.rankings))),
+            **(vars(before.alignment.rankings) if before else dict.fromkeys(vars(after.alignment.rankings))),
             **vars(count_boxes(after.overlaps)),
         },
         "density": {

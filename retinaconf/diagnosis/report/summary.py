@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from retinaconf.diagnosis.measures.alignment import BEST
 from retinaconf.diagnosis.measures.diagnose import Diagnosis
 from retinaconf.diagnosis.measures.oracles import Rung
+from retinaconf.diagnosis.measures.task_alignment import BEST
 from retinaconf.evaluation.alpha_sweep import AlphaSweep
 from retinaconf.evaluation.coco import SIZES, object_size
 from retinaconf.evaluation.gains import Gain
