@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,7 @@ Result = TypeVar("Result")
 
 
 _this_thread = threading.local()
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # none in musl
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -35,3 +38,10 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    _give_back()
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system. glibc keeps what each thread has freed, which here is large arrays."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)

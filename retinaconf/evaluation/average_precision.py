@@ -25,30 +25,32 @@ DRAWS_AT_ONCE = 25  # divides the usual numbers of draws by 4, 2 and 1 threads
 
 
 @dataclass(frozen=True)
-class _Level:
-    """The true positives at one IoU threshold, and their runs.
+class _Runs:
+    """The runs of true positives of each class at each IoU threshold, by threshold and class.
 
-    In a run no detection lies between two true positives of a class, unless it is ignored. Precision rises within a
-    run, so the end of each run gives the whole precision envelope.
+    In a run no detection lies between two true positives, unless it is ignored. Precision rises within a run, so the
+    end of each run gives the whole precision envelope. Places are those of D detections by class and descending score.
+    True positives (H) and ignored detections (S) are by threshold and place.
     """
 
-    hits: np.ndarray  # (H,) ascending places of the true positives among the detections
-    skipped: np.ndarray  # (S,) likewise of the ignored
     hit_image: np.ndarray  # (H,)
     skipped_image: np.ndarray  # (S,)
-    hits_before_class: np.ndarray  # (K,) how many come before the class's first detection
-    skipped_before_class: np.ndarray  # (K,)
-    end: np.ndarray  # (R,) of each run the place behind its last true positive
-    hits_until: np.ndarray  # (R,) true positives of all classes up to that one, included
+    end: np.ndarray  # (R,) the place behind each run's last true positive
+    hits_until: np.ndarray  # (R,) true positives up to that one, included
     skipped_before: np.ndarray  # (R,) ignored ones before it
-    classes: np.ndarray  # (C,) that have a run, ascending
-    first_of_class: np.ndarray  # (C,) the row of the class's first run
-    runs_of_class: np.ndarray  # (C,) how many it has
+    level: np.ndarray  # (C,) the threshold of each class at a threshold that has a run
+    label: np.ndarray  # (C,) the class
+    first: np.ndarray  # (C,) its first run
+    start: np.ndarray  # (C,) the place of the class's first detection
+    hits_before: np.ndarray  # (C,) true positives before that one
+    skipped_before_class: np.ndarray  # (C,) ignored ones before it
+    column: np.ndarray  # (R,) the class at a threshold that each run is of: a row of C
     apart: np.ndarray  # (R,) falls from class to class by more than a precision can rise
+    levels: tuple[slice, ...]  # (T,) the runs of each threshold
 
-    def of_runs(self, by_class: np.ndarray) -> np.ndarray:
-        """(B, R): to each run the value of its class, of (B, K)."""
-        return np.repeat(by_class.take(self.classes, axis=1), self.runs_of_class, axis=1)
+    def spread(self, by_class: np.ndarray) -> np.ndarray:
+        """(B, R): to each run the value of its class and threshold, of (B, C)."""
+        return by_class.take(self.column, axis=1)
 
 
 class AveragePrecision:
@@ -87,31 +89,43 @@ class AveragePrecision:
         needed = np.arange(len(label)) <= last[label]
         place = np.cumsum(needed) - 1
         self._image, self._label = image[needed], label[needed]
-        self._class_start = np.searchsorted(self._label, np.arange(self._num_classes))
-        self._levels = [self._level(place[hit], place[skip[needed[skip]]]) for hit, skip in zip(hits, skipped)]
+        self._hits = [place[hit] for hit in hits]
+        self._skipped = [place[skip[needed[skip]]] for skip in skipped]
+        self._runs = self._find_runs()
 
-    def _level(self, hits: np.ndarray, skipped: np.ndarray) -> _Level:
-        skipped_before = np.searchsorted(skipped, hits)
-        counted = hits - skipped_before  # how many detections count before each true positive
-        label = self._label[hits]
-        ends = (np.diff(counted, append=-1) != 1) | (np.diff(label, append=-1) != 0)
-        last = np.flatnonzero(ends)
-        classes, first_of_class, runs_of_class = np.unique(label[last], return_index=True, return_counts=True)
-        return _Level(
-            hits=hits,
-            skipped=skipped,
-            hit_image=self._image[hits],
-            skipped_image=self._image[skipped],
-            hits_before_class=np.searchsorted(hits, self._class_start),
-            skipped_before_class=np.searchsorted(skipped, self._class_start),
-            end=hits[last] + 1,
-            hits_until=last + 1,
-            skipped_before=skipped_before[last],
-            classes=classes,
-            first_of_class=first_of_class,
-            runs_of_class=runs_of_class,
-            apart=2.0 * (self._num_classes - label[last]),
-        )
+    def _find_runs(self) -> _Runs:
+        class_start = np.searchsorted(self._label, np.arange(self._num_classes))
+        columns: dict[str, list[np.ndarray]] = {}
+        levels, runs, seen_columns, hits_seen, skipped_seen = [], 0, 0, 0, 0
+        for level, (hits, skipped) in enumerate(zip(self._hits, self._skipped)):
+            skipped_before = np.searchsorted(skipped, hits)
+            counted = hits - skipped_before  # how many detections count before each true positive
+            label = self._label[hits]
+            ends = (np.diff(counted, append=-1) != 1) | (np.diff(label, append=-1) != 0)
+            last = np.flatnonzero(ends)
+            classes, first, column = np.unique(label[last], return_index=True, return_inverse=True)
+            start = class_start[classes]
+            found = {
+                "hit_image": self._image[hits],
+                "skipped_image": self._image[skipped],
+                "end": hits[last] + 1,
+                "hits_until": hits_seen + last + 1,
+                "skipped_before": skipped_seen + skipped_before[last],
+                "level": np.full(len(classes), level),
+                "label": classes,
+                "first": runs + first,
+                "column": seen_columns + column,
+                "start": start,
+                "hits_before": hits_seen + np.searchsorted(hits, start),
+                "skipped_before_class": skipped_seen + np.searchsorted(skipped, start),
+                "apart": 2.0 * (self._num_classes - label[last]),
+            }
+            for name, column in found.items():
+                columns.setdefault(name, []).append(column)
+            levels.append(slice(runs, runs + len(last)))
+            runs, seen_columns = runs + len(last), seen_columns + len(classes)
+            hits_seen, skipped_seen = hits_seen + len(hits), skipped_seen + len(skipped)
+        return _Runs(**{name: np.concatenate(parts) for name, parts in columns.items()}, levels=tuple(levels))
 
     def within(self, images: np.ndarray) -> AveragePrecision:
         """The same on some images only, quicker where the others never count; (n,) image rows."""
@@ -124,8 +138,8 @@ class AveragePrecision:
         part._keep(
             self._image[rows],
             self._label[rows],
-            [place[level.hits[rows[level.hits]]] for level in self._levels],
-            [place[level.skipped[rows[level.skipped]]] for level in self._levels],
+            [place[hits[rows[hits]]] for hits in self._hits],
+            [place[skipped[rows[skipped]]] for skipped in self._skipped],
         )
         return part
 
@@ -147,7 +161,7 @@ class AveragePrecision:
         draws = np.atleast_2d(image_weights.astype(np.int32))  # summed faster than floats
         at_once = max(1, ENTRIES_AT_ONCE // max(1, len(self._image)))
         parts = [self._by_class(draws[start : start + at_once]) for start in range(0, len(draws), at_once)]
-        return np.concatenate(parts).reshape(*image_weights.shape[:-1], len(self._levels), self._num_classes)
+        return np.concatenate(parts).reshape(*image_weights.shape[:-1], len(self._hits), self._num_classes)
 
     def _by_class(self, weights: np.ndarray) -> np.ndarray:
         """(B, T, K) for weights (B, I)."""
@@ -155,24 +169,27 @@ class AveragePrecision:
         objects = np.stack([np.bincount(self._object_label, draw, self._num_classes) for draw in object_weights])
         levels_reached, first_of_class = _levels_reached(tuple(objects.astype(np.int64).ravel().tolist()))
         first_of_class = first_of_class.reshape(objects.shape)
+        runs = self._runs
         seen = _sums(weights.take(self._image, axis=1))
-        total = np.zeros((len(weights), len(self._levels), self._num_classes))
-        for row, level in enumerate(self._levels):
-            lost = _sums(weights.take(level.skipped_image, axis=1))
-            all_found = _sums(weights.take(level.hit_image, axis=1))
-            counted_before = seen.take(self._class_start, axis=1) - lost.take(level.skipped_before_class, axis=1)
-            counted = seen.take(level.end, axis=1) - lost.take(level.skipped_before, axis=1)
-            counted -= level.of_runs(counted_before)
-            found = all_found.take(level.hits_until, axis=1)
-            found -= level.of_runs(all_found.take(level.hits_before_class, axis=1))
-            # How many recall levels each run reaches: whole numbers, so that a tie is decided as in COCO's code.
-            reached = levels_reached.take(found + level.of_runs(first_of_class))
-            new = reached.copy()
-            new[:, 1:] -= reached[:, :-1]
-            new[:, level.first_of_class] = reached[:, level.first_of_class]
+        lost = _sums(weights.take(runs.skipped_image, axis=1))
+        all_found = _sums(weights.take(runs.hit_image, axis=1))
+        counted = seen.take(runs.end, axis=1) - lost.take(runs.skipped_before, axis=1)
+        counted -= runs.spread(seen.take(runs.start, axis=1) - lost.take(runs.skipped_before_class, axis=1))
+        found = all_found.take(runs.hits_until, axis=1)
+        found -= runs.spread(all_found.take(runs.hits_before, axis=1))
+        # How many recall levels each run reaches: whole numbers, so that a tie is decided as in COCO's code.
+        reached = levels_reached.take(found + runs.spread(first_of_class.take(runs.label, axis=1)))
+        new = reached.copy()
+        new[:, 1:] -= reached[:, :-1]
+        new[:, runs.first] = reached[:, runs.first]
+        precision = found / np.maximum(counted, 1)
+        for level in runs.levels:
             # The envelope of all classes takes one pass: an offset keeps a class from seeing those after it.
-            precision = _largest_from(found / np.maximum(counted, 1) + level.apart) - level.apart
-            total[:, row, level.classes] = np.add.reduceat(precision * new, level.first_of_class, axis=1)
+            apart = runs.apart[level]
+            precision[:, level] = _largest_from(precision[:, level] + apart) - apart
+        precision *= new
+        total = np.zeros((len(weights), len(self._hits), self._num_classes))
+        total[:, runs.level, runs.label] = np.add.reduceat(precision, runs.first, axis=1)
         return np.where(objects[:, None] > 0, total / len(RECALLS), np.nan)
 
 
