@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -29,16 +29,30 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     if hasattr(_this_thread, "works"):
         yield from map(work, items)
         return
-    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    threads = _threads()
     with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
+            if len(waiting) > 2 * threads:  # a short item does not wait for a long one before it
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     _give_back()
+
+
+def in_even_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`in_threads` for work that is itself in threads.
+
+    The first item is done on all threads where otherwise the last would be done on one, while the others wait.
+    """
+    alone = 1 if len(items) % _threads() == 1 else 0
+    yield from map(work, items[:alone])
+    yield from in_threads(work, items[alone:])
+
+
+def _threads() -> int:
+    return min(MOST_THREADS, os.cpu_count() or 1)
 
 
 def _give_back() -> None:

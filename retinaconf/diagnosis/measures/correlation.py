@@ -80,16 +80,17 @@ class _Ranks:
     """Ranks of n values within their groups."""
 
     def __init__(self, values: np.ndarray, group: np.ndarray, count: np.ndarray):
-        order = np.argsort(values)
-        new_run = _changes(values.take(order))
-        if len(count) > 1:  # a whole number for group and value sorts several times faster than lexsort
-            key = group * np.int64(len(values)) + _dense(order, new_run)
-            order = np.argsort(key)
-            new_run = _changes(key.take(order))
         self._group_starts = np.cumsum(count) - count
+        order = np.argsort(values)
+        if len(count) > 1:
+            narrow = group.astype(np.min_scalar_type(len(count)))  # NumPy sorts 16 bits by radix
+            order = order.take(np.argsort(narrow.take(order), kind="stable"))
+        new_run = _changes(values.take(order))
+        new_run[self._group_starts[count > 0]] = True
         self._group = group
         self.run_starts = np.flatnonzero(new_run)  # in the order of group and value
-        self.dense = _dense(order, new_run)  # (n,) ascending with group and value
+        self.dense = np.empty(len(values), dtype=np.int32)  # (n,) ascending with group and value, ties equal
+        self.dense[order] = np.cumsum(new_run, dtype=np.int32) - np.int32(1)
         self.tied = _tied_pairs(self.run_starts, self._group_starts, len(values))  # (M,) pairs equal in value
 
     def mean_rank(self) -> np.ndarray:
@@ -98,13 +99,6 @@ class _Ranks:
         middle = self.run_starts + (lengths - 1) / 2
         mean: np.ndarray = middle[self.dense] - self._group_starts[self._group]
         return mean
-
-
-def _dense(order: np.ndarray, new_run: np.ndarray) -> np.ndarray:
-    """(n,) int32 ranks from 0, ties equal, of values that are sorted by `order`."""
-    dense = np.empty(len(order), dtype=np.int32)
-    dense[order] = np.cumsum(new_run, dtype=np.int32) - np.int32(1)
-    return dense
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
