@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     if hasattr(_this_thread, "works"):
         yield from map(work, items)
         return
-    threads = _threads()
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
@@ -39,20 +39,6 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         while waiting:
             yield waiting.popleft().result()
     _give_back()
-
-
-def in_even_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """`in_threads` for work that is itself in threads.
-
-    The first item is done on all threads where otherwise the last would be done on one, while the others wait.
-    """
-    alone = 1 if len(items) % _threads() == 1 else 0
-    yield from map(work, items[:alone])
-    yield from in_threads(work, items[alone:])
-
-
-def _threads() -> int:
-    return min(MOST_THREADS, os.cpu_count() or 1)
 
 
 def _give_back() -> None:

@@ -12,7 +12,7 @@ from retinaconf.detections import Detections
 from retinaconf.evaluation.average_precision import AveragePrecision, curve_of
 from retinaconf.evaluation.gains import REPLICATES, Gain, choose
 from retinaconf.progress import ProgressCallback, silent
-from retinaconf.threads import in_even_threads, in_threads
+from retinaconf.threads import in_threads
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
@@ -58,7 +58,7 @@ def sweep_alpha(
         seed: of the halves and of the draws.
         progress: told after each alpha and block of draws.
     """
-    curves = in_even_threads(lambda alpha: curve_of(post_process(candidates.rescored(alpha)), ground_truth), alphas)
+    curves = in_threads(lambda alpha: curve_of(post_process(candidates.rescored(alpha)), ground_truth), alphas)
     return compare_alphas(curves, own, ground_truth, alphas, replicates, seed, progress)
 
 

@@ -19,7 +19,7 @@ from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, measure_gains
 from retinaconf.evaluation.matching import ascending, descending, match_detections
 from retinaconf.evaluation.overlaps import Overlaps
 from retinaconf.progress import ProgressCallback, silent
-from retinaconf.threads import in_even_threads
+from retinaconf.threads import in_threads
 
 DESCRIPTIONS = {
     "as_is": "as it is",
@@ -113,7 +113,7 @@ def oracle_ladder(
         return curve
 
     curves: dict[str, AveragePrecision] = {}
-    for done, curve in enumerate(in_even_threads(measured, [*corrected, "as_is"]), start=1):
+    for done, curve in enumerate(in_threads(measured, ["as_is", *corrected]), start=1):
         curves |= curve
         progress("oracle ladder", done, 1 + len(corrected))
 

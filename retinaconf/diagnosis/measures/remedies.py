@@ -19,7 +19,7 @@ from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, 
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
 from retinaconf.evaluation.score_map import fit_matches, num_objects, read_by_halves
 from retinaconf.progress import ProgressCallback, silent
-from retinaconf.threads import in_even_threads, in_threads
+from retinaconf.threads import in_threads
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
@@ -158,7 +158,7 @@ def _choose_nms(
         return curve_of(replace(process, nms_iou=nms_iou)(boxes), ground_truth)
 
     curve_at = {process.nms_iou: own}
-    for nms_iou, curve in zip(others, in_even_threads(curve_with, others)):
+    for nms_iou, curve in zip(others, in_threads(curve_with, others)):
         curve_at[nms_iou] = curve
         progress("AP at every NMS IoU", len(curve_at), len(ious))
     curves = [curve_at[nms_iou] for nms_iou in ious]
