@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,8 +132,14 @@ def diagnose(
 
     base, own = before or after, made if made is not None else final  # gains are over `own`, so that NMS is the same
     finish: Callable[[Detections], Detections] = process if before else _unchanged
-    metrics = CocoEvaluator(ground_truth)(final)
-    own_curve = curve_of(own, ground_truth)
+    known = final.confidence
+    of_final: list[Callable[[], Any]] = [
+        lambda: CocoEvaluator(ground_truth)(final),
+        lambda: curve_of(own, ground_truth),
+        lambda: calibrate(final, ground_truth),
+        lambda: None if known is None else calibrate(replace(final, scores=known), ground_truth),
+    ]
+    metrics, own_curve, calibration, confidence = in_threads(lambda measure: measure(), of_final)
     rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,
@@ -150,7 +157,6 @@ def diagnose(
         quality = sweep_alpha(
             ranked, own_curve, ground_truth, finish, replicates=replicates, seed=seed, progress=progress
         )
-    known = final.confidence
     return Diagnosis(
         ground_truth=ground_truth,
         post_processing=process,
@@ -163,8 +169,8 @@ def diagnose(
         casualties=casualties,
         oracles=ladder,
         quality=quality,
-        calibration=calibrate(final, ground_truth),
-        confidence=None if known is None else calibrate(replace(final, scores=known), ground_truth),
+        calibration=calibration,
+        confidence=confidence,
         remedies=measure_remedies(
             base.boxes, own, own_curve, ground_truth, process if before else None, rough, seed, progress
         ),
