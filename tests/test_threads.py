@@ -28,6 +28,18 @@ def test_results_come_in_order_and_items_are_not_drawn_ahead() -> None:
         assert len(drawn) <= done + 2 * MOST_THREADS
 
 
+def test_a_thread_goes_on_while_the_first_result_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    others_done = threading.Event()
+
+    def work(item: int) -> bool:
+        if item == 3:
+            others_done.set()
+        return others_done.wait(10) if item == 0 else True
+
+    assert all(in_threads(work, range(4)))
+
+
 def test_work_within_work_stays_on_its_thread() -> None:
     def inner(item: int) -> tuple[int, int]:
         return item, threading.get_ident()

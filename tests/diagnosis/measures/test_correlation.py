@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from retinaconf.diagnosis.measures import correlation
 from retinaconf.diagnosis.measures.correlation import joint_density, rank_correlation, spearman
 
 
+@pytest.mark.parametrize("at_once", [1 << 15, 20, 1])
 @pytest.mark.parametrize(
-    ("count", "groups", "levels"), [(2, 1, 5), (60, 4, 4), (400, 9, 10**6), (400, 9, 12), (3000, 1, 30)]
+    ("count", "groups", "levels"), [(2, 1, 5), (60, 4, 4), (400, 9, 10**6), (400, 9, 12), (3000, 1, 30), (40, 300, 9)]
 )
-def test_equals_scipy(count: int, groups: int, levels: int) -> None:
+def test_equals_scipy(monkeypatch: pytest.MonkeyPatch, count: int, groups: int, levels: int, at_once: int) -> None:
     stats = pytest.importorskip("scipy.stats")
+    monkeypatch.setattr(correlation, "VALUES_AT_ONCE", at_once)
     rng = np.random.default_rng(count + levels)
     scores = rng.integers(0, levels, count) / levels
     iou = np.round(0.5 * scores + rng.random(count), 2)

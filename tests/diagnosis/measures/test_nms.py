@@ -92,6 +92,15 @@ def test_descending_is_stable() -> None:
         assert descending(scores).tolist() == np.argsort(-scores, kind="stable").tolist()
 
 
+@pytest.mark.parametrize("groups", [1, 3, 500, 1 << 40])
+def test_descending_tells_scores_apart_that_differ_in_their_last_bit(groups: int) -> None:
+    rng = np.random.default_rng(groups)
+    close = 0.5 + rng.integers(0, 9, 300) * np.finfo(np.float64).epsneg
+    for scores in (close, np.append(close, [0, 1]), np.append(close, -1e300), close.astype(np.float32), close * 0):
+        group = rng.integers(0, groups, len(scores))
+        assert descending(scores, group).tolist() == np.lexsort((-scores, group)).tolist()
+
+
 @pytest.mark.parametrize("at_once", [1 << 18, 16])
 def test_best_overlaps_are_the_maximum(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(overlaps_module, "PAIRS_AT_ONCE", at_once)
