@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -67,6 +68,10 @@ class PlannedBatches(Dataset[Batch]):
 
     def __getitem__(self, plan: Plan) -> Batch:
         """Read, augment and pad the images of a plan; crowd regions and too small boxes are no targets."""
+        with _one_thread():
+            return self._batch(plan)
+
+    def _batch(self, plan: Plan) -> Batch:
         images: list[np.ndarray] = []
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         for i, change in zip(plan.index, plan.augmentations):
@@ -95,6 +100,17 @@ class PlannedBatches(Dataset[Batch]):
         rows = np.arange(gt.offsets[i], gt.offsets[i + 1])
         rows = rows[~gt.crowd[rows]]
         return *apply(read_image(gt.path(i), declared), gt.boxes[rows], change), gt.labels[rows]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A worker has one thread. With more, torch's resize rounds otherwise, and a run without workers would differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def padded(images: list[np.ndarray], canvas: tuple[int, int]) -> Tensor:

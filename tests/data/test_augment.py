@@ -1,13 +1,14 @@
 """Which draws are made: their range, their share, what they depend on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from retinaconf.config import PRESETS, Config, DataConfig, config_from_flat
@@ -288,13 +289,22 @@ def test_turned_and_cropped_pictures_are_batched_by_their_new_shape():
     assert given < 1.15 * needed  # 1.4 if they were sorted by the shapes of the files
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As a training without workers has them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 # Resizing knows neither workers nor processes: each way of it with something that is drawn and with nothing.
 @pytest.mark.parametrize(
     ("preset", "resize"),
     [("none", "torchvision"), ("flip", "antialias"), ("light", "antialias"), ("strong", "torchvision")],
 )
 def test_batches_are_the_same_whatever_the_workers_and_processes(
-    make_data: Callable[..., Path], tmp_path: Path, preset: Any, resize: Any
+    make_data: Callable[..., Path], tmp_path: Path, two_threads: None, preset: Any, resize: Any
 ):
     from retinaconf.data.layouts import load_split
 
