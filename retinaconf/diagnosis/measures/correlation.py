@@ -49,7 +49,8 @@ def rank_correlation(
     both += place.dense
     both.sort()
     group_starts = np.cumsum(count) - count
-    tied_both = _tied_pairs(np.flatnonzero(_changes(both)), group_starts, len(both))
+    lengths, of_run = _runs(np.flatnonzero(_changes(both)), group_starts, len(both))
+    tied_both = np.bincount(of_run, lengths * (lengths - 1) / 2, num_groups)
     both %= max(len(place.run_starts), 1)  # in place, as all here: it may be millions of boxes
     discordant = _inversions(both.astype(np.int32), place.run_starts, group_starts)
     strict = pairs - score.tied - place.tied + tied_both
@@ -67,38 +68,31 @@ def spearman(scores: np.ndarray, iou: np.ndarray, group: np.ndarray, num_groups:
 
 
 def _spearman(score: _Ranks, place: _Ranks, group: np.ndarray, count: np.ndarray) -> np.ndarray:
-    middle = (count - 1)[group] / 2
-    a, b = score.mean_rank() - middle, place.mean_rank() - middle
-
-    def per_group(values: np.ndarray) -> np.ndarray:
-        return np.bincount(group, weights=values, minlength=len(count))
-
-    return np.clip(_ratio(per_group(a * b), np.sqrt(per_group(a * a) * per_group(b * b))), -1, 1)
+    product = score.centred.take(score.dense)
+    product *= place.centred.take(place.dense)
+    both = np.bincount(group, weights=product, minlength=len(count))
+    return np.clip(_ratio(both, np.sqrt(score.squares * place.squares)), -1, 1)
 
 
 class _Ranks:
     """Ranks of n values within their groups."""
 
     def __init__(self, values: np.ndarray, group: np.ndarray, count: np.ndarray):
-        self._group_starts = np.cumsum(count) - count
+        group_starts = np.cumsum(count) - count
         order = np.argsort(values)
         if len(count) > 1:
             narrow = group.astype(np.min_scalar_type(len(count)))  # NumPy sorts 16 bits by radix
             order = order.take(np.argsort(narrow.take(order), kind="stable"))
         new_run = _changes(values.take(order))
-        new_run[self._group_starts[count > 0]] = True
-        self._group = group
-        self.run_starts = np.flatnonzero(new_run)  # in the order of group and value
-        self.dense = np.empty(len(values), dtype=np.int32)  # (n,) ascending with group and value, ties equal
+        new_run[group_starts[count > 0]] = True
+        self.run_starts = np.flatnonzero(new_run)  # (R,) of equal values, in the order of group and value
+        self.dense = np.empty(len(values), dtype=np.int32)  # (n,) the run of each, which ascends with group and value
         self.dense[order] = np.cumsum(new_run, dtype=np.int32) - np.int32(1)
-        self.tied = _tied_pairs(self.run_starts, self._group_starts, len(values))  # (M,) pairs equal in value
-
-    def mean_rank(self) -> np.ndarray:
-        """(n,) from 0 in each group, ties at their mean."""
-        lengths = np.diff(self.run_starts, append=len(self.dense))
-        middle = self.run_starts + (lengths - 1) / 2
-        mean: np.ndarray = middle[self.dense] - self._group_starts[self._group]
-        return mean
+        lengths, of_run = _runs(self.run_starts, group_starts, len(values))
+        self.tied = np.bincount(of_run, lengths * (lengths - 1) / 2, len(count))  # (M,) pairs equal in value
+        middle = (group_starts + (count - 1) / 2)[of_run]
+        self.centred = self.run_starts + (lengths - 1) / 2 - middle  # (R,) mean rank, less the group's mean rank
+        self.squares = np.bincount(of_run, lengths * self.centred**2, len(count))  # (M,) their sum over the values
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -112,11 +106,10 @@ def _changes(sorted_values: np.ndarray) -> np.ndarray:
     return new
 
 
-def _tied_pairs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> np.ndarray:
-    """(M,) float64: pairs within the runs of equal values, by group; runs lie within groups."""
-    length = np.diff(run_starts, append=size).astype(np.float64)
-    group = np.searchsorted(group_starts, run_starts, side="right") - 1
-    return np.bincount(group, weights=length * (length - 1) / 2, minlength=len(group_starts))
+def _runs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The length of each run, float64, and the group that it lies in."""
+    lengths = np.diff(run_starts, append=size).astype(np.float64)
+    return lengths, np.searchsorted(group_starts, run_starts, side="right") - 1
 
 
 def _inversions(values: np.ndarray, run_starts: np.ndarray, group_starts: np.ndarray) -> np.ndarray:
