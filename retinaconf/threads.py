@@ -30,15 +30,17 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield from map(work, items)
         return
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * threads:  # a short item does not wait for a long one before it
+    try:
+        with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:  # a short item does not wait for a long one before it
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    _give_back()
+    finally:
+        _give_back()
 
 
 def _give_back() -> None:

@@ -44,13 +44,13 @@ class _Runs:
     start: np.ndarray  # (C,) the place of the class's first detection
     hits_before: np.ndarray  # (C,) true positives before that one
     skipped_before_class: np.ndarray  # (C,) ignored ones before it
-    column: np.ndarray  # (R,) the class at a threshold that each run is of: a row of C
+    pair: np.ndarray  # (R,) of which class at which threshold each run is: a row of C
     apart: np.ndarray  # (R,) falls from class to class by more than a precision can rise
     levels: tuple[slice, ...]  # (T,) the runs of each threshold
 
     def spread(self, by_class: np.ndarray) -> np.ndarray:
         """(B, R): to each run the value of its class and threshold, of (B, C)."""
-        return by_class.take(self.column, axis=1)
+        return by_class.take(self.pair, axis=1)
 
 
 class AveragePrecision:
@@ -96,14 +96,14 @@ class AveragePrecision:
     def _find_runs(self) -> _Runs:
         class_start = np.searchsorted(self._label, np.arange(self._num_classes))
         columns: dict[str, list[np.ndarray]] = {}
-        levels, runs, seen_columns, hits_seen, skipped_seen = [], 0, 0, 0, 0
+        levels, runs, pairs, hits_seen, skipped_seen = [], 0, 0, 0, 0
         for level, (hits, skipped) in enumerate(zip(self._hits, self._skipped)):
             skipped_before = np.searchsorted(skipped, hits)
             counted = hits - skipped_before  # how many detections count before each true positive
             label = self._label[hits]
             ends = (np.diff(counted, append=-1) != 1) | (np.diff(label, append=-1) != 0)
             last = np.flatnonzero(ends)
-            classes, first, column = np.unique(label[last], return_index=True, return_inverse=True)
+            classes, first, pair = np.unique(label[last], return_index=True, return_inverse=True)
             start = class_start[classes]
             found = {
                 "hit_image": self._image[hits],
@@ -114,7 +114,7 @@ class AveragePrecision:
                 "level": np.full(len(classes), level),
                 "label": classes,
                 "first": runs + first,
-                "column": seen_columns + column,
+                "pair": pairs + pair,
                 "start": start,
                 "hits_before": hits_seen + np.searchsorted(hits, start),
                 "skipped_before_class": skipped_seen + np.searchsorted(skipped, start),
@@ -123,7 +123,7 @@ class AveragePrecision:
             for name, column in found.items():
                 columns.setdefault(name, []).append(column)
             levels.append(slice(runs, runs + len(last)))
-            runs, seen_columns = runs + len(last), seen_columns + len(classes)
+            runs, pairs = runs + len(last), pairs + len(classes)
             hits_seen, skipped_seen = hits_seen + len(hits), skipped_seen + len(skipped)
         return _Runs(**{name: np.concatenate(parts) for name, parts in columns.items()}, levels=tuple(levels))
 

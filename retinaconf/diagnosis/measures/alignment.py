@@ -20,7 +20,7 @@ from retinaconf.threads import in_threads
 
 @dataclass(frozen=True)
 class WithinObjects:
-    """Rank correlation among the best boxes of one object, averaged over objects: the ranking that NMS uses.
+    """Rank correlation among the 50 best boxes of one object, averaged over objects: the ranking that NMS uses.
 
     Each mean is over the objects for which it is defined; NaN where there is none.
     """
@@ -29,7 +29,7 @@ class WithinObjects:
     kendall: float
     concordance: float  # of two of its boxes, how often the better-placed one has the higher score
     objects: int  # with two boxes that differ in score and IoU
-    boxes: float  # of those objects, the mean number of boxes, at most BEST
+    boxes: float  # of those objects, the mean number of boxes, at most 50
     per_object: RankCorrelation  # of each of B ground-truth boxes
 
 

@@ -49,8 +49,7 @@ def rank_correlation(
     both += place.dense
     both.sort()
     group_starts = np.cumsum(count) - count
-    lengths, of_run = _runs(np.flatnonzero(_changes(both)), group_starts, len(both))
-    tied_both = np.bincount(of_run, lengths * (lengths - 1) / 2, num_groups)
+    tied_both = _tied_pairs(np.flatnonzero(_changes(both)), group_starts, len(both))
     both %= max(len(place.run_starts), 1)  # in place, as all here: it may be millions of boxes
     discordant = _inversions(both.astype(np.int32), place.run_starts, group_starts)
     strict = pairs - score.tied - place.tied + tied_both
@@ -68,31 +67,37 @@ def spearman(scores: np.ndarray, iou: np.ndarray, group: np.ndarray, num_groups:
 
 
 def _spearman(score: _Ranks, place: _Ranks, group: np.ndarray, count: np.ndarray) -> np.ndarray:
-    product = score.centred.take(score.dense)
-    product *= place.centred.take(place.dense)
+    ranks, score_squares = score.centred()
+    product = ranks.take(score.dense)
+    ranks, place_squares = place.centred()
+    product *= ranks.take(place.dense)
     both = np.bincount(group, weights=product, minlength=len(count))
-    return np.clip(_ratio(both, np.sqrt(score.squares * place.squares)), -1, 1)
+    return np.clip(_ratio(both, np.sqrt(score_squares * place_squares)), -1, 1)
 
 
 class _Ranks:
     """Ranks of n values within their groups."""
 
     def __init__(self, values: np.ndarray, group: np.ndarray, count: np.ndarray):
-        group_starts = np.cumsum(count) - count
+        self._count, self._group_starts = count, np.cumsum(count) - count
         order = np.argsort(values)
         if len(count) > 1:
             narrow = group.astype(np.min_scalar_type(len(count)))  # NumPy sorts 16 bits by radix
             order = order.take(np.argsort(narrow.take(order), kind="stable"))
         new_run = _changes(values.take(order))
-        new_run[group_starts[count > 0]] = True
-        self.run_starts = np.flatnonzero(new_run)  # (R,) of equal values, in the order of group and value
+        new_run[self._group_starts[count > 0]] = True
         self.dense = np.empty(len(values), dtype=np.int32)  # (n,) the run of each, which ascends with group and value
         self.dense[order] = np.cumsum(new_run, dtype=np.int32) - np.int32(1)
-        lengths, of_run = _runs(self.run_starts, group_starts, len(values))
-        self.tied = np.bincount(of_run, lengths * (lengths - 1) / 2, len(count))  # (M,) pairs equal in value
-        middle = (group_starts + (count - 1) / 2)[of_run]
-        self.centred = self.run_starts + (lengths - 1) / 2 - middle  # (R,) mean rank, less the group's mean rank
-        self.squares = np.bincount(of_run, lengths * self.centred**2, len(count))  # (M,) their sum over the values
+        del order  # as large as the values
+        self.run_starts = np.flatnonzero(new_run)  # (R,) of equal values, in the order of group and value
+        self.tied = _tied_pairs(self.run_starts, self._group_starts, len(values))  # (M,) pairs equal in value
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """(R,) the mean rank of each run less that of its group, and (M,) the sum of its square over the values."""
+        lengths, group = _runs(self.run_starts, self._group_starts, len(self.dense))
+        ranks = self.run_starts + (lengths - 1) / 2
+        ranks -= (self._group_starts + (self._count - 1) / 2)[group]
+        return ranks, np.bincount(group, lengths * ranks**2, len(self._count))
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -110,6 +115,12 @@ def _runs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> tuple[
     """The length of each run, float64, and the group that it lies in."""
     lengths = np.diff(run_starts, append=size).astype(np.float64)
     return lengths, np.searchsorted(group_starts, run_starts, side="right") - 1
+
+
+def _tied_pairs(run_starts: np.ndarray, group_starts: np.ndarray, size: int) -> np.ndarray:
+    """(M,) float64: pairs within the runs of equal values, by group; runs lie within groups."""
+    lengths, group = _runs(run_starts, group_starts, size)
+    return np.bincount(group, lengths * (lengths - 1) / 2, len(group_starts))
 
 
 def _inversions(values: np.ndarray, run_starts: np.ndarray, group_starts: np.ndarray) -> np.ndarray:

@@ -136,8 +136,9 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
         covered[first] = False
         suppressor[row[covered]] = of_first(row)[covered]
         covered[first] = True
-        left = np.flatnonzero(~covered)
-        sizes = np.add.reduceat(~covered, first, dtype=np.int64)
+        stays = ~covered
+        left = np.flatnonzero(stays)
+        sizes = np.add.reduceat(stays, first, dtype=np.int64)
         sizes = sizes[sizes > 0]
         first = np.cumsum(sizes) - sizes
         row, x1, y1, x2, y2, area = (column.take(left) for column in (row, x1, y1, x2, y2, area))
