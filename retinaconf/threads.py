@@ -30,20 +30,17 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield from map(work, items)
         return
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
-            waiting: deque[Future[Result]] = deque()
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:  # a short item does not wait for a long one before it
-                    yield waiting.popleft().result()
-            while waiting:
+    with ThreadPoolExecutor(threads, initializer=setattr, initargs=(_this_thread, "works", True)) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:  # a short item does not wait for a long one before it
                 yield waiting.popleft().result()
-    finally:
-        _give_back()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _give_back() -> None:
-    """Give freed memory back to the system. glibc keeps what each thread has freed, which here is large arrays."""
+def give_back_memory() -> None:
+    """Give freed memory back to the system: after large arrays, glibc keeps much of what each thread has freed."""
     if _malloc_trim is not None:
         _malloc_trim(0)

@@ -29,7 +29,7 @@ from retinaconf.evaluation.coco import CocoEvaluator, Metrics
 from retinaconf.evaluation.gains import REPLICATES, ROUGH_REPLICATES
 from retinaconf.evaluation.overlaps import Overlaps, best_overlaps
 from retinaconf.progress import ProgressCallback, silent
-from retinaconf.threads import in_threads
+from retinaconf.threads import give_back_memory, in_threads
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,13 @@ def diagnose(
         seed=seed,
         progress=progress,
     )
+    give_back_memory()
     ranked = source if source is not None else final
     if quality is None and ranked.quality is not None:
         quality = sweep_alpha(
             ranked, own_curve, ground_truth, finish, replicates=replicates, seed=seed, progress=progress
         )
+        give_back_memory()
     return Diagnosis(
         ground_truth=ground_truth,
         post_processing=process,

@@ -19,7 +19,7 @@ from retinaconf.evaluation.gains import ROUGH_REPLICATES, Gain, choose, halves, 
 from retinaconf.evaluation.matching import MatchedDetections, match_detections
 from retinaconf.evaluation.score_map import fit_matches, num_objects, read_by_halves
 from retinaconf.progress import ProgressCallback, silent
-from retinaconf.threads import in_threads
+from retinaconf.threads import give_back_memory, in_threads
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CUSTOMARY = 0.5  # the score threshold that many programs draw boxes from
@@ -110,6 +110,7 @@ def measure_remedies(
         everything = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
         measured = measure_gains([own, *curves], over_own, everything, len(everything), replicates, seed, progress)
         gains = dict(zip(changed, measured))
+        give_back_memory()
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     best = _best_threshold(matches, ground_truth, first)
     return Remedies(
