@@ -14,6 +14,7 @@ from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
+PAIRS_AT_ONCE = 4  # of boxes and each of their group, for each box of a block; above, rounds are faster
 FIRST_DEPTH = 10  # boxes that NMS sees first, for each detection of an image, times 1 - its IoU threshold
 
 
@@ -114,35 +115,76 @@ def _groups(image_index: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     """All groups at once: a round keeps each group's best remaining box and drops what it covers.
 
-    Boxes (D, 4) are in descending score within each group (D,). Returns (D,) int64, as `nms` does.
+    When few pairs of boxes are left, all of them are compared at once: the last rounds would be many and short, and two
+    threads would wait for each other in each. Boxes (D, 4) are in descending score within each group (D,). Returns (D,)
+    int64, as `nms` does.
     """
     suppressor = np.full(len(group), -1, dtype=np.int64)
     row = np.argsort(group, kind="stable")
-    group = group[row]
+    group = group.take(row)
     first = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
     sizes = np.diff(first, append=len(row))
     x1, y1, x2, y2 = boxes.take(row, axis=0).T.copy()
-    area = (x2 - x1) * (y2 - y1)
-    while len(row):
-
-        def of_first(column: np.ndarray, first: np.ndarray = first, sizes: np.ndarray = sizes) -> np.ndarray:
-            return np.repeat(column.take(first), sizes)
-
-        width = np.minimum(x2, of_first(x2)) - np.maximum(x1, of_first(x1))
-        height = np.minimum(y2, of_first(y2)) - np.maximum(y1, of_first(y1))
-        intersection = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(invalid="ignore"):  # 0 / 0, two empty boxes, is NaN: not larger than any threshold
-            covered = intersection / (of_first(area) + area - intersection) > iou_threshold
+    columns = [x1, y1, x2, y2, (x2 - x1) * (y2 - y1)]
+    while sizes @ sizes > PAIRS_AT_ONCE * len(group):
+        best = np.repeat(first, sizes)
+        covered = _covers(columns, best, slice(None), iou_threshold)
         covered[first] = False
-        suppressor[row[covered]] = of_first(row)[covered]
+        dropped = np.flatnonzero(covered)
+        suppressor[row.take(dropped)] = row.take(best.take(dropped))
         covered[first] = True
         stays = ~covered
         left = np.flatnonzero(stays)
         sizes = np.add.reduceat(stays, first, dtype=np.int64)
         sizes = sizes[sizes > 0]
         first = np.cumsum(sizes) - sizes
-        row, x1, y1, x2, y2, area = (column.take(left) for column in (row, x1, y1, x2, y2, area))
+        row, *columns = (column.take(left) for column in (row, *columns))
+
+    best = np.repeat(first, sizes)
+    num_better = np.arange(len(row)) - best  # in the group
+    worse = np.repeat(np.arange(len(row)), num_better)
+    better = best.take(worse) + np.arange(len(worse)) - np.repeat(np.cumsum(num_better) - num_better, num_better)
+    close = _covers(columns, better, worse, iou_threshold)
+    better, worse = better[close], worse[close]
+    by_kept = np.flatnonzero(~_removed(better, worse, len(row))[better])[::-1]  # of a box's pairs the first counts
+    suppressor[row.take(worse.take(by_kept))] = row.take(better.take(by_kept))
     return suppressor
+
+
+def _covers(
+    columns: list[np.ndarray], better: np.ndarray, worse: np.ndarray | slice, iou_threshold: float
+) -> np.ndarray:
+    """(P,) bool: whether the IoU of two boxes is above the threshold; `columns` are x1, y1, x2, y2 and area.
+
+    In place, since new arrays cost more than the arithmetic.
+    """
+    x1, y1, x2, y2, area = columns
+    width, height = np.minimum(x2.take(better), x2[worse]), np.minimum(y2.take(better), y2[worse])
+    width -= np.maximum(x1.take(better), x1[worse])
+    height -= np.maximum(y1.take(better), y1[worse])
+    intersection = np.maximum(width, 0, out=width)
+    intersection *= np.maximum(height, 0, out=height)
+    union = area.take(better)
+    union += area[worse]
+    union -= intersection
+    with np.errstate(invalid="ignore"):  # 0 / 0, two empty boxes, is NaN: not larger than any threshold
+        covers: np.ndarray = np.divide(intersection, union, out=union) > iou_threshold
+    return covers
+
+
+def _removed(better: np.ndarray, worse: np.ndarray, count: int) -> np.ndarray:
+    """(count,) bool: what greedy NMS removes, where each box `better` (P,) would remove the box `worse` (P,).
+
+    A box that nothing can remove is kept and removes its own; then there are new ones that nothing can remove.
+    """
+    removed = np.zeros(count, dtype=bool)
+    while len(worse):
+        kept = np.ones(count, dtype=bool)
+        kept[worse] = False
+        removed[worse[kept[better]]] = True
+        undecided = ~(removed[better] | removed[worse])
+        better, worse = better[undecided], worse[undecided]
+    return removed
 
 
 def top_per_image(image_index: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
