@@ -50,7 +50,7 @@ def sweep_alpha(
 
     Args:
         candidates: with quality; D candidates before NMS, or detections, which are then re-ranked only.
-        own: the AP of the detections by the detector's own score.
+        own: the AP of what `post_process` makes of the candidates, by the detector's own score.
         ground_truth: I images.
         post_process: makes detections of candidates; the identity for detections.
         alphas: must hold 0, the baseline. Of equally good ones the smallest is best.
@@ -58,8 +58,14 @@ def sweep_alpha(
         seed: of the halves and of the draws.
         progress: told after each alpha and block of draws.
     """
-    curves = in_threads(lambda alpha: curve_of(post_process(candidates.rescored(alpha)), ground_truth), alphas)
-    return compare_alphas(curves, own, ground_truth, alphas, replicates, seed, progress)
+
+    def curve_at(alpha: float) -> AveragePrecision:
+        ranked = candidates.rescored(alpha)
+        if np.array_equal(ranked.scores, candidates.scores):
+            return own  # a detector that ranks by its class score does so at alpha 0
+        return curve_of(post_process(ranked), ground_truth)
+
+    return compare_alphas(in_threads(curve_at, alphas), own, ground_truth, alphas, replicates, seed, progress)
 
 
 def compare_alphas(

@@ -26,6 +26,7 @@ from retinaconf.diagnosis.report.document import to_json
 from retinaconf.diagnosis.report.figures import save_figures
 from retinaconf.diagnosis.report.summary import summarize
 from retinaconf.errors import InputError
+from retinaconf.evaluation.coco import CocoEvaluator
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 NOTHING = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
@@ -235,8 +236,9 @@ def test_the_score_threshold_cuts_candidates_and_each_joint_score() -> None:
     process = PostProcessing(score_threshold=0.4)
     diagnosis = diagnose(ground_truth, candidates=candidates, post_processing=process, replicates=2)
     assert diagnosis.before.boxes.scores.min() > 0.4
-    cut = diagnose(ground_truth, detections=process(candidates.rescored(0.5)))
-    assert diagnosis.quality.AP[5] == pytest.approx(cut.metrics.overall["AP"], abs=1e-12)
+    for place, alpha in ((0, 0.0), (5, 0.5)):  # at 0 by the detector's own score
+        cut = CocoEvaluator(ground_truth)(process(candidates.rescored(alpha)))
+        assert diagnosis.quality.AP[place] == pytest.approx(cut.overall["AP"], abs=1e-12)
 
 
 def test_the_document_keeps_its_keys() -> None:
