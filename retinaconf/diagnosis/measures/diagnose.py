@@ -140,6 +140,7 @@ def diagnose(
         lambda: None if known is None else calibrate(replace(final, scores=known), ground_truth),
     ]
     metrics, own_curve, calibration, confidence = in_threads(lambda measure: measure(), of_final)
+    give_back_memory()
     rough = min(replicates, ROUGH_REPLICATES)
     ladder = oracle_ladder(
         base.boxes,

@@ -95,22 +95,9 @@ def measure_remedies(
         seed: of the halves and of the draws.
         progress: told after each setting and block of draws.
     """
+    gains = _gains_of_changes(boxes, detections, own, ground_truth, post_processing, replicates, seed, progress)
+    give_back_memory()
     first, second = halves(ground_truth, seed)
-    changed: dict[str, Detections] = {}  # by what leaves nothing to choose
-    if reach_out(detections, ground_truth).any():
-        changed["clipping"] = _clipped(detections, ground_truth)
-    if post_processing is not None and not post_processing.soft_nms:
-        changed["soft NMS"] = replace(post_processing, nms_iou=SOFT_NMS_IOU, soft_nms=True)(boxes)
-    if post_processing is not None and not post_processing.vote:
-        changed["voting"] = vote(detections, boxes)
-    gains: dict[str, Gain] = {}
-    if changed:
-        curves = list(curves_of(changed.values(), ground_truth))
-        over_own = [(0, 1 + place) for place in range(len(curves))]
-        everything = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
-        measured = measure_gains([own, *curves], over_own, everything, len(everything), replicates, seed, progress)
-        gains = dict(zip(changed, measured))
-        give_back_memory()
     matches = match_detections(detections, ground_truth, np.array([0.5, ANY_OVERLAP]))
     best = _best_threshold(matches, ground_truth, first)
     return Remedies(
@@ -124,6 +111,33 @@ def measure_remedies(
         chosen_on=np.sort(first),
         reported_on=np.sort(second),
     )
+
+
+def _gains_of_changes(
+    boxes: Detections,
+    detections: Detections,
+    own: AveragePrecision,
+    ground_truth: GroundTruth,
+    post_processing: PostProcessing | None,
+    replicates: int,
+    seed: int,
+    progress: ProgressCallback,
+) -> dict[str, Gain]:
+    """The gain, on all images, of each change that leaves nothing to choose."""
+    changed: dict[str, Detections] = {}
+    if reach_out(detections, ground_truth).any():
+        changed["clipping"] = _clipped(detections, ground_truth)
+    if post_processing is not None and not post_processing.soft_nms:
+        changed["soft NMS"] = replace(post_processing, nms_iou=SOFT_NMS_IOU, soft_nms=True)(boxes)
+    if post_processing is not None and not post_processing.vote:
+        changed["voting"] = vote(detections, boxes)
+    if not changed:
+        return {}
+    curves = list(curves_of(changed.values(), ground_truth))
+    over_own = [(0, 1 + place) for place in range(len(curves))]
+    everything = np.argsort(ground_truth.image_ids, kind="stable")  # whatever their order in the file
+    measured = measure_gains([own, *curves], over_own, everything, len(everything), replicates, seed, progress)
+    return dict(zip(changed, measured))
 
 
 def reach_out(boxes: Detections, ground_truth: GroundTruth) -> np.ndarray:
