@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py [--quick] [--json FILE] [--figure docs/images/scaling.png]
 
-Seconds are of the processor, the least of five runs, on one thread. The exponent is the slope of a line through the
-logarithms of the points that take at least three times as long as the first: below, fixed costs dominate. `--quick`
-takes small sizes, to see that all runs. The aim is an exponent of at most 1.1.
+Seconds are of the processor, the least of five runs. torch has one thread; hotcoco and `diagnose` use all cores. The
+exponent is the slope of a line through the logarithms of the points that take at least three times as long as the
+first: below, fixed costs dominate. `--quick` takes small sizes, to see that all runs. The aim is an exponent of at most
+1.1.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 All sides: ResNet-50 with random weights, stem and first stage frozen, batch-norm statistics frozen, 80 classes, SGD,
 each with its own transforms. They take turns, so that what else the machine does meets all; `ratio` is the median of
-a round's ratio to RetinaNet. Peak memory is measured in a process of its own for each side.
+a round's ratio to RetinaNet. Peak memory is that of a process, which varies by a tenth: three for each side, in turns.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from retinaconf.training.precision import lay_out
 
 HEIGHT, WIDTH, CLASSES = 608, 1024, 80
 CPU = torch.device("cpu")
+PROCESSES = 3  # of each side, for its memory
 # What the project holds itself to: ours / torchvision's RetinaNet.
 TARGETS = {
     ("conf", "training step"): 0.88,
@@ -237,16 +238,20 @@ def seconds(work: Callable[[], None], repeats: int) -> float:
 
 
 def compare(works: dict[str, Callable[[], None]], rounds: int, repeats: int) -> dict[str, Any]:
-    """Median seconds of each side, least and most, and the median ratio of ours to each of theirs in a round."""
+    """`medians` of the seconds of each side, which take turns."""
     for work in works.values():
         work()  # warms up
-    times = [{side: seconds(work, repeats) for side, work in works.items()} for _ in range(rounds)]
-    columns = {side: [row[side] for row in times] for side in works}
+    return medians([{side: seconds(work, repeats) for side, work in works.items()} for _ in range(rounds)])
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Of each side the median, the least and the most; of each peer the median ratio of ours to it in a round."""
+    columns = {side: [row[side] for row in rounds] for side in rounds[0]}
     return {
         **{side: statistics.median(column) for side, column in columns.items()},
         "spread": {side: [min(column), max(column)] for side, column in columns.items()},
         "ratio": {
-            side: statistics.median(row["ours"] / row[side] for row in times) for side in works if side != "ours"
+            side: statistics.median(row["ours"] / row[side] for row in rounds) for side in columns if side != "ours"
         },
     }
 
@@ -299,11 +304,11 @@ def main() -> None:
         print(f"{name + ': ' + part:32}{row['ours']:9.3f}{sides}{ratio:9.2f}{last}", flush=True)
 
     if "memory" in options.parts:
-        theirs = {side: peak_memory(side) for side in peers}
+        sides = [*peers, *options.ours]
+        peaks = [{side: peak_memory(side) for side in sides} for _ in range(PROCESSES)]
         for name in options.ours:
-            ours = peak_memory(name)
-            ratio = {side: ours / peak for side, peak in theirs.items()}
-            add(name, "memory", {"ours": ours, **theirs, "ratio": ratio, "unit": "GiB"})
+            rounds = [{"ours": row[name], **{side: row[side] for side in peers}} for row in peaks]
+            add(name, "memory", {**medians(rounds), "unit": "GiB"})
     for part, (our, their, repeats) in PARTS.items():
         for name in options.ours if part in options.parts else ():
             works = {"ours": our(name), **{side: their(side) for side in peers}}
