@@ -14,7 +14,7 @@ from retinaconf.progress import ProgressCallback, silent
 from retinaconf.threads import in_threads
 
 BOXES_AT_ONCE = 1 << 17  # what fits a CPU's cache; larger is slower
-PAIRS_AT_ONCE = 4  # of boxes and each of their group, for each box of a block; above, rounds are faster
+PAIRS_AT_ONCE = 4  # times the boxes of a block: while more pairs of boxes are left, rounds are faster
 FIRST_DEPTH = 10  # boxes that NMS sees first, for each detection of an image, times 1 - its IoU threshold
 
 
@@ -115,7 +115,7 @@ def _groups(image_index: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     """All groups at once: a round keeps each group's best remaining box and drops what it covers.
 
-    When few pairs of boxes are left, all of them are compared at once: the last rounds would be many and short, and two
+    When few pairs of boxes are left, all of them are compared at once. The last rounds would be many and short, and two
     threads would wait for each other in each. Boxes (D, 4) are in descending score within each group (D,). Returns (D,)
     int64, as `nms` does.
     """
