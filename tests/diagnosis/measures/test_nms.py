@@ -15,15 +15,15 @@ from retinaconf.evaluation.overlaps import best_overlaps, iou
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("at_once", [1 << 17, 64])
-@pytest.mark.parametrize("pairs_at_once", [0, 4, 1e9])  # in rounds alone, as it is, and in pairs alone
+@pytest.mark.parametrize("few_pairs", [0, 4, 1e9])  # in rounds alone, as it is, and in pairs alone
 def test_keeps_what_torchvision_keeps(
-    monkeypatch: pytest.MonkeyPatch, threshold: float, at_once: int, pairs_at_once: float
+    monkeypatch: pytest.MonkeyPatch, threshold: float, at_once: int, few_pairs: float
 ) -> None:
     torch = pytest.importorskip("torch")
     from torchvision.ops import nms as reference
 
     monkeypatch.setattr(nms_module, "BOXES_AT_ONCE", at_once)
-    monkeypatch.setattr(nms_module, "PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(nms_module, "FEW_PAIRS", few_pairs)
     _, boxes = random_set(np.random.default_rng(0), per_image=150)  # scores in tenths: ties
     suppressor = nms(boxes.image_index, boxes.labels, boxes.boxes, boxes.scores, threshold)
     for image in np.unique(boxes.image_index):
