@@ -140,7 +140,7 @@ def _suppress(group: np.ndarray, boxes: np.ndarray, iou_threshold: float) -> np.
         first = np.cumsum(sizes) - sizes
         row, *columns = (column.take(left) for column in (row, *columns))
 
-    # Each pair once, by its worse box. `overlaps.pairs` and `iou` would take a quarter longer.
+    # Each pair once, by its worse box. `overlaps.pairs` and `iou` take up to a quarter longer.
     best = np.repeat(first, sizes)
     num_better = np.arange(len(row)) - best  # in the group
     worse = np.repeat(np.arange(len(row)), num_better)
